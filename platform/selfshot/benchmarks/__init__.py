@@ -1,0 +1,1 @@
+"""Builders that turn a dataset into a benchmark folder with a manifest."""

@@ -1,0 +1,116 @@
+"""A benchmark folder: who is seen, who is asked, and who may help.
+
+Layout of a benchmark folder::
+
+    benchmark.json      the `Benchmark` below
+    annotations.json    YouTube-VIS JSON of every annotated video
+    frames/             JPEG frames (or `frames_root` points to where they are)
+    corpus.parquet      clip_id, uri, start_s, end_s, source_id, bytes, sha256: the unlabelled clips
+    corpus_labels.csv   clip_id, class: for diagnosis and pictures only, never read by a method
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CORPUS_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("source_id", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark fixes for everyone who is compared on it.
+
+    Attributes:
+        name: its name.
+        kind: its builder.
+        seed: of every random choice in it.
+        height, width, num_frames: of a clip as the model sees it (pixels, pixels, frames).
+        classes: class names of each side: `train` (seen), `val` and `test` (unseen).
+        queries: for each side, `(video_id, class)` pairs; in a test query of several classes
+            the class is the one that query and supports share.
+        supports: for each side and class, the annotated videos that may be oracle supports.
+        frames_root: folder of the frames, relative to the benchmark folder or absolute.
+        corpus_root: folder that the corpus URIs are relative to, likewise.
+        counts: what was counted while building.
+        set_aside: `(what, reason)` of everything that was left out.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    height: int
+    width: int
+    num_frames: int
+    classes: dict[str, tuple[str, ...]]
+    queries: dict[str, tuple[tuple[int, str], ...]]
+    supports: dict[str, dict[str, tuple[int, ...]]]
+    frames_root: str = "frames"
+    corpus_root: str = "corpus"
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    set_aside: tuple[tuple[str, str], ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write `benchmark.json`."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+        (folder / "benchmark.json").write_text(text, encoding="utf-8")
+
+
+def load_benchmark(folder: Path) -> Benchmark:
+    """Read `benchmark.json` of a folder that `Benchmark.save` wrote."""
+    raw = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+    raw["classes"] = {side: tuple(names) for side, names in raw["classes"].items()}
+    raw["queries"] = {
+        side: tuple((int(video), name) for video, name in pairs)
+        for side, pairs in raw["queries"].items()
+    }
+    raw["supports"] = {
+        side: {name: tuple(videos) for name, videos in by_class.items()}
+        for side, by_class in raw["supports"].items()
+    }
+    raw["set_aside"] = tuple((what, reason) for what, reason in raw["set_aside"])
+    return Benchmark(**raw)
+
+
+def write_corpus(folder: Path, rows: Iterable[dict]) -> None:
+    """Write `corpus.parquet`, ordered by clip id."""
+    ordered = sorted(rows, key=lambda row: row["clip_id"])
+    pq.write_table(pa.Table.from_pylist(ordered, CORPUS_SCHEMA), folder / "corpus.parquet")
+
+
+def read_corpus(folder: Path) -> list[dict]:
+    """Rows of `corpus.parquet` in its order."""
+    return pq.read_table(folder / "corpus.parquet").to_pylist()
+
+
+def write_corpus_labels(folder: Path, labels: dict[str, str]) -> None:
+    """Write `corpus_labels.csv`; an empty label means that none is known."""
+    with (folder / "corpus_labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip_id", "class"])
+        writer.writerows(sorted(labels.items()))
+
+
+def read_corpus_labels(folder: Path) -> dict[str, str]:
+    """Known labels of corpus clips, for diagnosis only; empty where there are none."""
+    path = folder / "corpus_labels.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["clip_id"]: row["class"] for row in csv.DictReader(file) if row["class"]}

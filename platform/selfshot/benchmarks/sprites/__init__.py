@@ -1,0 +1,1 @@
+"""Sprites: videos that the program composes itself, in the public formats."""

@@ -1,0 +1,1 @@
+"""Experiment files: YAML in, frozen and validated objects out."""

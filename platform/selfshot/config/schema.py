@@ -1,0 +1,307 @@
+"""What an experiment may say: one frozen pydantic model for each section of the YAML.
+
+A number that someone may tune lives here and nowhere else. Sections are read by `studies`,
+which hands plain keyword arguments down; no class below sees a section whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+SupportKind = Literal["none", "no_fuser", "query_itself", "random", "self_shot", "oracle"]
+
+
+class Section(BaseModel):
+    """A frozen part of an experiment that accepts no unknown key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SpritesBenchmark(Section):
+    """Videos that the program composes itself; see docs/guide/sprites.md."""
+
+    kind: Literal["sprites"] = "sprites"
+    height: Annotated[int, Field(ge=32, multiple_of=8)] = 64
+    width: Annotated[int, Field(ge=32, multiple_of=8)] = 64
+    num_frames: Annotated[int, Field(ge=2)] = 8
+    train_classes: Count = Field(48, description="seen classes, with masks")
+    val_classes: Count = Field(8, description="unseen classes on which choices are made")
+    test_classes: Count = Field(10, description="unseen classes that are scored")
+    train_queries: Count = Field(24, description="training query videos of each seen class")
+    train_supports: Count = Field(24, description="training support videos of each seen class")
+    eval_queries: Count = Field(24, description="val and test query videos of each unseen class")
+    eval_supports: Count = Field(12, description="oracle support videos of each unseen class")
+    corpus_clips: Count = 3000
+    corpus_seen_classes: Annotated[int, Field(ge=0)] = Field(
+        12, description="seen classes in the corpus beside every val and test class"
+    )
+    multi_shot_share: Share = Field(0.5, description="share of corpus clips with several shots")
+
+    @model_validator(mode="after")
+    def _corpus_seen_within_train(self) -> SpritesBenchmark:
+        if self.corpus_seen_classes > self.train_classes:
+            raise ValueError(
+                f"corpus_seen_classes: {self.corpus_seen_classes} is more than "
+                f"train_classes: {self.train_classes}; lower the first or raise the second"
+            )
+        return self
+
+
+class FolderBenchmark(Section):
+    """Real annotated videos (YouTube-VIS JSON + frames) and a folder of real clips."""
+
+    kind: Literal["folder"]
+    annotations: Path = Field(description="YouTube-VIS JSON")
+    frames: Path = Field(description="folder that the JSON's file_names are relative to")
+    corpus: Path = Field(description="folder of unlabelled clips, searched recursively")
+    corpus_labels: Path | None = Field(
+        None, description="CSV with columns clip, rough_label; for diagnosis only"
+    )
+    height: Annotated[int, Field(ge=32, multiple_of=8)] = 96
+    width: Annotated[int, Field(ge=32, multiple_of=8)] = 160
+    num_frames: Annotated[int, Field(ge=1)] = 8
+    val_classes: tuple[str, ...] = Field(
+        description="unseen classes on which choices are made (at least one)", min_length=1
+    )
+    test_classes: tuple[str, ...] = Field(
+        description="unseen classes that are scored (at least one)", min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> FolderBenchmark:
+        both = sorted(set(self.val_classes) & set(self.test_classes))
+        if both:
+            raise ValueError(f"val_classes and test_classes share {both}; a class has one side")
+        return self
+
+
+Benchmark = Annotated[SpritesBenchmark | FolderBenchmark, Field(discriminator="kind")]
+
+
+class Optimiser(Section):
+    """AdamW with warm-up and a cosine to zero, the same for every training stage."""
+
+    steps: Count
+    learning_rate: Positive
+    weight_decay: NonNegative = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    clip_norm: Positive = 1.0
+    checkpoint_every: Count = Field(100, description="steps between two checkpoints")
+    log_every: Count = Field(20, description="steps between two logged points")
+
+    @model_validator(mode="after")
+    def _warmup_within_steps(self) -> Optimiser:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} is not below steps: {self.steps}"
+            )
+        return self
+
+
+class BackboneConfig(Section):
+    """The small residual network of frames, pretrained on the seen classes' masks."""
+
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(32, description="first channels")
+    dim: Count = Field(72, description="channels of a token at stride 8")
+    classes_per_batch: Annotated[int, Field(ge=2)] = 48
+    temperature: Positive = 0.1
+    optimiser: Optimiser = Optimiser(steps=300, learning_rate=2e-3)
+
+
+class EncoderConfig(Section):
+    """Φ: a video transformer over frame tokens, trained without a label on the corpus."""
+
+    trunk: Literal["backbone", "efficientnet_lite0", "scratch"] = Field(
+        "backbone",
+        description="what turns frames into tokens: the pretrained backbone (frozen), "
+        "EfficientNet-Lite0 with ImageNet weights (frozen), or a network trained from scratch",
+    )
+    dim: Count = 72
+    layers: Annotated[int, Field(ge=0)] = 1
+    heads: Count = 4
+    loss: Literal["rank", "nce"] = "rank"
+    rank_temperature: Positive = Field(0.05, description="2 is what Eq. 6 prints")
+    rank_form: Literal["ap", "paper"] = "ap"
+    nce_temperature: Positive = 0.1
+    num_frames: Count = Field(4, description="frames of one temporal crop")
+    videos_per_batch: Annotated[int, Field(ge=2)] = 32
+    crops_per_video: Annotated[int, Field(ge=2)] = 4
+    queue_length: Annotated[int, Field(ge=0)] = 1280
+    momentum: Share = Field(0.99, description="of Φ̃; rises to 1 on a cosine")
+    optimiser: Optimiser = Optimiser(steps=150, learning_rate=5e-4, warmup_steps=20)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> EncoderConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim: {self.dim} is not a multiple of heads: {self.heads}")
+        if self.queue_length % (self.videos_per_batch * self.crops_per_video):
+            raise ValueError(
+                f"queue_length: {self.queue_length} is no multiple of the batch, "
+                f"videos_per_batch × crops_per_video = "
+                f"{self.videos_per_batch * self.crops_per_video}"
+            )
+        return self
+
+
+class EmbeddingConfig(Section):
+    """Ray Data and decord over the corpus."""
+
+    num_frames: Count = Field(8, description="frames sampled uniformly from a clip")
+    clips_per_batch: Count = 32
+    clips_per_shard: Count = Field(512, description="clips in one Parquet shard, and in one resume")
+    decode_timeout_s: Positive = 20.0
+    max_quarantine_share: Share = Field(0.2, description="above it the run fails with the list")
+
+
+class IndexConfig(Section):
+    """FAISS."""
+
+    kind: Literal["flat"] = "flat"
+
+
+class SupportsConfig(Section):
+    """Which clips help a query (Eq. 3)."""
+
+    shots: tuple[Count, ...] = Field((1, 5), min_length=1)
+    extra: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), description="Table 1's 5+(n): supports added at inference"
+    )
+    vectors: Literal["global", "windows"] = Field(
+        "windows", description="one vector a query (the paper), or its foreground windows"
+    )
+    duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
+
+
+class LossWeights(Section):
+    """Weights of Eq. 5, 8, 9 and 10."""
+
+    foreground: NonNegative = 1.0
+    l1: NonNegative = 5.0
+    giou: NonNegative = 2.0
+    dice: NonNegative = 2.0
+    focal: NonNegative = 40.0
+    common: NonNegative = Field(2.0, description="auxiliary: does a token belong to the class")
+    no_object: NonNegative = Field(0.1, description="weight of the no-object class")
+
+
+class VisConfig(Section):
+    """The VIS transformer of section 5 and its training."""
+
+    dim: Annotated[int, Field(ge=6)] = 72
+    heads: Count = 4
+    encoder_layers: Annotated[int, Field(ge=0)] = 1
+    fuser_layers: Annotated[int, Field(ge=1)] = 1
+    decoder_layers: Count = 2
+    ffn_dim: Count = 288
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    num_instances: Count = Field(5, description="n instance queries a frame")
+    deformable: bool = Field(False, description="deformable convolution in the segmenter")
+    query_positions: bool = True
+    support_positions: bool = True
+    episodes_per_batch: Count = 4
+    train_shots: Count = 1
+    backbone_learning_rate: Positive = 2e-4
+    weights: LossWeights = LossWeights()
+    optimiser: Optimiser = Optimiser(steps=840, learning_rate=8e-4)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> VisConfig:
+        if self.dim % self.heads or self.dim % 6:
+            raise ValueError(
+                f"dim: {self.dim} must be a multiple of heads: {self.heads} and of 6 "
+                "(a sine and a cosine for each of time, height and width)"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Video AP of every row of the table, on the unseen test classes."""
+
+    supports: tuple[SupportKind, ...] = Field(
+        ("none", "no_fuser", "query_itself", "random", "self_shot", "oracle"), min_length=1
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2, 3, 4), min_length=1, description="each a fold of the test queries, one trial"
+    )
+    max_queries_per_seed: Count | None = None
+
+
+class ReportConfig(Section):
+    """The page that people read."""
+
+    gallery_queries: Annotated[int, Field(ge=0)] = Field(
+        12, description="queries drawn with their supports and moving masks"
+    )
+
+
+class ComputeConfig(Section):
+    """Where it runs."""
+
+    address: str | None = Field(None, description="a Ray cluster's address; none: this machine")
+    num_workers: Count = Field(1, description="Ray Train workers of each training stage")
+    use_gpu: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    threads_per_worker: Count | None = Field(None, description="none: cores / num_workers")
+    parallel_trials: Count = Field(2, description="evaluation trials at one time")
+    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="restarts of a dead worker")
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="none: SQLite in the output folder")
+    experiment: str = "selfshot"
+
+
+class Experiment(Section):
+    """One experiment: a benchmark, the stages' settings, and where it runs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    output: Path = Path("runs")
+    benchmark: Benchmark = SpritesBenchmark()
+    backbone: BackboneConfig = BackboneConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    index: IndexConfig = IndexConfig()
+    supports: SupportsConfig = SupportsConfig()
+    vis: VisConfig = VisConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+    compute: ComputeConfig = ComputeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Experiment:
+        if self.vis.dim != self.backbone.dim:
+            raise ValueError(
+                f"vis.dim: {self.vis.dim} differs from backbone.dim: {self.backbone.dim}; "
+                "the transformer reads the backbone's tokens, so set both alike"
+            )
+        if self.encoder.trunk == "backbone" and self.encoder.dim != self.backbone.dim:
+            raise ValueError(
+                f"encoder.dim: {self.encoder.dim} differs from backbone.dim: "
+                f"{self.backbone.dim}, whose tokens it reads; set both alike, or another trunk"
+            )
+        if isinstance(self.benchmark, SpritesBenchmark):
+            classes = self.benchmark.train_classes
+            if self.backbone.classes_per_batch > classes:
+                raise ValueError(
+                    f"backbone.classes_per_batch: {self.backbone.classes_per_batch} is more than "
+                    f"benchmark.train_classes: {classes}"
+                )
+            if self.encoder.videos_per_batch > self.benchmark.corpus_clips:
+                raise ValueError(
+                    f"encoder.videos_per_batch: {self.encoder.videos_per_batch} is more than "
+                    f"benchmark.corpus_clips: {self.benchmark.corpus_clips}"
+                )
+        return self

@@ -1,0 +1,1 @@
+"""Videos and annotations: frames, clips, the YouTube-VIS format."""

@@ -1,0 +1,125 @@
+"""Annotated clips as arrays: frames, and masks at the resolution a loss needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from selfshot.data.frames import read_frames
+from selfshot.data.ytvis import Annotations, resolve_frame
+from selfshot.ops.masks import decode_rle
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackMasks:
+    """Tracks of a clip.
+
+    Attributes:
+        masks: float32 (m, T, h, w), the share of each cell that the object covers.
+        classes: category id of each track, (m,) int64.
+        present: (m, T) bool.
+        boxes_cxcywh: (m, T, 4) float32 in shares of the frame; zeros where absent.
+    """
+
+    masks: np.ndarray
+    classes: np.ndarray
+    present: np.ndarray
+    boxes_cxcywh: np.ndarray
+
+
+class ClipReader:
+    """Reads clips of `num_frames` frames of one size from annotated videos.
+
+    A longer video is sampled evenly, a shorter one is padded with its last frame; the
+    padding is told by `valid_frames`.
+    """
+
+    def __init__(
+        self, annotations: Annotations, frames_root: Path, *, num_frames: int, height: int, width: int
+    ) -> None:
+        self.annotations = annotations
+        self.frames_root = frames_root
+        self.num_frames, self.height, self.width = num_frames, height, width
+
+    def frame_indices(self, video_id: int) -> np.ndarray:
+        """The video's frames that make the clip, (T,) int64; the last one repeats as padding."""
+        length = self.annotations.videos[video_id].length
+        if length <= self.num_frames:
+            return np.minimum(np.arange(self.num_frames), length - 1)
+        return ((np.arange(self.num_frames) + 0.5) * length / self.num_frames).astype(np.int64)
+
+    def valid_frames(self, video_id: int) -> np.ndarray:
+        """False where a frame of the clip is padding, (T,) bool."""
+        return np.arange(self.num_frames) < self.annotations.videos[video_id].length
+
+    def frames(self, video_id: int) -> np.ndarray:
+        """Pixels, uint8 (T, H, W, 3)."""
+        names = self.annotations.videos[video_id].file_names
+        paths = [resolve_frame(self.frames_root, names[i]) for i in self.frame_indices(video_id)]
+        return read_frames(paths, self.height, self.width)
+
+    def tracks(self, video_id: int, *, stride: int, category_id: int | None = None) -> TrackMasks:
+        """Masks of the video's tracks, averaged over cells of `stride` × `stride` pixels.
+
+        Args:
+            video_id: which video.
+            stride: cell side in pixels of the resized frame.
+            category_id: only the tracks of this class; none: all.
+        """
+        return self._tracks_at(video_id, self.frame_indices(video_id), stride, category_id)
+
+    def frame(self, video_id: int, index: int, stride: int) -> tuple[np.ndarray, TrackMasks]:
+        """One frame, uint8 (H, W, 3), and all its tracks with T = 1."""
+        name = self.annotations.videos[video_id].file_names[index]
+        path = resolve_frame(self.frames_root, name)
+        pixels = read_frames([path], self.height, self.width)[0]
+        return pixels, self._tracks_at(video_id, np.array([index]), stride, None)
+
+    def _tracks_at(
+        self, video_id: int, indices: np.ndarray, stride: int, category_id: int | None
+    ) -> TrackMasks:
+        video = self.annotations.videos[video_id]
+        size = (self.height // stride, self.width // stride)
+        tracks = [
+            track
+            for track in self.annotations.tracks_of(video_id)
+            if (category_id is None or track.category_id == category_id) and not track.iscrowd
+        ]
+        masks = np.zeros((len(tracks), len(indices), *size), np.float32)
+        present = np.zeros((len(tracks), len(indices)), bool)
+        boxes = np.zeros((len(tracks), len(indices), 4), np.float32)
+        for t, track in enumerate(tracks):
+            for f, index in enumerate(indices):
+                segmentation = track.segmentations[index]
+                if segmentation is None:
+                    continue
+                dense = decode_rle(segmentation, video.height, video.width)
+                rows, columns = np.flatnonzero(dense.any(1)), np.flatnonzero(dense.any(0))
+                if not len(rows):
+                    continue
+                present[t, f] = True
+                top, bottom = rows[0] / video.height, (rows[-1] + 1) / video.height
+                left, right = columns[0] / video.width, (columns[-1] + 1) / video.width
+                boxes[t, f] = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+                masks[t, f] = average_cells(dense, size)
+        classes = np.array([track.category_id for track in tracks], np.int64)
+        return TrackMasks(masks, classes, present, boxes)
+
+
+def average_cells(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Mean of a mask (H, W) over a grid of `size` cells; cell borders are rounded to pixels."""
+    height, width = mask.shape
+    if height % size[0] == 0 and width % size[1] == 0:
+        cells = mask.reshape(size[0], height // size[0], size[1], width // size[1])
+        return cells.mean((1, 3), dtype=np.float32)
+    rows = np.linspace(0, height, size[0] + 1).round().astype(int)
+    columns = np.linspace(0, width, size[1] + 1).round().astype(int)
+    # Sums over the rectangles of the grid by a summed-area table.
+    table = np.zeros((height + 1, width + 1), np.float32)
+    table[1:, 1:] = mask.cumsum(0, dtype=np.float32).cumsum(1)
+    corners = table[rows][:, columns]
+    sums = corners[1:, 1:] - corners[:-1, 1:] - corners[1:, :-1] + corners[:-1, :-1]
+    areas = np.outer(np.diff(rows), np.diff(columns))
+    return sums / np.maximum(areas, 1)

@@ -1,0 +1,77 @@
+"""Episodes: a query clip, support clips that share a class with it, and the query's targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfshot.data.clips import ClipReader, average_cells
+
+MASK_STRIDE = 4
+TOKEN_STRIDE = 8
+
+
+def episode_batch(
+    reader: ClipReader,
+    queries: Sequence[int],
+    supports: Sequence[Sequence[int]],
+    categories: Sequence[int],
+    rng: np.random.Generator | None = None,
+) -> dict[str, Any]:
+    """Read a batch of training episodes.
+
+    Args:
+        reader: of the annotated videos.
+        queries: B query video ids.
+        supports: for each query its k support video ids; k is the same for all.
+        categories: the class that query and supports share; other instances are background.
+        rng: mirrors and reverses clips at random; none: leaves them as they are.
+
+    Returns:
+        `query` uint8 (B, T, H, W, 3); `supports` uint8 (B, k, T, H, W, 3); `targets`, for each
+        query `masks` (m, T, H / 4, W / 4), `boxes_cxcywh`, `present`, `valid_frames`; `common`
+        (B, T, H / 8, W / 8), the share of each token that belongs to the class.
+    """
+    frames, support_frames, targets, common = [], [], [], []
+    for query, helpers, category in zip(queries, supports, categories, strict=True):
+        clip = reader.frames(query)
+        tracks = reader.tracks(query, stride=MASK_STRIDE, category_id=category)
+        masks, boxes, present = tracks.masks, tracks.boxes_cxcywh, tracks.present
+        valid = reader.valid_frames(query)
+        if rng is not None and rng.random() < 0.5:
+            clip, masks, boxes = clip[:, :, ::-1], masks[..., ::-1], boxes.copy()
+            boxes[..., 0] = np.where(present, 1 - boxes[..., 0], 0)
+        if rng is not None and rng.random() < 0.5:
+            clip, masks, boxes = clip[::-1], masks[:, ::-1], boxes[:, ::-1]
+            present, valid = present[:, ::-1], valid[::-1]
+        frames.append(clip)
+        shots = []
+        for video in helpers:
+            shot = reader.frames(video)
+            shots.append(shot[:, :, ::-1] if rng is not None and rng.random() < 0.5 else shot)
+        support_frames.append(np.stack(shots) if shots else np.empty((0, *clip.shape), np.uint8))
+        targets.append(
+            {
+                "masks": _tensor(masks),
+                "boxes_cxcywh": _tensor(boxes),
+                "present": _tensor(present),
+                "valid_frames": _tensor(valid),
+            }
+        )
+        cover = masks.sum(0).clip(max=1)
+        rows, columns = reader.height // TOKEN_STRIDE, reader.width // TOKEN_STRIDE
+        common.append(np.stack([average_cells(frame, (rows, columns)) for frame in cover]))
+    return {
+        "query": torch.from_numpy(np.stack(frames)),
+        "supports": torch.from_numpy(np.stack(support_frames)),
+        "targets": targets,
+        "common": torch.from_numpy(np.stack(common)),
+    }
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,311 @@
+"""Decoding in a process of its own: a file that hangs or ends the decoder costs one clip.
+
+The child imports neither torch nor anything of ours but the decoder. It reads one line of JSON a
+clip and answers with a header and the raw frames. It ends when its parent does: at the end of its
+input if it waits, and by an alarm of the kernel, a little after the time limit, if it hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from selfshot.data.video import VideoError
+
+DECODE = "selfshot.data.video:sample_frames"
+
+# Answers begin with a kind and a length: of the frames, of a reason, or of nothing.
+_HEADER = struct.Struct("<cQ")
+_FRAMES, _REASON, _READY = b"F", b"R", b"Y"
+# The child starts on the next clip while the parent takes the last one's frames.
+_AHEAD = 2
+_START_S = 60.0
+_ALARM_GRACE_S = 2.0
+_PIPE_BYTES = 1 << 20
+_CHILD = "import sys; sys.path[:] = {path!r}; from selfshot.data.guard import serve; serve()"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video file, or the part of it between two times."""
+
+    path: str
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+class GuardedDecoder:
+    """Decodes clips in a child process with a time limit, restarted after a crash or a hang.
+
+    The child starts at the first clip. Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        height: int,
+        width: int,
+        time_limit_s: float = 20.0,
+        decode: str = DECODE,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            num_frames: frames of each clip.
+            height: of a frame, in pixels.
+            width: of a frame, in pixels.
+            time_limit_s: of one clip; above 0.
+            decode: `module:function` with the signature of `sample_frames`.
+        """
+        if not time_limit_s > 0:
+            raise ValueError(f"time_limit_s: {time_limit_s} must be above 0")
+        self.shape = (num_frames, height, width, 3)
+        self.time_limit_s = time_limit_s
+        self.decode_name = decode
+        self.restarts = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+
+    def decode(self, clip: Clip | Path | str) -> UInt8[np.ndarray, "time height width 3"]:
+        """The frames of one clip.
+
+        Raises:
+            VideoError: it cannot be decoded, hung the decoder or ended its process.
+        """
+        (answer,) = self.decode_many([clip])
+        if isinstance(answer, VideoError):
+            raise answer
+        return answer
+
+    def decode_many(
+        self, clips: Iterable[Clip | Path | str]
+    ) -> Iterator[UInt8[np.ndarray, "time height width 3"] | VideoError]:
+        """For each clip, in order, its frames or the error that it gave.
+
+        Raises:
+            RuntimeError: the child does not start at all.
+        """
+        waiting = iter(clips)
+        asked: deque[Clip] = deque()
+        try:
+            while True:
+                for clip in waiting:
+                    asked.append(clip if isinstance(clip, Clip) else Clip(str(clip)))
+                    self._ask(asked)
+                    if len(asked) >= _AHEAD:
+                        break
+                if not asked:
+                    return
+                answer = self._answer(asked)
+                asked.popleft()
+                yield answer
+        finally:
+            if asked:  # Left early: the child still has answers that nobody wants.
+                self.close()
+
+    def close(self) -> None:
+        """End the child. Another clip starts another one."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            child.wait()
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+    def __enter__(self) -> GuardedDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _ask(self, asked: deque[Clip]) -> None:
+        """Send the newest clip; a child that is new has to be told all of them."""
+        if self._child is None:
+            self._start()
+            to_send = list(asked)
+        else:
+            to_send = [asked[-1]]
+        assert self._child is not None and self._child.stdin is not None
+        lines = "".join(json.dumps(dataclasses.astuple(clip)) + "\n" for clip in to_send)
+        with contextlib.suppress(BrokenPipeError):  # It died: reading will tell.
+            os.write(self._child.stdin.fileno(), lines.encode())
+
+    def _answer(self, asked: deque[Clip]) -> np.ndarray | VideoError:
+        """What the child says of the oldest clip, or what became of the child."""
+        if self._child is None:
+            self._ask(asked)
+        path = asked[0].path
+        deadline = time.monotonic() + self.time_limit_s
+        try:
+            kind, length = _HEADER.unpack(self._read(_HEADER.size, deadline))
+            if kind == _REASON:
+                return VideoError(self._read(length, deadline).decode(), path)
+            frames = np.empty(self.shape, dtype=np.uint8)
+            if kind != _FRAMES or length != frames.nbytes:
+                raise EOFError
+            self._fill(frames.reshape(-1).data, deadline)
+            return frames
+        except TimeoutError:
+            reason = f"the decoder did not finish within {self.time_limit_s:g} s"
+        except EOFError:
+            reason = f"the decoder's process died ({self._how_it_ended()})"
+        self.restarts += 1
+        self.close()
+        return VideoError(reason, path)
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        buffer = bytearray(size)
+        self._fill(memoryview(buffer), deadline)
+        return bytes(buffer)
+
+    def _fill(self, view: memoryview, deadline: float) -> None:
+        """Fill a buffer from the child's answers.
+
+        Raises:
+            TimeoutError: they did not come in time.
+            EOFError: they ended.
+        """
+        assert self._child is not None and self._child.stdout is not None
+        answers = self._child.stdout.fileno()
+        poll = select.poll()
+        poll.register(answers, select.POLLIN)
+        while view:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            received = os.readv(answers, [view])
+            if not received:
+                raise EOFError
+            view = view[received:]
+
+    def _start(self) -> None:
+        """Start the child and wait until it is ready.
+
+        Raises:
+            RuntimeError: it ended, or was not ready in time: no clip is to blame.
+        """
+        settings = {
+            "decode": self.decode_name,
+            "num_frames": self.shape[0],
+            "height": self.shape[1],
+            "width": self.shape[2],
+            "alarm_s": self.time_limit_s + _ALARM_GRACE_S,
+            "parent": os.getpid(),
+        }
+        # A file, not a pipe: nobody reads it while all goes well, and a full pipe would block.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD.format(path=sys.path), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+        )
+        assert self._child.stdout is not None
+        with contextlib.suppress(OSError):  # The limit on pipes is lower here.
+            fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        try:
+            kind, _ = _HEADER.unpack(self._read(_HEADER.size, time.monotonic() + _START_S))
+            if kind != _READY:
+                raise EOFError
+        except (EOFError, TimeoutError):
+            how = self._how_it_ended()
+            self.close()
+            raise RuntimeError(f"the decoder's process does not start: {how}") from None
+
+    def _how_it_ended(self) -> str:
+        """The child's exit and the end of what it wrote to its standard error."""
+        assert self._child is not None and self._errors is not None
+        try:
+            code = self._child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return "it gave an answer that makes no sense"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
+        written = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"{how}: {written[-1]}" if written else how
+
+
+def serve() -> None:
+    """The child: answer each line of standard input until it ends."""
+    settings = json.loads(sys.argv[1])
+    answers = os.dup(1)
+    os.dup2(2, 1)  # Whatever a decoder prints must not end up among the answers.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to answer.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    module, _, name = settings["decode"].partition(":")
+    decode = getattr(importlib.import_module(module), name)
+    size = {key: settings[key] for key in ("num_frames", "height", "width")}
+    _send(answers, _READY, b"")
+    for line in _lines_while_parent_lives(settings["parent"]):
+        path, start_s, end_s = json.loads(line)
+        # Without a handler the kernel ends this process, whatever the decoder is stuck in.
+        signal.setitimer(signal.ITIMER_REAL, settings["alarm_s"])
+        try:
+            frames = np.ascontiguousarray(decode(path, start_s=start_s, end_s=end_s, **size))
+            kind, payload = _FRAMES, frames.reshape(-1).data
+        except VideoError as error:
+            kind, payload = _REASON, memoryview(error.reason.encode(errors="replace"))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            kind, payload = _REASON, memoryview(reason.encode(errors="replace"))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _send(answers, kind, payload)
+
+
+def _lines_while_parent_lives(parent: int) -> Iterator[bytes]:
+    """Lines of standard input.
+
+    A process that the parent forked may hold the pipe open after the parent is gone, so the end of
+    the input alone is not enough.
+    """
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    rest = b""
+    while os.getppid() == parent:
+        if not poll.poll(2000):
+            continue
+        received = os.read(0, 1 << 16)
+        if not received:
+            return
+        *lines, rest = (rest + received).split(b"\n")
+        yield from lines
+
+
+def _send(answers: int, kind: bytes, payload: bytes | memoryview) -> None:
+    parts = [memoryview(_HEADER.pack(kind, len(payload))), memoryview(payload)]
+    while parts:
+        written = os.writev(answers, parts)
+        while parts and written >= len(parts[0]):
+            written -= len(parts.pop(0))
+        if parts:
+            parts[0] = parts[0][written:]

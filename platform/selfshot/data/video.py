@@ -1,0 +1,156 @@
+"""Frames out of video files, with decord. The only module that names it.
+
+A broken file can hang the decoder or end its process: where that matters, go through
+`selfshot.data.guard`, which decodes in a process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+# What decord writes before its reason: the time, its source file and the line.
+_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ")
+
+
+class VideoError(Exception):
+    """A video or a frame that cannot be read, and why.
+
+    Attributes:
+        reason: one line, without the path.
+        path: the file.
+    """
+
+    def __init__(self, reason: str, path: Path | str = "") -> None:
+        super().__init__(reason, str(path))
+        self.reason = reason
+        self.path = str(path)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFacts:
+    """What a file says of itself."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+def probe(path: Path | str) -> VideoFacts:
+    """Length, size and rate of a video.
+
+    Raises:
+        VideoError: the file cannot be opened as a video.
+    """
+    reader = _open(path)
+    try:
+        height, width = reader[0].shape[:2]
+        return VideoFacts(len(reader), int(height), int(width), float(reader.get_avg_fps()))
+    except Exception as error:
+        raise VideoError(_reason_of(error), path) from error
+
+
+def sample_frames(
+    path: Path | str,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> UInt8[np.ndarray, "num_frames height width 3"]:
+    """The middle frame of each of `num_frames` equal parts of a video, resized while decoding.
+
+    A video with fewer frames gives some of them more than once.
+
+    Args:
+        path: the file.
+        num_frames: how many.
+        height: of the frames given back, in pixels.
+        width: of the frames given back, in pixels.
+        start_s: beginning of the part of the video that is sampled; its beginning if None.
+        end_s: end of that part; the video's end if None or later.
+
+    Raises:
+        ValueError: a number or a size below 1, or a part that does not end after its start.
+        VideoError: the file cannot be opened or decoded, or has no frame in the part.
+    """
+    if min(num_frames, height, width) < 1:
+        raise ValueError(
+            f"num_frames, height, width: {num_frames}, {height}, {width} must be at least 1"
+        )
+    if not (start_s or 0.0) < (float("inf") if end_s is None else end_s):
+        raise ValueError(f"start_s: {start_s} is not before end_s: {end_s}")
+    reader = _open(path, height=height, width=width)
+    try:
+        indices = _middles(reader, num_frames, start_s, end_s)
+        if indices is None:
+            seconds = len(reader) / max(float(reader.get_avg_fps()), 1e-9)
+            reason = f"no frame between {start_s} s and {end_s} s; it has {seconds:.2f} s"
+            raise VideoError(reason, path)
+        frames = reader.get_batch(indices).asnumpy()
+    except VideoError:
+        raise
+    except Exception as error:
+        raise VideoError(_reason_of(error), path) from error
+    if frames.shape != (num_frames, height, width, 3):
+        raise VideoError(f"the decoder gave frames of shape {frames.shape}", path)
+    return frames
+
+
+def _open(path: Path | str, **size: int) -> Any:
+    """A decord reader of one thread.
+
+    decord is imported here and not above: who only catches a VideoError need not load it.
+    """
+    import decord
+
+    try:
+        num_bytes = Path(path).stat().st_size
+    except OSError as error:
+        raise VideoError(error.strerror or str(error), path) from None
+    if not num_bytes:
+        raise VideoError("the file is empty", path)
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1, **size)
+    except Exception as error:
+        raise VideoError(_reason_of(error), path) from error
+    if not len(reader):
+        raise VideoError("it has no frame", path)
+    return reader
+
+
+def _middles(
+    reader: Any, num_frames: int, start_s: float | None, end_s: float | None
+) -> np.ndarray | None:
+    """Indices of the frames to take; None if no frame lies between the times."""
+    first, end = 0, len(reader)
+    if start_s is not None or end_s is not None:
+        # By the frames' own times: in some files the rate in the header means nothing.
+        middle_s = reader.get_frame_timestamp(np.arange(end)).mean(axis=1)
+        inside = (middle_s >= (start_s or 0.0)) & (middle_s < (np.inf if end_s is None else end_s))
+        frames = np.flatnonzero(inside)
+        if not len(frames):
+            return None
+        first, end = int(frames[0]), int(frames[-1]) + 1
+    part = (end - first) / num_frames
+    return first + ((np.arange(num_frames) + 0.5) * part).astype(np.int64)
+
+
+def _reason_of(error: Exception) -> str:
+    """One line that a person understands, out of what the decoder says."""
+    lines = _PREFIX.sub("", str(error)).strip().splitlines()
+    text = lines[0].strip() if lines else type(error).__name__
+    if text.startswith("Error reading"):
+        return "it cannot be opened as a video"
+    return f"it cannot be decoded: {text[:300]}"

@@ -1,0 +1,258 @@
+"""Training on Ray Train and DeepSpeed: restarts, checkpoints, history, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfshot.config.errors import UserError
+from selfshot.distributed.session import Session, current_session
+from selfshot.distributed.worker import (
+    EXPORT,
+    FAILURE,
+    HISTORY,
+    START,
+    read_history,
+    train_worker,
+)
+
+OnLog = Callable[[dict[str, Any]], None]
+
+
+class TrainingFailedError(RuntimeError):
+    """Training stopped for a reason that is not a person's mistake; the cause is attached."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training left behind."""
+
+    export: Path
+    history: list[dict[str, Any]]
+    seconds: float
+    resumed_from: int
+    """Steps that were already done when the last of its starts began."""
+
+
+def train(
+    task: str,
+    kwargs: Mapping[str, Any],
+    *,
+    work_dir: Path,
+    name: str,
+    steps: int,
+    warmup_steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    checkpoint_every: int,
+    log_every: int,
+    num_workers: int = 1,
+    threads_per_worker: int | None = None,
+    use_gpu: bool = False,
+    zero_stage: int = 1,
+    max_failures: int = 2,
+    seed: int = 0,
+    on_log: OnLog | None = None,
+) -> TrainingResult:
+    """Train a task to the end, going on from the last checkpoint in `work_dir` if there is one.
+
+    A dead worker is restarted up to `max_failures` times. After the death of this very process
+    the same call goes on. At equal settings the weights are those of an undisturbed run.
+
+    Args:
+        task: dotted path "selfshot.module:function" of a `TrainingTask` builder.
+        kwargs: its arguments, plain JSON values with absolute paths.
+        work_dir: receives history.jsonl and export/; scratch/ in it holds the checkpoints. On a
+            cluster it lies on storage that all nodes share.
+        name: of the stage, for people.
+        steps: optimiser steps.
+        warmup_steps: steps of rising learning rate; then a cosine to zero.
+        weight_decay: for groups that name none.
+        clip_norm: bound of the gradient's global norm.
+        checkpoint_every: steps between checkpoints; two are kept.
+        log_every: steps between logged points.
+        num_workers: data-parallel workers.
+        threads_per_worker: None divides this machine's cores among the workers.
+        use_gpu: one GPU a worker, bfloat16 autocast, NCCL; otherwise gloo and float32.
+        zero_stage: which of deepspeed/zero{0,1,2,3}.json.
+        max_failures: restarts after a worker's death.
+        seed: of dropout and of whatever the task draws while it is built.
+        on_log: called here for each logged point: the metrics, and stage, steps, steps_per_s and
+            eta_s. Points between a checkpoint and a death are reported again.
+
+    Raises:
+        UserError: settings that the cluster cannot meet, or a loss that is not finite.
+        TrainingFailedError: workers failed more often than allowed.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    session = current_session()
+    work_dir = work_dir.resolve()
+    scratch = work_dir / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    for stale in (FAILURE, START):
+        (scratch / stale).unlink(missing_ok=True)
+    threads, resources = _resources(session, num_workers, threads_per_worker, use_gpu)
+    storage = scratch / "ray"
+    _drop_unreadable(storage / "train")
+    began = time.monotonic()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "task": task,
+            "kwargs": dict(kwargs),
+            "work_dir": str(work_dir),
+            "steps": steps,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "checkpoint_every": checkpoint_every,
+            "log_every": log_every,
+            "threads": threads,
+            "use_gpu": use_gpu,
+            "zero_stage": zero_stage,
+            "seed": seed,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray finds the checkpoints of a killed run by these two.
+            name="train",
+            storage_path=str(storage),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    with _followed(work_dir, name, steps, on_log):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            _raise_user_error(scratch)
+            raise TrainingFailedError(f"{name}: {_last_line(error)}") from error
+    _raise_user_error(scratch)
+    return TrainingResult(
+        export=work_dir / EXPORT,
+        history=read_history(work_dir / HISTORY),
+        seconds=time.monotonic() - began,
+        resumed_from=int(json.loads((scratch / START).read_text())["step"]),
+    )
+
+
+def _resources(
+    session: Session, num_workers: int, threads: int | None, use_gpu: bool
+) -> tuple[int, dict[str, float]]:
+    """Threads of a worker, and what it asks of Ray."""
+    if use_gpu and session.num_gpus < num_workers:
+        raise UserError(
+            f"compute.use_gpu: true with num_workers: {num_workers} needs as many GPUs, and Ray "
+            f"sees {session.num_gpus:g}; set compute.use_gpu to false or fewer workers"
+        )
+    cores = len(os.sched_getaffinity(0)) if session.embedded else int(session.num_cpus)
+    threads = threads or max(1, cores // num_workers)
+    # On one machine more threads than cores are slow but right, so they do not wait for ever.
+    share = session.num_cpus / num_workers if session.embedded else float(threads)
+    cpus = min(float(threads), max(0.1, int(share * 10) / 10))
+    return threads, {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
+
+
+def _drop_unreadable(run: Path) -> None:
+    """Start anew where the list of checkpoints cannot be read.
+
+    Ray writes that list in place, so a kill in that very millisecond leaves half of it, and Ray
+    then refuses to start; it also refuses the list of another Ray version.
+    """
+    import ray
+
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return
+    try:
+        state = json.loads(snapshot.read_text())
+        names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
+        readable = state["ray_version"] == ray.__version__
+        if readable and all((run / checkpoint).is_dir() for checkpoint in names):
+            return
+    except (json.JSONDecodeError, KeyError, TypeError):
+        pass
+    shutil.rmtree(run)
+
+
+def _raise_user_error(scratch: Path) -> None:
+    if (scratch / FAILURE).exists():
+        raise UserError(json.loads((scratch / FAILURE).read_text())["message"])
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+@contextlib.contextmanager
+def _followed(work_dir: Path, stage: str, steps: int, on_log: OnLog | None) -> Iterator[None]:
+    """Hand over each point of the history as the worker writes it."""
+    if on_log is None:
+        yield
+        return
+    ended = threading.Event()
+    follower = _Follower(work_dir, stage, steps, on_log)
+
+    def follow() -> None:
+        while not ended.wait(0.25):
+            follower.read()
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    follower.read()
+
+
+class _Follower:
+    """Reads the tail of history.jsonl; the worker's start.json says where a start began."""
+
+    def __init__(self, work_dir: Path, stage: str, steps: int, on_log: OnLog) -> None:
+        self.history, self.start = work_dir / HISTORY, work_dir / "scratch" / START
+        self.stage, self.steps, self.on_log = stage, steps, on_log
+        self.began: dict[str, float] | None = None
+        self.seen, self.offset = 0, 0
+
+    def read(self) -> None:
+        """Report what is new."""
+        try:
+            began = json.loads(self.start.read_text())
+        except FileNotFoundError:
+            return
+        if began != self.began:
+            # The file was made anew before start.json was, so it is read from its beginning.
+            self.began, self.seen, self.offset = began, int(began["step"]), 0
+        with self.history.open("rb") as file:
+            file.seek(self.offset)
+            tail = file.read()
+        whole = tail[: tail.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        for line in whole.splitlines():
+            point = json.loads(line)
+            if point["step"] > self.seen:
+                self.seen = point["step"]
+                self.on_log(self._described(point, began))
+
+    def _described(self, point: dict[str, Any], began: dict[str, float]) -> dict[str, Any]:
+        done, seconds = point["step"] - began["step"], point["time"] - began["time"]
+        rate = done / max(seconds, 1e-6)
+        eta = (self.steps - point["step"]) / rate
+        extra = {"stage": self.stage, "steps": self.steps, "steps_per_s": rate, "eta_s": eta}
+        return {**point, **extra}

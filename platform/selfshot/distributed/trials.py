@@ -1,0 +1,210 @@
+"""Trials on Ray Tune: one function, many settings, some at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfshot.distributed.session import current_session, quieten
+from selfshot.distributed.worker import write_atomically
+
+TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+
+OnResult = Callable[[str, dict[str, Any]], None]
+_LISTENERS: dict[str, OnResult] = {}
+
+
+class TrialsFailedError(RuntimeError):
+    """Some trials failed; the others' results are kept and not computed again.
+
+    Attributes:
+        failures: trial id → the last line of its error.
+    """
+
+    def __init__(self, name: str, failures: Mapping[str, str], total: int) -> None:
+        lines = "\n".join(f"  {trial_id}: {reason}" for trial_id, reason in failures.items())
+        super().__init__(
+            f"{name}: {len(failures)} of {total} trials failed; run it again to try them again:\n"
+            f"{lines}"
+        )
+        self.failures = dict(failures)
+
+
+def run_trials(
+    function: str,
+    configs: Sequence[Mapping[str, Any]],
+    *,
+    out_dir: Path,
+    name: str,
+    parallel: int = 1,
+    cpus_per_trial: float = 1.0,
+    max_failures: int = 0,
+    on_result: OnResult | None = None,
+) -> list[dict[str, Any]]:
+    """Call `function(config)` for every config, each in a process of its own.
+
+    A result is written to out_dir/<trial_id>.json as its trial ends, and a trial whose result is
+    there does not run again.
+
+    Args:
+        function: dotted path; takes a config and returns a dict of JSON values.
+        configs: JSON values each with a `trial_id` of its own, in the order of the results.
+        out_dir: where results go; it must be seen by every node.
+        name: of all of them, for people.
+        parallel: trials at one time.
+        cpus_per_trial: cores of a trial, which are also its threads.
+        max_failures: times that a failing trial is tried again.
+        on_result: called here with the trial id and result of each one that ends.
+
+    Returns:
+        the results, in the order of the configs.
+
+    Raises:
+        ValueError: trial ids that are missing, repeated or no file names.
+        TrialsFailedError: after all others were run.
+    """
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    ids = _trial_ids(configs)
+    waiting = [
+        dict(config)
+        for trial_id, config in zip(ids, configs, strict=True)
+        if _read_result(out_dir, trial_id) is None
+    ]
+    failures: dict[str, str] = {}
+    if waiting:
+        failures = _tune(
+            function, waiting, out_dir, name, parallel, cpus_per_trial, max_failures, on_result
+        )
+    results = [_read_result(out_dir, trial_id) for trial_id in ids]
+    for trial_id, result in zip(ids, results, strict=True):
+        if result is None:
+            failures.setdefault(trial_id, "it ended without a result")
+    if failures:
+        raise TrialsFailedError(name, failures, len(configs))
+    return [result for result in results if result is not None]
+
+
+def _run_one(config: dict[str, Any]) -> None:
+    """The trainable: a worker process imports the function, calls it and keeps its result."""
+    import os
+
+    threads = max(1, int(config["cpus"]))
+    # Set before numpy or torch are imported; it bounds OpenMP, and torch asks it too.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    from ray import tune
+
+    from selfshot.training.loop import resolve
+
+    trial = config["trial"]
+    result = resolve(config["function"])(trial)
+    path = Path(config["out_dir"]) / f"{trial['trial_id']}.json"
+    write_atomically(path, json.dumps(result, allow_nan=False) + "\n")
+    tune.report({"trial_id": trial["trial_id"]})
+
+
+def _announce(out_dir: str, trial_id: str) -> None:
+    """Tell whoever waits in this process that a trial has ended."""
+    result = _read_result(Path(out_dir), trial_id)
+    if result is not None and out_dir in _LISTENERS:
+        _LISTENERS[out_dir](trial_id, result)
+
+
+def _tune(
+    function: str,
+    waiting: list[dict[str, Any]],
+    out_dir: Path,
+    name: str,
+    parallel: int,
+    cpus: float,
+    max_failures: int,
+    on_result: OnResult | None,
+) -> dict[str, str]:
+    """Run the trials; returns the error of each that failed."""
+    from ray import tune
+
+    quieten()
+    session = current_session()
+    # A trial that asks for more than an embedded Ray has would wait for ever.
+    cpus = min(cpus, session.num_cpus) if session.embedded else cpus
+    common = {"function": function, "out_dir": str(out_dir), "cpus": cpus}
+    space = {**common, "trial": tune.grid_search(waiting)}
+    # Tune's own records of this call; results are what resumes, so the records start anew.
+    storage = out_dir / ".tune"
+    shutil.rmtree(storage, ignore_errors=True)
+
+    class Watch(tune.Callback):
+        # Tune pickles its callbacks, so this one holds nothing but names.
+        folder = str(out_dir)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            _announce(self.folder, trial.config["trial"]["trial_id"])
+
+    terminal = sys.stdout
+
+    def listen(trial_id: str, result: dict[str, Any]) -> None:
+        if on_result is not None:
+            with contextlib.redirect_stdout(terminal):
+                on_result(trial_id, result)
+
+    tuner = tune.Tuner(
+        tune.with_resources(_run_one, {"cpu": cpus}),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=parallel,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial"]["trial_id"],
+            trial_dirname_creator=lambda trial: trial.config["trial"]["trial_id"],
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            callbacks=[Watch()],
+            verbose=0,
+        ),
+    )
+    failures = {}
+    # At its lowest verbosity Tune still prints a table and a line for each trial.
+    _LISTENERS[str(out_dir)] = listen
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = tuner.fit()
+    finally:
+        del _LISTENERS[str(out_dir)]
+    for index in range(len(results)):
+        result = results[index]
+        if result.error is not None:
+            lines = [line for line in str(result.error).splitlines() if line.strip()]
+            trial = (result.config or {}).get("trial", {})
+            failures[str(trial.get("trial_id", "?"))] = lines[-1].strip() if lines else "?"
+    shutil.rmtree(storage, ignore_errors=True)
+    return failures
+
+
+def _trial_ids(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    ids = [str(config.get("trial_id", "")) for config in configs]
+    wrong = [trial_id for trial_id in ids if not TRIAL_ID.fullmatch(trial_id)]
+    if wrong:
+        raise ValueError(f"trial_id: {wrong[0]!r} is not allowed (letters, digits, and . _ = -)")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"trial ids come more than once in {ids}")
+    return ids
+
+
+def _read_result(out_dir: Path, trial_id: str) -> dict[str, Any] | None:
+    path = out_dir / f"{trial_id}.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result

@@ -1,0 +1,217 @@
+"""What one Ray Train worker does: the loop of `training.loop.run_plain`, on a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from selfshot.config.errors import UserError
+
+CONFIGS = Path(__file__).parent / "deepspeed"
+HISTORY = "history.jsonl"
+EXPORT = "export"
+START = "start.json"
+FAILURE = "failure.json"
+
+
+def deepspeed_config(
+    zero_stage: int, *, learning_rate: float, weight_decay: float, clip_norm: float, use_gpu: bool
+) -> dict[str, Any]:
+    """The JSON of a ZeRO stage with an experiment's own numbers in it."""
+    config: dict[str, Any] = json.loads((CONFIGS / f"zero{zero_stage}.json").read_text())
+    config["optimizer"]["params"] |= {"lr": learning_rate, "weight_decay": weight_decay}
+    config["gradient_clipping"] = clip_norm
+    # Autocast keeps weights, gradients and the optimiser in float32, which the plain loop has too.
+    if use_gpu:
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader finds the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Logged points; a last line cut short by a kill is left out."""
+    points = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                points.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return points
+
+
+def _reopen_history(path: Path, start_step: int) -> IO[str]:
+    """Drop the points after the checkpoint, which will be made again, and append.
+
+    The file is a new one, so a worker of a killed run that still breathes writes elsewhere.
+    """
+    kept = [point for point in read_history(path) if point["step"] <= start_step]
+    write_atomically(path, "".join(json.dumps(point) + "\n" for point in kept))
+    return path.open("a")
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Entry point of Ray Train; `config` holds the arguments of `distributed.training.train`.
+
+    A mistake that a restart cannot mend (a UserError, a loss that is not finite) is written to a
+    file and ends the work quietly, where an exception would be retried `max_failures` times.
+    """
+    import torch.distributed
+
+    scratch = Path(config["work_dir"]) / "scratch"
+    try:
+        _train(config, scratch)
+    except UserError as error:
+        from selfshot.training.loop import NonFiniteLossError
+
+        write_atomically(scratch / FAILURE, json.dumps({"message": str(error)}))
+        # Every rank sees a loss that is not finite; other mistakes may be of one rank alone, and
+        # its peers would wait for it.
+        if torch.distributed.get_world_size() > 1 and not isinstance(error, NonFiniteLossError):
+            raise
+
+
+def _train(config: dict[str, Any], scratch: Path) -> None:
+    os.environ["DS_ACCELERATOR"] = "cuda" if config["use_gpu"] else "cpu"
+    import ray.train
+    import torch
+
+    from selfshot.training import loop
+
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(config["seed"])
+    task = loop.build_task(config["task"], config["kwargs"])
+    engine, peaks = _initialise(task, config)
+    work_dir, steps = Path(config["work_dir"]), int(config["steps"])
+    meter = loop.Meter()
+    start = _restore(engine, meter)
+    history: IO[str] | None = None
+
+    def make_batch(step: int) -> Any:
+        return task.batch(step, rank, world_size)
+
+    if rank == 0:
+        history = _reopen_history(work_dir / HISTORY, start)
+        write_atomically(scratch / START, json.dumps({"step": start, "time": time.time()}))
+    with loop.prefetch(make_batch, range(start, steps)) as batches:
+        for step, batch in batches:
+            multiplier = loop.schedule(step, steps, config["warmup_steps"])
+            for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * multiplier
+            loop.seed_step(config["seed"], step, rank)
+            outputs = engine(loop.to_device(batch, engine.device))
+            names, values = loop.read_scalars(outputs)
+            if world_size > 1:
+                torch.distributed.all_reduce(values)
+                values /= world_size
+            metrics = dict(zip(names, values.tolist(), strict=True))
+            loop.check_finite(metrics, step)
+            engine.backward(outputs["loss"])
+            engine.step()
+            with _whole_weights(task.module, config["zero_stage"], change=True):
+                task.after_step(step)
+            meter.add(metrics)
+            done = step + 1
+            if done % config["log_every"] == 0 or done == steps:
+                point = {"step": done, **meter.take(), "lr": multiplier, "time": time.time()}
+                if history is not None:
+                    history.write(json.dumps(point) + "\n")
+                    history.flush()
+            if done % config["checkpoint_every"] == 0 or done == steps:
+                _checkpoint(engine, meter, done)
+    with _whole_weights(task.module, config["zero_stage"], change=False):
+        if rank == 0:
+            _export(task, work_dir)
+
+
+def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
+    """The DeepSpeed engine of a task, and the peak learning rate of each of its groups."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    # This kernel serves inference only, yet DeepSpeed would compile it at the first start (30 s,
+    # and a C++ compiler on every node) and load it at each (2 s).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    groups = task.parameter_groups()
+    peaks = [float(group["lr"]) for group in groups]
+    # DeepSpeed takes a group's `name` for one of its own marks.
+    plain = [{key: value for key, value in group.items() if key != "name"} for group in groups]
+    engine, *_ = deepspeed.initialize(
+        model=task.module,
+        model_parameters=plain,
+        config=deepspeed_config(
+            config["zero_stage"],
+            learning_rate=peaks[0],
+            weight_decay=config["weight_decay"],
+            clip_norm=config["clip_norm"],
+            use_gpu=config["use_gpu"],
+        ),
+    )
+    engine.train()
+    return engine, peaks
+
+
+@contextlib.contextmanager
+def _whole_weights(module: Any, zero_stage: int, *, change: bool) -> Iterator[None]:
+    """With ZeRO-3, gather the weights that are spread over the ranks; otherwise nothing."""
+    if zero_stage < 3:
+        yield
+        return
+    import deepspeed
+
+    # Rank 0's changes are kept; every rank makes the same ones.
+    parameters = list(module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if change else None):
+        yield
+
+
+def _restore(engine: Any, meter: Any) -> int:
+    """Load the run's last checkpoint, if any; returns the steps that it has done."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        _, state = engine.load_checkpoint(str(folder), tag="state")
+    meter.restore(state["meter"])
+    return int(state["steps_done"])
+
+
+def _checkpoint(engine: Any, meter: Any, done: int) -> None:
+    import ray.train
+
+    with tempfile.TemporaryDirectory(prefix="selfshot-checkpoint-") as folder:
+        client_state = {"steps_done": done, "meter": meter.state()}
+        engine.save_checkpoint(folder, tag="state", client_state=client_state)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": done}, checkpoint=checkpoint)
+
+
+def _export(task: Any, work_dir: Path) -> None:
+    """Write the export beside its place and swap it in."""
+    final, new = work_dir / EXPORT, work_dir / "scratch" / f"export-{os.getpid()}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    task.module.eval()
+    task.export(new)
+    shutil.rmtree(final, ignore_errors=True)
+    new.rename(final)

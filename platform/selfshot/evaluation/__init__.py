@@ -1,0 +1,1 @@
+"""Scores and pictures of what a model predicted."""

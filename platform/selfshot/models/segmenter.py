@@ -1,0 +1,104 @@
+"""The instance segmenter of A.3: attention maps, a 2-D convolution, three 3-D convolutions."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import deform_conv2d
+
+
+class MaskConvolution(nn.Module):
+    """The 3×3 convolution of mask features: deformable (torchvision's) or plain.
+
+    The deformable one learns where to look; on CPU it costs a few times the rest of the
+    head, so small machines take the plain one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, deformable: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.offsets = nn.Conv2d(inputs, 2 * 3 * 3, 3, padding=1) if deformable else None
+        if self.offsets is not None:
+            nn.init.zeros_(self.offsets.weight)
+            assert self.offsets.bias is not None
+            nn.init.zeros_(self.offsets.bias)
+
+    def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h, w)."""
+        if self.offsets is None:
+            return self.convolution(x)
+        weight, bias = self.convolution.weight, self.convolution.bias
+        return deform_conv2d(x, self.offsets(x), weight, bias, padding=1)
+
+
+class InstanceSegmenter(nn.Module):
+    """Instance features 𝓓, E_q and 𝓕 to a mask sequence for each instance.
+
+    The attention maps are the scaled scores of each instance feature against every pixel of
+    its own frame. They are left before the softmax: a softmax over hundreds of pixels makes
+    values that hardly move the convolutions that follow, and masks then learn slowly.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, fine_channels: int, *, channels: int = 16, deformable: bool
+    ) -> None:
+        """Build it.
+
+        Args:
+            dim: channels d of 𝓓, E_q and 𝓕.
+            heads: attention maps of an instance in a frame.
+            fine_channels: channels of the backbone's stride-4 features.
+            channels: a, channels of a mask feature.
+            deformable: see `MaskConvolution`.
+        """
+        super().__init__()
+        self.heads = heads
+        self.instance_projection = nn.Linear(dim, dim)
+        self.pixel_projection = nn.Conv2d(dim, dim, 1)
+        self.context = nn.Conv2d(2 * dim, 2 * channels, 1)
+        self.fine = nn.Conv2d(fine_channels, 2 * channels, 1)
+        self.fine_pixels = nn.Conv2d(2 * channels, dim, 3, padding=1)
+        self.mask_convolution = MaskConvolution(
+            2 * heads + 2 * channels, channels, deformable=deformable
+        )
+        self.norm = nn.GroupNorm(4, channels)
+        self.volume = nn.Sequential(
+            nn.Conv3d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU(True),
+            nn.Conv3d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU(True),
+            nn.Conv3d(channels, 1, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(
+        self,
+        instances: Float[Tensor, "batch num_instances time dim"],
+        encoded: Float[Tensor, "batch time dim height width"],
+        fused: Float[Tensor, "batch time dim height width"],
+        fine: Float[Tensor, "batch time fine_channels fine_height fine_width"],
+    ) -> Float[Tensor, "batch num_instances time fine_height fine_width"]:
+        """Mask logits at the fine features' resolution, for all instances at once."""
+        batch, num_instances, time, dim = instances.shape
+        fused_frames, fine_frames = fused.flatten(0, 1), fine.flatten(0, 1)
+        size = fine_frames.shape[-2:]
+        context = self.context(torch.cat([encoded.flatten(0, 1), fused_frames], 1))
+        context = functional.interpolate(context, size=size, mode="bilinear", align_corners=False)
+        context = functional.relu(context + self.fine(fine_frames))
+
+        queries = self.instance_projection(instances).unflatten(-1, (self.heads, -1))
+        maps = []
+        for pixels in (self.pixel_projection(fused_frames), self.fine_pixels(context)):
+            keys = pixels.unflatten(0, (batch, time)).unflatten(2, (self.heads, -1))
+            scores = torch.einsum("bnthc,bthcyx->btnhyx", queries, keys)
+            scores = scores.flatten(0, 2) * (dim // self.heads) ** -0.5
+            if scores.shape[-2:] != size:
+                scores = functional.interpolate(
+                    scores, size=size, mode="bilinear", align_corners=False
+                )
+            maps.append(scores)
+        shared = context[:, None].expand(-1, num_instances, -1, -1, -1).flatten(0, 1)
+        features = torch.cat([*maps, shared], 1)
+        features = functional.relu(self.norm(self.mask_convolution(features)))
+        volumes = features.unflatten(0, (batch, time, num_instances)).permute(0, 2, 3, 1, 4, 5)
+        logits = self.volume(volumes.flatten(0, 1))
+        return logits.squeeze(1).unflatten(0, (batch, num_instances))

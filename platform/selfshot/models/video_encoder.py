@@ -1,0 +1,129 @@
+"""The video encoder Φ of section 4: a transformer over the tokens of sampled frames."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfshot.models.attention import MultiHeadAttention
+from selfshot.ops.positions import sine_positions
+
+
+class VideoBlock(nn.Module):
+    """A pre-norm transformer layer whose branches start at zero.
+
+    Φ therefore begins as its trunk: what pretraining knows is there from the first step, and
+    self-supervision only adds to it.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        for layer in (self.attention.out, self.mlp[2]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(B, tokens, d) to the same."""
+        normed = self.norm1(x)
+        located = normed + positions
+        x = x + self.attention(located, located, normed)
+        return x + self.mlp(self.norm2(x))
+
+
+class VideoEncoder(nn.Module):
+    """Φ: frames to one L2-normalised vector, or to one for each spatial window."""
+
+    def __init__(self, trunk: nn.Module, dim: int, layers: int, heads: int) -> None:
+        """Build it.
+
+        Args:
+            trunk: frames to tokens and their foreground (see `trunks`).
+            dim: channels d; the trunk's tokens are projected where theirs differ.
+            layers: transformer layers; 0 leaves the trunk alone.
+            heads: attention heads.
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.dim = dim
+        self.project = (
+            nn.Identity() if trunk.dim == dim else nn.Linear(int(trunk.dim), dim, bias=False)
+        )
+        self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
+
+    def trunk_tokens(
+        self, frames: UInt8[Tensor, "batch time height width 3"]
+    ) -> tuple[Float[Tensor, "batch time h w trunk_dim"], Float[Tensor, "batch time h w"]]:
+        """The trunk's tokens, and the probability of each to be foreground."""
+        tokens, foreground = self.trunk(frames.flatten(0, 1))
+        shape = frames.shape[:2]
+        return tokens.permute(0, 2, 3, 1).unflatten(0, shape), foreground.unflatten(0, shape)
+
+    def contextualise(self, tokens: Float[Tensor, "batch time h w trunk_dim"]) -> Tensor:
+        """The transformer over all tokens of a clip, (B, T, h, w, d)."""
+        tokens = self.project(tokens)
+        batch, time, height, width, dim = tokens.shape
+        x = tokens.flatten(1, 3)
+        if self.blocks:
+            # Positions take a multiple of six channels; the rest of d carries none.
+            codes = sine_positions(time, height, width, dim // 6 * 6).flatten(0, 2)
+            codes = functional.pad(codes, (0, dim - codes.shape[-1])).to(x)
+            for block in self.blocks:
+                x = block(x, codes)
+        return x.unflatten(1, (time, height, width))
+
+    @staticmethod
+    def pool(
+        tokens: Float[Tensor, "batch time h w dim"], foreground: Float[Tensor, "batch time h w"]
+    ) -> Float[Tensor, "batch dim"]:
+        """The mean of tokens weighted by foreground, L2-normalised."""
+        weights = foreground.clamp_min(1e-4)
+        total = (tokens * weights[..., None]).sum((1, 2, 3)) / weights.sum((1, 2, 3))[:, None]
+        return functional.normalize(total, dim=-1)
+
+    def forward(
+        self, frames: UInt8[Tensor, "batch time height width 3"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Φ(v): one vector for each clip."""
+        tokens, foreground = self.trunk_tokens(frames)
+        return self.pool(self.contextualise(tokens), foreground)
+
+    def windows(
+        self, frames: UInt8[Tensor, "batch time height width 3"], size: int
+    ) -> tuple[Float[Tensor, "batch windows dim"], Float[Tensor, "batch windows"]]:
+        """One vector for each window of `size` × `size` tokens of each frame.
+
+        A query shows several things and only one of them is in the corpus: a window that
+        holds one thing is nearer to that thing's clips than the mean over all of them.
+
+        Returns:
+            L2-normalised vectors, and the mean foreground probability of each window.
+        """
+        tokens, foreground = self.trunk_tokens(frames)
+        tokens = self.contextualise(tokens)
+        batch, time = tokens.shape[:2]
+        size = min(size, *tokens.shape[2:4])
+        weights = foreground.clamp_min(1e-4).flatten(0, 1)[:, None]
+        planes = tokens.flatten(0, 1).permute(0, 3, 1, 2)
+        mass = functional.avg_pool2d(weights, size, 1)
+        vectors = functional.avg_pool2d(planes * weights, size, 1) / mass
+        vectors = functional.normalize(vectors, dim=1).permute(0, 2, 3, 1)
+        shape = (batch, -1)
+        return (
+            vectors.unflatten(0, (batch, time)).flatten(1, 3),
+            mass.reshape(shape),
+        )
+
+
+@torch.no_grad()
+def update_momentum(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """Φ̃ ← m·Φ̃ + (1 − m)·Φ, over parameters; buffers are copied."""
+    for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
+        slow.lerp_(fast.detach(), 1 - momentum)
+    for slow, fast in zip(target.buffers(), source.buffers(), strict=True):
+        slow.copy_(fast)

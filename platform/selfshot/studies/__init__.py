@@ -1,0 +1,1 @@
+"""Experiments: their stages and the store of what was already computed, tables and reports."""

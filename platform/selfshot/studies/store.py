@@ -1,0 +1,316 @@
+"""The store: each stage's result in a folder named by the hash of everything that made it.
+
+    runs/store/<stage>/<key>/           finished: manifest.json lists every file
+    runs/store/<stage>/<key>.partial/   being made; kept when a run is killed, and gone on from
+    runs/store/<stage>/<key>.damaged-N/ finished once, but files are missing; never deleted
+    runs/store/<stage>/<key>.lock       held (flock) by the process that works on the key
+
+A folder appears under its final name by one rename, after its manifest was written and synced, so
+whoever finds it finds all of it. A kill at any moment, kill -9 included, leaves the lock free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import selfshot
+
+MANIFEST = "manifest.json"
+SCRATCH = "scratch"
+HEARTBEAT_S = 2.0
+_UNREADABLE = (f"it has no {MANIFEST}", f"its {MANIFEST} cannot be read")
+
+Message = Callable[[str], None]
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def stage_key(
+    stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
+) -> str:
+    """The name of a stage's result: 16 hex digits of a hash.
+
+    Args:
+        stage: which stage.
+        version: raised when the meaning of the stage's code changes.
+        settings: every setting that changes the result, and none that does not, as JSON values.
+        inputs: name → key of each stage (or hash of each file) that it reads.
+    """
+    named = {
+        "stage": stage,
+        "version": version,
+        "settings": dict(settings),
+        "inputs": dict(inputs),
+    }
+    return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:16]
+
+
+class StageFolder:
+    """A stage's result, finished (`done`) or to be made in `path`."""
+
+    def __init__(self, final: Path, facts: dict[str, Any], *, done: bool) -> None:
+        self.final, self.facts, self.done = final, facts, done
+        self.key = final.name
+        self._seconds_before = 0.0
+        self._began = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """The finished folder, or the one to work in until `finish`."""
+        return self.final if self.done else self.final.with_name(f"{self.key}.partial")
+
+    @property
+    def scratch(self) -> Path:
+        """A folder inside `path` for what need not stay, such as checkpoints."""
+        folder = self.path / SCRATCH
+        if not self.done:
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json of a finished folder."""
+        manifest: dict[str, Any] = json.loads((self.final / MANIFEST).read_text())
+        return manifest
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this result so far, killed attempts included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
+        """Hash the files, write the manifest, and give the folder its final name."""
+        if self.done:
+            raise RuntimeError(f"{self.final} is finished already")
+        partial = self.path
+        shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+        (partial / MANIFEST).unlink(missing_ok=True)
+        manifest = {
+            **self.facts,
+            "key": self.key,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 3),
+            "metrics": dict(metrics or {}),
+            "selfshot": selfshot.__version__,
+            "git": git_revision(),
+            "files": hash_files(partial),
+        }
+        temporary = partial / f".{MANIFEST}"
+        with temporary.open("w") as file:
+            file.write(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(partial / MANIFEST)
+        _sync_folder(partial)
+        partial.rename(self.final)
+        _sync_folder(self.final.parent)
+        self.done = True
+
+    def _start(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self._seconds_before = float((self.scratch / "seconds").read_text())
+        self._began = time.monotonic()
+
+    def _note_seconds(self) -> None:
+        with contextlib.suppress(OSError):  # the folder may be finished at this moment
+            temporary = self.path / SCRATCH / ".seconds"
+            temporary.write_text(f"{self.seconds:.3f}")
+            temporary.rename(temporary.with_name("seconds"))
+
+
+class Store:
+    """All results under one root."""
+
+    def __init__(self, root: Path, on_message: Message | None = None) -> None:
+        """Args: the folder (made when needed), and who is told of waits and damage."""
+        self.root = Path(root)
+        self._say: Message = on_message or (lambda message: None)
+
+    @contextlib.contextmanager
+    def stage(
+        self,
+        stage: str,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        seeds: Sequence[int] = (),
+    ) -> Iterator[StageFolder]:
+        """Open a result, alone among all processes on it.
+
+        Example:
+            with store.stage("index", 1, settings, {"embeddings": key}) as folder:
+                if not folder.done:
+                    build(folder.path)
+                    folder.finish(metrics={"clips": 3000})
+        """
+        key = stage_key(stage, version, settings, inputs)
+        final = self.root / stage / key
+        final.parent.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "stage": stage,
+            "version": version,
+            "settings": dict(settings),
+            "inputs": dict(inputs),
+            "seeds": list(seeds),
+        }
+        with self._locked(final.with_name(f"{key}.lock"), f"{stage}/{key}"):
+            folder = StageFolder(final, facts, done=self._reusable(final))
+            if folder.done:
+                yield folder
+                return
+            folder._start()
+            with _heartbeat(folder):
+                yield folder
+
+    def _reusable(self, final: Path) -> bool:
+        if not final.exists():
+            return False
+        complaint = complaint_about(final)
+        if complaint is None:
+            return True
+        number = 1
+        while (aside := final.with_name(f"{final.name}.damaged-{number}")).exists():
+            number += 1
+        final.rename(aside)
+        self._say(
+            f"{final} cannot be reused: {complaint}; set aside as {aside.name}, making it again"
+        )
+        return False
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, what: str) -> Iterator[None]:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say(f"{what}: another process works on it; waiting until it ends")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Closing the file frees the lock; the system closes it for a killed process.
+            yield
+
+
+@contextlib.contextmanager
+def _heartbeat(folder: StageFolder) -> Iterator[None]:
+    """Note the time spent every few seconds, for a killed process cannot."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            folder._note_seconds()
+
+    thread = threading.Thread(target=beat, name="store", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if not folder.done:
+            folder._note_seconds()
+
+
+def complaint_about(folder: Path) -> str | None:
+    """Why a finished folder cannot be reused, by its manifest and its files' sizes; or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return _UNREADABLE[0]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return _UNREADABLE[1]
+    found = dict(_walk(folder))
+    for name, size in files.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != size:
+            return f"{name} has {found[name]} bytes, not {size}"
+    return None
+
+
+def verify(folder: Path) -> list[str]:
+    """Hash every file of a finished folder again.
+
+    Returns:
+        one line for each file that is missing, changed, or not in the manifest.
+    """
+    complaint = complaint_about(folder)
+    if complaint is not None and complaint in _UNREADABLE:
+        return [complaint]
+    listed: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
+    found = hash_files(folder)
+    lines = [f"{name} is missing" for name in listed if name not in found]
+    lines += [f"{name} is not in the manifest" for name in found if name not in listed]
+    both = [name for name in listed if name in found]
+    lines += [f"{name} has changed" for name in both if found[name] != listed[name]]
+    return sorted(lines)
+
+
+def hash_files(folder: Path, threads: int = 4) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a folder, manifest apart, sorted by name."""
+    entries = sorted(entry for entry in _walk(folder) if entry[0] != MANIFEST)
+
+    def digests(part: Sequence[tuple[str, int]]) -> list[str]:
+        return [_digest(folder / name) for name, _ in part]
+
+    with ThreadPoolExecutor(threads) as pool:
+        # Many files a task: handing over 40,000 single files costs more than hashing them.
+        slices = (entries[start : start + 256] for start in range(0, len(entries), 256))
+        parts = pool.map(digests, slices)
+        flat = [digest for part in parts for digest in part]
+    return {
+        name: {"bytes": size, "sha256": digest}
+        for (name, size), digest in zip(entries, flat, strict=True)
+    }
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry.stat().st_size
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """The commit of the checkout that this package runs from, `-dirty` if files differ from it."""
+    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

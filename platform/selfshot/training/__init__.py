@@ -1,0 +1,1 @@
+"""Training tasks and the plain loop; nothing here knows of Ray or DeepSpeed."""

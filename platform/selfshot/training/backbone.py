@@ -1,0 +1,186 @@
+"""Pretraining of the backbone on the seen classes: mask-pooled classes and foreground."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.data.clips import ClipReader
+from selfshot.data.ytvis import load_annotations
+from selfshot.models.backbone import SmallBackbone, normalise_frames
+
+TOKEN_STRIDE = 8
+MIN_CELL_COVER = 0.05
+"""A track counts in a frame when it covers at least this many cells' worth of tokens."""
+
+
+class BackbonePretraining(nn.Module):
+    """The backbone with its two pretraining heads and their loss.
+
+    Every object of a frame is pooled under its mask to one vector, which a normalised softmax
+    classifies: its cosine with the learned prototype of its seen class, over the temperature,
+    against all other prototypes. A linear head learns how much of a token is object, of any
+    class; it is kept, as retrieval asks where the objects are.
+    """
+
+    def __init__(self, backbone: SmallBackbone, num_classes: int, temperature: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.foreground = nn.Linear(backbone.dim, 1)
+        self.prototypes = nn.Parameter(torch.randn(num_classes, backbone.dim))
+        self.temperature = temperature
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch.
+
+        Args:
+            batch: `frames` uint8 (B, H, W, 3), `masks` (R, h, w) of all objects, `frame_of`
+                (R,) and `classes` (R,) from 0.
+        """
+        tokens, _ = self.backbone(normalise_frames(batch["frames"]))
+        masks, frame_of = batch["masks"], batch["frame_of"]
+        weights = masks / masks.sum((1, 2), keepdim=True).clamp_min(1e-6)
+        pooled = torch.einsum("rdhw,rhw->rd", tokens[frame_of], weights)
+        vectors = functional.normalize(pooled, dim=-1)
+        cosines = vectors @ functional.normalize(self.prototypes, dim=-1).T
+        classes = functional.cross_entropy(cosines / self.temperature, batch["classes"])
+        accuracy = (cosines.argmax(-1) == batch["classes"]).float().mean()
+
+        cover = torch.zeros_like(tokens[:, 0]).index_add_(0, frame_of, masks).clamp(max=1)
+        logits = self.foreground(tokens.permute(0, 2, 3, 1))[..., 0]
+        foreground = functional.binary_cross_entropy_with_logits(logits, cover)
+        return {
+            "loss": classes + foreground,
+            "classes": classes.detach(),
+            "foreground": foreground.detach(),
+            "accuracy": accuracy,
+        }
+
+
+class BackboneTask:
+    """Batches of frames of seen classes for `BackbonePretraining`."""
+
+    def __init__(
+        self,
+        *,
+        benchmark: str,
+        seed: int,
+        width: int,
+        dim: int,
+        classes_per_batch: int,
+        temperature: float,
+        learning_rate: float,
+    ) -> None:
+        """Build it.
+
+        Args:
+            benchmark: benchmark folder.
+            seed: of weights and batches.
+            width, dim: of the backbone.
+            classes_per_batch: seen classes of one batch; two videos of each, one frame a video.
+            temperature: of the softmax.
+            learning_rate: of all weights.
+        """
+        folder = Path(benchmark)
+        manifest = load_benchmark(folder)
+        torch.manual_seed(seed)
+        self.seed, self.learning_rate, self.classes_per_batch = seed, learning_rate, classes_per_batch
+        self.settings = {"width": width, "dim": dim}
+        annotations = load_annotations(folder / "annotations.json")
+        seen = set(manifest.classes["train"])
+        self.labels = {
+            category: label
+            for label, category in enumerate(
+                sorted(i for i, name in annotations.categories.items() if name in seen)
+            )
+        }
+        self.module = BackbonePretraining(
+            SmallBackbone(width, dim), len(self.labels), temperature
+        )
+        self.reader = ClipReader(
+            annotations,
+            (folder / manifest.frames_root).resolve(),
+            num_frames=manifest.num_frames,
+            height=manifest.height,
+            width=manifest.width,
+        )
+        self.videos: dict[str, list[int]] = {
+            name: list(videos) for name, videos in manifest.supports["train"].items()
+        }
+        for video, name in manifest.queries["train"]:
+            self.videos.setdefault(name, []).append(video)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group."""
+        return [
+            {"name": "all", "params": list(self.module.parameters()), "lr": self.learning_rate}
+        ]
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """Frames of `classes_per_batch` / `world_size` classes, two videos of each."""
+        rng = np.random.default_rng([self.seed, 11, step, rank])
+        names = sorted(self.videos)
+        count = min(max(2, self.classes_per_batch // world_size), len(names))
+        chosen = [
+            int(video)
+            for name in rng.choice(names, count, replace=False)
+            for video in rng.choice(self.videos[name], 2, replace=len(self.videos[name]) < 2)
+        ]
+        frames, masks, frame_of, classes = [], [], [], []
+        for i, video in enumerate(chosen):
+            length = self.reader.annotations.videos[video].length
+            picture, tracks = self.reader.frame(video, int(rng.integers(length)), TOKEN_STRIDE)
+            if rng.random() < 0.5:
+                picture, tracks.masks[:] = picture[:, ::-1], tracks.masks[..., ::-1].copy()
+            frames.append(picture)
+            for mask, category in zip(tracks.masks[:, 0], tracks.classes, strict=True):
+                # No object of an unseen class may teach, not even one in the background.
+                if mask.sum() > MIN_CELL_COVER and int(category) in self.labels:
+                    masks.append(mask)
+                    frame_of.append(i)
+                    classes.append(self.labels[int(category)])
+        return {
+            "frames": torch.from_numpy(np.stack(frames)),
+            "masks": torch.from_numpy(np.stack(masks)),
+            "frame_of": torch.tensor(frame_of),
+            "classes": torch.tensor(classes),
+        }
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows a step."""
+
+    def export(self, folder: Path) -> None:
+        """Write `backbone.safetensors` and `backbone.json`."""
+        state = {
+            name: value.contiguous()
+            for name, value in self.module.state_dict().items()
+            if name != "prototypes"
+        }
+        save_file(state, folder / "backbone.safetensors")
+        (folder / "backbone.json").write_text(json.dumps(self.settings))
+
+
+class PretrainedBackbone(nn.Module):
+    """The pretrained backbone and its foreground head."""
+
+    def __init__(self, backbone: SmallBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.foreground = nn.Linear(backbone.dim, 1)
+
+
+def load_backbone(folder: Path) -> PretrainedBackbone:
+    """Read what `BackboneTask.export` wrote, in evaluation mode with its norms frozen."""
+    settings = json.loads((folder / "backbone.json").read_text())
+    module = PretrainedBackbone(SmallBackbone(**settings))
+    module.load_state_dict(load_file(folder / "backbone.safetensors"))
+    module.backbone.freeze_norms = True
+    return module.eval()

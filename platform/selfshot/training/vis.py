@@ -1,0 +1,154 @@
+"""Training of the VIS transformer on episodes of seen classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.data.clips import ClipReader
+from selfshot.data.episodes import episode_batch
+from selfshot.data.ytvis import load_annotations
+from selfshot.models.backbone import SmallBackbone
+from selfshot.models.vis import SelfShotVIS
+from selfshot.ops.set_loss import set_loss
+from selfshot.training.backbone import load_backbone
+
+
+class VisTraining(nn.Module):
+    """The model and its loss: Eq. 5 and the auxiliary loss of the common class."""
+
+    def __init__(self, model: SelfShotVIS, weights: dict[str, float]) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = weights
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Loss of a batch of `episode_batch`."""
+        outputs = self.model(batch["query"], batch["supports"])
+        terms = set_loss(
+            outputs,
+            batch["targets"],
+            weight_foreground=self.weights["foreground"],
+            weight_l1=self.weights["l1"],
+            weight_giou=self.weights["giou"],
+            weight_dice=self.weights["dice"],
+            weight_focal=self.weights["focal"],
+            no_object=self.weights["no_object"],
+        )
+        common = functional.binary_cross_entropy_with_logits(
+            outputs["common_logits"], batch["common"]
+        )
+        loss = terms["total"] + self.weights["common"] * common
+        logged = {
+            name: value.detach() for name, value in terms.items() if name not in ("total",)
+        }
+        return {"loss": loss, "common": common.detach(), **logged}
+
+
+class VisTask:
+    """Episodes of seen classes for `VisTraining`."""
+
+    def __init__(
+        self,
+        *,
+        benchmark: str,
+        backbone: str,
+        seed: int,
+        model: dict[str, Any],
+        weights: dict[str, float],
+        episodes_per_batch: int,
+        train_shots: int,
+        learning_rate: float,
+        backbone_learning_rate: float,
+    ) -> None:
+        """Build it.
+
+        Args:
+            benchmark: benchmark folder.
+            backbone: folder that `BackboneTask.export` wrote.
+            seed: of weights and episodes.
+            model: arguments of `SelfShotVIS` but the backbone.
+            weights: of the losses.
+            episodes_per_batch: episodes of one global batch.
+            train_shots: supports of an episode.
+            learning_rate: of the transformer.
+            backbone_learning_rate: of the backbone.
+        """
+        folder = Path(benchmark)
+        manifest = load_benchmark(folder)
+        torch.manual_seed(seed)
+        self.seed, self.train_shots = seed, train_shots
+        self.episodes_per_batch = episodes_per_batch
+        self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
+        pretrained = load_backbone(Path(backbone)).backbone
+        self.settings = {
+            "backbone": {"width": pretrained.width, "dim": pretrained.dim},
+            "model": model,
+        }
+        self.module = VisTraining(SelfShotVIS(pretrained, **model), weights)
+        annotations = load_annotations(folder / "annotations.json")
+        self.category_ids = {name: i for i, name in annotations.categories.items()}
+        self.reader = ClipReader(
+            annotations,
+            (folder / manifest.frames_root).resolve(),
+            num_frames=manifest.num_frames,
+            height=manifest.height,
+            width=manifest.width,
+        )
+        self.queries = list(manifest.queries["train"])
+        self.supports = manifest.supports["train"]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Transformer and backbone, each at its own learning rate."""
+        model = self.module.model
+        inside = set(map(id, model.backbone.parameters()))
+        groups = {
+            "backbone": list(model.backbone.parameters()),
+            "transformer": [p for p in model.parameters() if id(p) not in inside],
+        }
+        return [
+            {"name": name, "params": params, "lr": self.learning_rates[name]}
+            for name, params in groups.items()
+        ]
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        """This rank's share of the step's episodes."""
+        rng = np.random.default_rng([self.seed, 13, step, rank])
+        count = max(1, self.episodes_per_batch // world_size)
+        queries, supports, categories = [], [], []
+        shots = self.train_shots if self.module.model.fuser is not None else 0
+        for _ in range(count):
+            video, name = self.queries[int(rng.integers(len(self.queries)))]
+            pool = [other for other in self.supports[name] if other != video]
+            helpers = rng.choice(pool, shots, replace=len(pool) < shots) if shots else []
+            queries.append(video)
+            supports.append([int(helper) for helper in helpers])
+            categories.append(self.category_ids[name])
+        return episode_batch(self.reader, queries, supports, categories, rng)
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows a step."""
+
+    def export(self, folder: Path) -> None:
+        """Write `vis.safetensors` and `vis.json`."""
+        state = self.module.model.state_dict()
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "vis.safetensors")
+        (folder / "vis.json").write_text(json.dumps(self.settings))
+
+
+def load_vis(folder: Path) -> SelfShotVIS:
+    """Read what `VisTask.export` wrote, in evaluation mode."""
+    settings = json.loads((folder / "vis.json").read_text())
+    backbone = SmallBackbone(**settings["backbone"])
+    backbone.freeze_norms = True
+    model = SelfShotVIS(backbone, **settings["model"])
+    model.load_state_dict(load_file(folder / "vis.safetensors"))
+    return model.eval()

@@ -1,0 +1,35 @@
+"""What all tests share: checked shapes in `selfshot.ops`, and the folder of shared inputs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+_CHECKED = "selfshot.ops"
+
+
+def _check_shapes() -> None:
+    """Check the shapes in the signatures of `selfshot.ops` wherever a test imports it."""
+    if any(name == _CHECKED or name.startswith(f"{_CHECKED}.") for name in sys.modules):
+        return  # Imported before pytest came here: too late, and no reason to fail.
+    try:
+        from jaxtyping import install_import_hook
+    except ImportError:
+        return
+    install_import_hook(_CHECKED, "beartype.beartype")
+
+
+_check_shapes()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of inputs beside the project; the test is skipped where there is none."""
+    named = os.environ.get("SELFSHOT_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no shared inputs at {folder}; set SELFSHOT_SHARED to their folder")
+    return folder

@@ -1,0 +1,71 @@
+"""The walls of the house: who may import whom, and what no room may be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "platform"
+MODULES = sorted((SOURCE / "selfshot").rglob("*.py"))
+
+MAX_LINES = 420
+JUNK_DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common", "shared", "stuff", "tools"}
+
+
+def _python(code: str, folder: Path = ROOT) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_imports_go_down_only() -> None:
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--no-logo", "--no-cache"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_source_root_does_not_hide_the_standard_library() -> None:
+    assert not (SOURCE / "__init__.py").exists()
+    found = _python("import platform; print(platform.python_version(), platform.__file__)")
+    assert str(ROOT / "platform") not in found
+
+
+@pytest.mark.parametrize(
+    "module", ["selfshot.cli", "selfshot.config.load", "selfshot.config.paths"]
+)
+def test_settings_and_words_load_nothing_heavy(module: str) -> None:
+    heavy = {"torch", "ray", "mlflow", "deepspeed", "faiss", "decord", "numpy", "matplotlib"}
+    loaded = _python(f"import sys, {module}; print(' '.join(sys.modules))").split()
+    assert heavy.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_room_is_too_large_or_a_junk_drawer(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{path.name} has {lines} lines: it wants to be two rooms"
+    names = set(path.relative_to(SOURCE).with_suffix("").parts)
+    assert names.isdisjoint(JUNK_DRAWERS), f"{path}: name it after what it holds"
+
+
+def test_every_room_is_a_package() -> None:
+    for folder in {path.parent for path in MODULES}:
+        assert (folder / "__init__.py").exists(), f"{folder} has no __init__.py"

@@ -1,0 +1,46 @@
+"""Small parts that the engine's tests hand to Ray's workers by name."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+class MeanColour:
+    """An encoder: the mean colour of each quarter of the frames."""
+
+    def __init__(self, seconds_per_batch: float) -> None:
+        self.seconds_per_batch = seconds_per_batch
+
+    def embed(
+        self, frames: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float[np.ndarray, "batch 12"]:
+        """Twelve numbers a clip."""
+        time.sleep(self.seconds_per_batch)
+        height, width = frames.shape[2] // 2, frames.shape[3] // 2
+        quarters = [
+            frames[:, :, y : y + height, x : x + width].mean(axis=(1, 2, 3))
+            for y in (0, height)
+            for x in (0, width)
+        ]
+        return (np.concatenate(quarters, axis=1) / 255 + 0.01).astype(np.float32)
+
+
+def mean_colour(encoder_dir: Path) -> MeanColour:
+    """Dotted path of the encoder; seconds.txt in its folder slows it."""
+    seconds = encoder_dir / "seconds.txt"
+    return MeanColour(float(seconds.read_text()) if seconds.exists() else 0.0)
+
+
+def trial(config: dict[str, Any]) -> dict[str, Any]:
+    """Counts its calls in a file and fails when told to."""
+    calls = Path(config["folder"]) / f"{config['trial_id']}.calls"
+    with calls.open("a") as file:
+        file.write("called\n")
+    if config.get("fails"):
+        raise RuntimeError(f"{config['trial_id']} was told to fail")
+    return {"square": config["number"] ** 2}

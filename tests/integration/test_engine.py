@@ -1,0 +1,273 @@
+"""The engine for real, at toy size: Ray Train, DeepSpeed, Ray Data, decord, Ray Tune, MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfshot.config.errors import UserError
+from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.session import ray_session
+from selfshot.distributed.tracking import Tracker
+from selfshot.distributed.training import TrainingResult, train
+from selfshot.distributed.trials import TrialsFailedError, run_trials
+from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
+from selfshot.training.loop import run_plain
+from selfshot.training.toy import ToyTask
+
+TOY = "selfshot.training.toy:build"
+STEPS = 24
+SHARED: dict[str, Any] = {
+    "steps": STEPS,
+    "warmup_steps": 4,
+    "weight_decay": 1e-2,
+    "clip_norm": 0.5,
+    "log_every": 5,
+    "seed": 3,
+}
+pytestmark = pytest.mark.usefixtures("ray_running")
+
+
+def train_toy(work_dir: Path, kwargs: dict[str, Any] | None = None, **more: Any) -> TrainingResult:
+    settings = {**SHARED, "checkpoint_every": 7, "name": "toy", **more}
+    return train(TOY, {"seed": 1, **(kwargs or {})}, work_dir=work_dir, **settings)
+
+
+def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
+    return load_file(result.export / "model.safetensors")
+
+
+def losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [(point["step"], point["loss"]) for point in history]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    return train_toy(tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_deepspeed_equals_the_plain_loop(undisturbed: TrainingResult) -> None:
+    task = ToyTask(seed=1)
+    history = run_plain(task, **SHARED)
+    for ours, plain in zip(undisturbed.history, history, strict=True):
+        assert ours["step"] == plain["step"] and ours["lr"] == plain["lr"]
+        assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    for name, value in task.module.state_dict().items():
+        torch.testing.assert_close(weights(undisturbed)[name], value, rtol=1e-4, atol=1e-6)
+    assert undisturbed.resumed_from == 0
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "num_workers"),
+    [
+        (3, 2),
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_zero_stages_and_workers(
+    tmp_path: Path, undisturbed: TrainingResult, zero_stage: int, num_workers: int
+) -> None:
+    settings = {"zero_stage": zero_stage, "num_workers": num_workers}
+    result = train_toy(tmp_path, **settings)
+    assert [p["step"] for p in result.history] == [p["step"] for p in undisturbed.history]
+    if num_workers == 1:
+        ours, theirs = weights(result), weights(undisturbed)
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_killed_worker_resumes(tmp_path: Path, undisturbed: TrainingResult) -> None:
+    """The worker dies between two checkpoints; history and weights do not show it."""
+    killed: list[int] = []
+
+    def on_log(point: dict[str, Any]) -> None:
+        if point["step"] >= 10 and not killed:
+            killed.extend(train_workers())
+            os.kill(killed[0], signal.SIGKILL)
+
+    result = train_toy(tmp_path, {"seconds_per_step": 0.15}, on_log=on_log)
+    assert killed and result.resumed_from >= 7
+    assert losses(result.history) == losses(undisturbed.history)
+    ours, theirs = weights(result), weights(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def train_workers() -> list[int]:
+    """Process ids of Ray Train's workers below this process."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
+    points: list[dict[str, Any]] = []
+    with pytest.raises(UserError, match="step 6: the loss is nan"):
+        train_toy(tmp_path, {"spoil_step": 6}, on_log=points.append)
+    assert [point["step"] for point in points] == [5]
+    assert points[0]["stage"] == "toy" and points[0]["steps"] == STEPS
+    assert points[0]["steps_per_s"] > 0 and points[0]["eta_s"] > 0
+    assert not train_workers()
+
+
+def test_gpus_that_are_not_there(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are")
+    with pytest.raises(UserError, match=r"compute\.use_gpu"):
+        train_toy(tmp_path, use_gpu=True)
+
+
+def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "root": corpus / "videos",
+        "encoder": "engine_parts:mean_colour",
+        "encoder_dir": corpus / "encoder",
+        "out_dir": out_dir,
+        "num_frames": 3,
+        "height": 16,
+        "width": 32,
+        "clips_per_batch": 2,
+        "clips_per_shard": 4,
+        "decode_timeout_s": 20.0,
+        "max_quarantine_share": 0.2,
+    }
+    return embed_corpus(corpus / "clips.parquet", **{**settings, **more})
+
+
+def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_path: Path) -> None:
+    progress: list[dict[str, Any]] = []
+    summary = embed(small_corpus, tmp_path, on_progress=progress.append)
+    assert (summary["clips"], summary["embedded"], summary["quarantined"]) == (11, 10, 1)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert progress[-1]["done"] == 11
+    shards = sorted(tmp_path.glob("*.parquet"))
+    assert [pq.read_metadata(path).num_rows for path in shards] == [4, 4, 3]
+    ids, vectors = read_embeddings(tmp_path)
+    assert ids == [f"clip-{row:02d}" for row in range(11) if row != 4]
+    assert vectors.shape == (10, 12)
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    assert not np.allclose(vectors[0], vectors[1]) and not np.allclose(vectors[8], vectors[9])
+    assert [clip for clip, _ in read_quarantine(tmp_path)] == ["clip-04"]
+    times = [path.stat().st_mtime_ns for path in shards]
+    shards[1].unlink()
+    assert embed(small_corpus, tmp_path)["quarantined"] == 1
+    again = [path.stat().st_mtime_ns for path in shards]
+    assert again[0] == times[0] and again[1] > times[1] and again[2] == times[2]
+    assert np.array_equal(read_embeddings(tmp_path)[1], vectors)
+
+
+def test_embedding_fails_when_too_much_is_broken(small_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 of 11 clips.*max_quarantine_share(.|\n)*clip-04: "):
+        embed(small_corpus, tmp_path, max_quarantine_share=0.05)
+    assert not (tmp_path / "shard-00001.parquet").exists()
+
+
+def test_trials_run_once_and_failures_come_last(tmp_path: Path) -> None:
+    configs: list[dict[str, Any]] = [
+        {"trial_id": f"seed{number}", "number": number, "folder": str(tmp_path)}
+        for number in range(4)
+    ]
+    configs[1]["fails"] = True
+    results: list[str] = []
+
+    def run() -> list[dict[str, Any]]:
+        return run_trials(
+            "engine_parts:trial",
+            configs,
+            out_dir=tmp_path / "results",
+            name="squares",
+            parallel=2,
+            max_failures=1,
+            on_result=lambda trial_id, result: results.append(trial_id),
+        )
+
+    with pytest.raises(TrialsFailedError, match=r"1 of 4 trials failed(.|\n)*seed1 was told"):
+        run()
+    assert sorted(results) == ["seed0", "seed2", "seed3"]
+    configs[1]["fails"] = False
+    assert run() == [{"square": 0}, {"square": 1}, {"square": 4}, {"square": 9}]
+    calls = [len((tmp_path / f"seed{n}.calls").read_text().splitlines()) for n in range(4)]
+    assert calls == [1, 3, 1, 1]  # the failing one was tried twice, then once more
+
+
+def test_tracking_resumes_its_runs(tmp_path: Path) -> None:
+    history = [{"step": step, "loss": 1 / step, "time": 1e9 + step} for step in range(1, 1203)]
+    ids = set()
+    for _ in range(2):
+        tracker = Tracker(None, "paper", tmp_path)
+        settings = {"model": {"dim": 72}, "long": "x" * 900}
+        run = tracker.start("run", id_file=tmp_path / "id", params=settings, tags={"key": "ab"})
+        stage = run.child("train", id_file=tmp_path / "train.id")
+        stage.log_history(history)
+        run.log_table([{"supports": "oracle", "AP50": 75.0}, {"supports": "random"}], "rows")
+        stage.end()
+        run.end()
+        ids.add((run.run_id, stage.run_id))
+    assert len(ids) == 1 and not (tmp_path / "unsent.jsonl").exists()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracker.uri)
+    run_id, stage_id = ids.pop()
+    found = client.get_run(run_id)
+    assert found.info.status == "FINISHED" and found.data.tags["key"] == "ab"
+    assert found.data.params["model.dim"] == "72" and len(found.data.params["long"]) == 500
+    assert client.get_run(stage_id).data.tags["mlflow.parentRunId"] == run_id
+    points = client.get_metric_history(stage_id, "loss")
+    assert sorted(point.step for point in points) == list(range(1, 1203))
+    assert json.loads(found.data.tags["mlflow.loggedArtifacts"])[0]["path"] == "rows.json"
+    table = json.loads(Path(client.download_artifacts(run_id, "rows.json")).read_text())
+    assert table == {"columns": ["supports", "AP50"], "data": [["oracle", 75.0], ["random", None]]}
+
+
+def test_a_dead_tracking_server_stops_nothing(tmp_path: Path) -> None:
+    tracker = Tracker("http://127.0.0.1:9", "paper", tmp_path)
+    with pytest.warns(UserWarning, match="the run goes on") as warned:
+        run = tracker.start("run", id_file=tmp_path / "id", params={"a": 1})
+        run.log_metrics({"AP50": 60.0})
+        run.end()
+    assert len(warned) == 1
+    kept = [json.loads(line) for line in (tmp_path / "unsent.jsonl").read_text().splitlines()]
+    assert [record["what"] for record in kept] == ["start", "params", "history", "end"]
+
+
+def test_session_within_a_session_and_addresses_that_do_not_answer() -> None:
+    import ray
+
+    with ray_session() as session:
+        assert session.embedded and session.num_cpus >= 2
+    assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "nothing answers"),
+        ("nonsense", "host:port"),
+        ("ray://127.0.0.1:10001", "ray job submit"),
+    ],
+)
+def test_wrong_addresses(address: str, message: str) -> None:
+    from selfshot.distributed.session import _join
+
+    began = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        _join(address, worker_logs=False)
+    assert time.monotonic() - began < 6

@@ -1,0 +1,356 @@
+"""Experiment files: what loads, and what is said about those that do not."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from selfshot.config.errors import UserError
+from selfshot.config.load import (
+    json_schema,
+    load_experiment,
+    parse_experiment,
+    resolved_yaml,
+)
+from selfshot.config.paths import check_inputs, expand_path
+from selfshot.config.schema import Experiment
+
+FOLDER = """\
+name: real
+benchmark:
+  kind: folder
+  annotations: {root}/a.json
+  frames: {root}/frames
+  corpus: {root}/clips
+  val_classes: [cat]
+  test_classes: [no, 1e3x]
+"""
+
+
+def parse(text: str, *overrides: str) -> Experiment:
+    return parse_experiment(text, "my.yaml", overrides)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(text, *overrides)
+    return str(caught.value)
+
+
+def test_a_name_is_enough() -> None:
+    assert parse("name: a") == Experiment(name="a")
+
+
+def test_values_override_defaults() -> None:
+    experiment = parse("name: a\nvis:\n  dropout: 1e-1\nsupports: {shots: [1, 2]}\n")
+    assert experiment.vis.dropout == 0.1
+    assert experiment.supports.shots == (1, 2)
+
+
+def test_a_section_changes_only_the_keys_it_names() -> None:
+    experiment = parse("name: a\nencoder: {optimiser: {steps: 30}}")
+    stage_default = Experiment(name="a").encoder.optimiser
+    assert experiment.encoder.optimiser == stage_default.model_copy(update={"steps": 30})
+
+
+def test_yes_and_no_are_words() -> None:
+    assert parse(FOLDER.format(root="x")).benchmark.test_classes == ("no", "1e3x")  # type: ignore
+
+
+def test_anchors_and_merges() -> None:
+    experiment = parse(
+        "name: a\nbackbone: {optimiser: &o {steps: 70, learning_rate: 1e-3}}\n"
+        "vis: {optimiser: {<<: *o, steps: 90}}\n"
+    )
+    assert experiment.backbone.optimiser.steps == 70
+    assert experiment.vis.optimiser.steps == 90
+    assert experiment.vis.optimiser.learning_rate == 1e-3
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"\xef\xbb\xbfname: a\n")
+    assert load_experiment(path).name == "a"
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("vis.optimiser.steps=100", lambda e: e.vis.optimiser.steps == 100),
+        ("evaluation.seeds=[3, 4]", lambda e: e.evaluation.seeds == (3, 4)),
+        ("vis.deformable=true", lambda e: e.vis.deformable is True),
+        ("vis.dropout=1e-1", lambda e: e.vis.dropout == 0.1),
+        ("compute.address=", lambda e: e.compute.address is None),
+        ("compute.address=ray://head:10001", lambda e: e.compute.address == "ray://head:10001"),
+        ("description=two words", lambda e: e.description == "two words"),
+        ("description=note: a, b", lambda e: e.description == "note: a, b"),
+        ("description='3'", lambda e: e.description == "3"),
+        ("description=a=b", lambda e: e.description == "a=b"),
+        ("description=- dash", lambda e: e.description == "- dash"),
+        ("benchmark.corpus_clips=40", lambda e: e.benchmark.corpus_clips == 40),
+        ("vis.optimiser={steps: 60}", lambda e: e.vis.optimiser.steps == 60),
+        ("output=~/x", lambda e: e.output == Path.home() / "x"),
+    ],
+)
+def test_overrides(override: str, read) -> None:
+    assert read(parse("name: a", override))
+
+
+def test_a_later_override_wins() -> None:
+    assert parse("name: a", "seed=1", "seed=2").seed == 2
+
+
+def test_an_override_mends_a_bad_value() -> None:
+    assert parse("name: a\nseed: -1", "seed=3").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["my.yaml", "empty"]),
+        ("3", ["my.yaml", "3"]),
+        ("[a, b]", ["my.yaml", "keys and values"]),
+        ("description: x", ["name: missing", "my.yaml"]),
+        ("name: a b", ["name: 'a b'", "matches", "line 1"]),
+        ("name: a\nseed: -1", ["seed: -1 is not allowed (an integer ≥ 0", "my.yaml, line 2"]),
+        ("name: a\nseed: true", ["seed: true is not allowed", "an integer"]),
+        ("name: a\nseed: '3'", ["seed: '3' is not allowed", "an integer"]),
+        ("name: a\nseed: 3.0", ["seed: 3.0 is not allowed", "an integer"]),
+        ("name: a\nvis:\n  dropout: .nan", ["vis.dropout: nan", "a number ≥ 0 and < 1", "line 3"]),
+        ("name: a\nvis:", ["vis: null is not allowed", "line 2"]),
+        ("name: a\nvis:\n  optimizer: {}", ["vis.optimizer", "did you mean optimiser?", "line 3"]),
+        ("name: a\nvis: {steps: 1}", ["vis.steps", "did you mean vis.optimiser.steps?"]),
+        ("name: a\nfoo: 1", ["foo: unknown key", "known here: name, description"]),
+        ("name: a\nbenchmark: {kind: spritez}", ["benchmark.kind: 'spritez'", "mean 'sprites'?"]),
+        ("name: a\nbenchmark: {kind: [1]}", ["benchmark.kind: [1]", "one of"]),
+        ("name: a\nbenchmark: {corpus_clips: 9}", ["benchmark.kind: missing", "sprites", "folder"]),
+        ("name: a\nbenchmark: 3", ["benchmark: 3", "kind"]),
+        ("name: a\nbenchmark: {kind: folder}", ["mistakes", "corpus"]),
+        ("name: a\nsupports: {vectors: globl}", ["'globl'", "did you mean 'global'?"]),
+        ("name: a\nsupports:\n  shots: [1,\n    0]", ["supports.shots[1]: 0", "line 4"]),
+        ("name: a\nsupports: {shots: []}", ["supports.shots: []", "at least 1"]),
+        ("name: a\nsupports: {shots: 5}", ["supports.shots: 5", "a list"]),
+        ("name: a\nvis:\n  dim: 71", ["vis.dim: 71", "multiple", "line 3"]),
+        ("name: a\nvis: {optimiser: {steps: 9}}", ["vis.optimiser.warmup_steps: 50", "steps: 9"]),
+        ("name: a\nname: b", ["name: given twice", "first on line 1", "line 2"]),
+        ("name: a\nvis: {dim: 72, dim: 72}", ["vis.dim: given twice"]),
+        ("name: a\n---\nname: b", ["second document", "line 2"]),
+        ("name: a\n\tseed: 1", ["YAML", "line 2"]),
+        ("name: [a", ["YAML", "line 1"]),
+        ("name: a: b", ["YAML", "quotes", "line 1"]),
+        ("name: *x", ["undefined alias", "line 1"]),
+        ("name: !!python/name:os.system a", ["tag", "line 1"]),
+        ("name: !x a", ["tag !x", "line 1"]),
+        ("name: a\nseed: !!int x", ["'x'", "int", "line 2"]),
+        ("? [a]\n: 1", ["key", "line 1"]),
+        ("name: a\n<<: 3", ["<<", "line 2"]),
+        ('name: "\\ud800"', ["surrogate", "line 1"]),
+        ("name: a\x00b", ["character", "line 1"]),
+        ("[" * 5000, ["levels", "line 1"]),
+        ("&a [*a]", ["large"]),
+        ("a: &a [x]\n" + "".join(f"b{i}: *a\n" for i in range(200)), ["aliases"]),
+    ],
+)
+def test_refusals_name_place_and_mend(text: str, parts: list[str]) -> None:
+    message = refusal(text)
+    for part in parts:
+        assert part in message
+    assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("seed", ["--set seed", "no '='"]),
+        ("=3", ["--set =3", "not a key"]),
+        ("a..b=3", ["not a key"]),
+        ("evaluation.seeds[0]=3", ["not a key", "a list is set whole"]),
+        ("seed=-1", ["seed: -1", "an integer", "--set seed=-1"]),
+        ("vis.optimizer.steps=3", ["vis.optimizer: unknown", "optimiser", "--set"]),
+        ("name.first=3", ["name", "holds 'a' and no keys"]),
+        ("description=[x", ["YAML", "--set description=[x"]),
+        ("vis.optimiser={steps: 1, steps: 2}", ["given twice", "--set"]),
+        ("vis.dim=!!python/none", ["tag", "--set"]),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, parts: list[str]) -> None:
+    message = refusal("name: a", override)
+    for part in parts:
+        assert part in message
+    assert "line" not in message
+
+
+def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
+    message = refusal("name: a\nseed: -1\nvis:\n  dim: 0\n  x: 1\n", "report.gallery_queries=-1")
+    lines = message.splitlines()
+    assert lines[0] == "my.yaml: 4 mistakes"
+    assert [line.rsplit("; ", 1)[1] for line in lines[1:]] == [
+        "my.yaml, line 2",
+        "my.yaml, line 4",
+        "my.yaml, line 5",
+        "--set report.gallery_queries=-1",
+    ]
+
+
+def test_at_most_ten_mistakes_are_listed() -> None:
+    message = refusal("name: a\n" + "".join(f"x{i}: 1\n" for i in range(14)))
+    assert len(message.splitlines()) == 12
+    assert message.endswith("and 4 more")
+
+
+def test_an_alias_bomb_is_refused_quickly() -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+    )
+    start = time.monotonic()
+    assert "large" in refusal(bomb)
+    assert time.monotonic() - start < 2
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("name: a")
+    (tmp_path / "latin.yaml").write_bytes(b"name: a\ndescription: caf\xe9\n")
+    (tmp_path / "big.yaml").write_text("name: a\n" + "#" * 300_000)
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    for name, parts in {
+        "quickstrat.yaml": ["no such file", "did you mean", "quickstart.yaml"],
+        "none/a.yaml": ["no such file", "no folder"],
+        "": ["a folder", "such as"],
+        "latin.yaml": ["0xe9", "UTF-8", "line 2"],
+        "big.yaml": ["at most"],
+        "loop.yaml": ["loop.yaml"],
+        "a\0b": ["not a path"],
+        "n" * 5000: ["cannot be read"],
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_experiment(tmp_path / name)
+        for part in parts:
+            assert part in str(caught.value)
+
+
+def test_paths_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARED", "/data")
+    monkeypatch.delenv("ABSENT", raising=False)
+    assert expand_path("$SHARED/x") == "/data/x"
+    assert expand_path("${SHARED}/x") == "/data/x"
+    assert expand_path("${ABSENT:-../y}/x") == "../y/x"
+    assert expand_path("a$$b") == "a$b"
+    assert expand_path("~") == os.path.expanduser("~")
+    experiment = parse("name: a\noutput: $SHARED/runs\ndescription: $SHARED")
+    assert experiment.output == Path("/data/runs")
+    assert experiment.description == "$SHARED"
+
+
+@pytest.mark.parametrize("path", ["$ABSENT/x", "${ABSENT}", "a$", "$(x)", "''", '"a\\0b"'])
+def test_paths_that_cannot_be_filled_in(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ABSENT", raising=False)
+    message = refusal(f"name: a\noutput: {path}")
+    assert message.startswith("output: ")
+    assert message.endswith("my.yaml, line 2")
+
+
+def test_inputs_are_looked_for(tmp_path: Path) -> None:
+    experiment = parse(FOLDER.format(root=tmp_path))
+    (tmp_path / "frame").mkdir()
+    with pytest.raises(UserError) as caught:
+        check_inputs(experiment)
+    message = str(caught.value)
+    assert "benchmark.annotations" in message and "benchmark.corpus" in message
+    assert f"did you mean {tmp_path / 'frame'}?" in message
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "clips").mkdir()
+    check_inputs(experiment)
+
+
+def test_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match=r"output: .* is a file"):
+        check_inputs(parse(f"name: a\noutput: {tmp_path}/runs/deeper"))
+
+
+def test_the_resolved_experiment_loads_as_itself() -> None:
+    for text in (
+        "name: '1e-3'\ndescription: 'yes'\noutput: a$$b\n",
+        "name: '0x10'\ndescription: \"a: b\\n\\tc # ✓\"\noutput: ./~x\nvis: {dropout: 1.0e-5}\n",
+        FOLDER.format(root="x"),
+    ):
+        experiment = parse(text)
+        assert parse(resolved_yaml(experiment)) == experiment
+
+
+def test_the_schema_for_editors_lets_a_section_name_some_keys() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    validator.check_schema(json_schema())
+    assert validator.is_valid({"name": "a", "vis": {"optimiser": {"steps": 60}}})
+    assert not validator.is_valid({"name": "a", "vis": {"optimizer": {}}})
+    assert not validator.is_valid({})
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[3].glob("experiments/**/*.yaml")), ids=lambda p: p.stem
+)
+def test_every_experiment_of_the_repository_loads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELFSHOT_SHARED", "/somewhere")
+    assert load_experiment(path).name
+
+
+_KEYS = ["name", "seed", "vis", "benchmark", "kind", "sprites", "optimiser", "steps", "output"]
+_MARKS = [": ", ":\n  ", "\n", "- ", "[", "]", "{", "}", ", ", "&a ", "*a", "<<: ", "!!int ", "'"]
+_YAMLISH = st.lists(
+    st.sampled_from(_KEYS + _MARKS + ["1", "-1", "1e3", ".inf", "true", "null", "~", "$X", "?"])
+).map("".join)
+_quiet = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@_quiet
+@given(st.one_of(st.text(), _YAMLISH, _YAMLISH.map(lambda text: "name: a\n" + text)))
+@example("name: a\nseed: " + "9" * 5000)
+@example("name: a\nseed: " + "9" * 40)
+@example("name: a\n1: 2\n")
+@example("name: a\nnull: 2\n")
+@example("name: a\nbenchmark: {kind: null}")
+@example("name: a\nbenchmark: {kind: {a: b}}")
+@example("name: a\nvis: {0: {a: b}}")
+@example("name: a\noutput: ~nobody-of-that-name/x")
+@example("!!set {a, b}")
+@example("name: a\ndescription: !!binary x")
+@example("name: a\nsupports: {shots: {0: 1}}")
+def test_any_text_is_an_experiment_or_a_user_error(text: str) -> None:
+    try:
+        experiment = parse(text)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert parse(resolved_yaml(experiment)) == experiment
+
+
+@_quiet
+@given(st.text(max_size=30), st.one_of(st.text(max_size=30), _YAMLISH))
+def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
+    for override in (f"{key}={value}", f"vis.dim={value}", f"benchmark.kind={value}", value):
+        try:
+            parse("name: a", override)
+        except UserError as error:
+            assert str(error)
+
+
+@_quiet
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_experiment_or_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "a.yaml"
+    path.write_bytes(content)
+    try:
+        load_experiment(path)
+    except UserError as error:
+        assert str(error)

@@ -1,0 +1,297 @@
+"""Frames out of video files and images, and a decoder that may hang or die."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfshot.data.frames import read_frames
+from selfshot.data.guard import Clip, GuardedDecoder
+from selfshot.data.video import VideoError, probe, sample_frames
+
+FRAMES, HEIGHT, WIDTH, FPS = 20, 48, 64, 10
+
+FAKE = """
+import ctypes, os, signal, sys, time
+import numpy as np
+from selfshot.data.video import VideoError
+
+def decode(path, *, num_frames, height, width, start_s, end_s):
+    print("noise on standard output")
+    if path == "hang":
+        time.sleep(600)
+    if path == "hang_holding_the_gil":
+        ctypes.PyDLL(None).sleep(600)
+    if path == "exit":
+        os._exit(3)
+    if path == "crash":
+        print("about to crash", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if path == "refuse":
+        raise VideoError("a reason with an é")
+    if path == "bug":
+        raise IndexError("out of range")
+    if path == "wrong_shape":
+        return np.zeros((1, 2, 3), np.uint8)
+    return np.full((num_frames, height, width, 3), int(path), np.uint8)
+"""
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds in which frame i is grey of value 10·i."""
+    path = tmp_path_factory.mktemp("video") / "grey.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(FRAMES):
+            image = np.full((HEIGHT, WIDTH, 3), 10 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedDecoder]:
+    (tmp_path / "fake_decoder.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with GuardedDecoder(
+        num_frames=2, height=3, width=5, time_limit_s=1.0, decode="fake_decoder:decode"
+    ) as decoder:
+        yield decoder
+
+
+def _which(frames: np.ndarray) -> list[int]:
+    return (frames.reshape(len(frames), -1).mean(1) / 10).round().astype(int).tolist()
+
+
+def test_the_middles_of_equal_parts(video: Path) -> None:
+    frames = sample_frames(video, num_frames=5, height=24, width=32)
+    assert frames.shape == (5, 24, 32, 3) and frames.dtype == np.uint8
+    assert _which(frames) == [2, 6, 10, 14, 18]
+
+
+def test_a_part_of_a_video(video: Path) -> None:
+    frames = sample_frames(video, num_frames=2, height=24, width=32, start_s=1.0, end_s=1.4)
+    assert _which(frames) == [11, 13]
+    rest = sample_frames(video, num_frames=1, height=24, width=32, start_s=1.5, end_s=60.0)
+    assert _which(rest) == [17]
+
+
+def test_more_frames_than_the_video_has(video: Path) -> None:
+    frames = sample_frames(video, num_frames=4, height=24, width=32, end_s=0.2)
+    assert _which(frames) == [0, 0, 1, 1]
+
+
+def test_facts(video: Path) -> None:
+    facts = probe(video)
+    assert (facts.num_frames, facts.height, facts.width) == (FRAMES, HEIGHT, WIDTH)
+    assert facts.fps == pytest.approx(FPS)
+
+
+def test_a_part_without_frames(video: Path) -> None:
+    with pytest.raises(VideoError, match=r"no frame between 5.0 s and 6.0 s; it has 2.00 s"):
+        sample_frames(video, num_frames=1, height=24, width=32, start_s=5.0, end_s=6.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_frames": 0}, {"height": 0}, {"start_s": 2.0, "end_s": 1.0}]
+)
+def test_numbers_that_make_no_sense(video: Path, wrong: dict[str, float]) -> None:
+    good = {"num_frames": 2, "height": 24, "width": 32}
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        sample_frames(video, **(good | wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), (b"", "empty"), (b"no video at all", "cannot be opened")],
+)
+def test_what_is_no_video(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(VideoError, match=reason) as caught:
+        sample_frames(path, num_frames=2, height=24, width=32)
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (copied.reason, copied.path) == (caught.value.reason, str(path))
+
+
+def test_odd_videos_give_frames_or_a_reason(shared: Path) -> None:
+    folder = shared / "data" / "odd_videos"
+    if not folder.is_dir():
+        pytest.skip(f"no odd videos at {folder}")
+    paths = sorted(folder.iterdir())
+    with GuardedDecoder(num_frames=8, height=64, width=64, time_limit_s=20) as decoder:
+        started = time.monotonic()
+        answers = dict(zip([p.name for p in paths], decoder.decode_many(paths), strict=True))
+        assert time.monotonic() - started < 20 * len(paths)
+    for answer in answers.values():
+        if isinstance(answer, VideoError):
+            assert answer.reason and "\n" not in answer.reason
+        else:
+            assert answer.shape == (8, 64, 64, 3) and answer.std() > 0
+    for name in ("empty.mp4", "not_a_video.mp4", "truncated.mp4"):
+        assert isinstance(answers[name], VideoError), name
+    for name in ("KAY_VID2.AVI", "Taï cam61.avi", "three_frames.mp4", "pancake.mkv"):
+        assert isinstance(answers[name], np.ndarray), name
+
+
+def test_the_guard_gives_the_same_frames(video: Path) -> None:
+    whole = sample_frames(video, num_frames=5, height=24, width=32)
+    part = sample_frames(video, num_frames=5, height=24, width=32, start_s=0.5, end_s=1.5)
+    with GuardedDecoder(num_frames=5, height=24, width=32) as decoder:
+        np.testing.assert_array_equal(decoder.decode(video), whole)
+        np.testing.assert_array_equal(decoder.decode(Clip(str(video), 0.5, 1.5)), part)
+        assert decoder.restarts == 0
+
+
+def _told(answer: np.ndarray | VideoError) -> int | str:
+    return answer.reason if isinstance(answer, VideoError) else int(answer.flat[0])
+
+
+def test_a_bad_clip_costs_that_clip(fake: GuardedDecoder) -> None:
+    clips = ["1", "exit", "2", "hang", "3", "refuse", "bug", "crash", "4", "exit"]
+    assert [_told(answer) for answer in fake.decode_many(clips)] == [
+        1,
+        "the decoder's process died (exit code 3: noise on standard output)",
+        2,
+        "the decoder did not finish within 1 s",
+        3,
+        "a reason with an é",
+        "IndexError: out of range",
+        "the decoder's process died (SIGSEGV: about to crash)",
+        4,
+        "the decoder's process died (exit code 3: noise on standard output)",
+    ]
+    assert fake.restarts == 4
+    assert _told(fake.decode("5")) == 5
+
+
+def test_frames_of_another_shape_are_no_answer(fake: GuardedDecoder) -> None:
+    with pytest.raises(VideoError, match="makes no sense"):
+        fake.decode("wrong_shape")
+    assert _told(fake.decode("6")) == 6
+
+
+def test_answers_that_nobody_takes_do_not_come_later(fake: GuardedDecoder) -> None:
+    answers = fake.decode_many(["1", "2", "3"])
+    assert _told(next(answers)) == 1
+    answers.close()  # type: ignore[attr-defined]
+    assert _told(fake.decode("9")) == 9
+
+
+def test_no_clips(fake: GuardedDecoder) -> None:
+    assert list(fake.decode_many([])) == []
+
+
+def test_a_decoder_that_cannot_be_imported_is_no_clips_fault() -> None:
+    with (
+        GuardedDecoder(num_frames=1, height=2, width=3, decode="no_such_module:x") as decoder,
+        pytest.raises(RuntimeError, match=r"does not start: exit code 1: .*no_such_module"),
+    ):
+        decoder.decode("clip.mp4")
+
+
+def test_the_child_is_light() -> None:
+    code = "import sys, selfshot.data.guard as g; print({'torch', 'decord'} & set(sys.modules))"
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("clip", ["1", "hang_holding_the_gil"])
+def test_the_child_dies_with_its_parent(tmp_path: Path, clip: str) -> None:
+    (tmp_path / "fake_decoder.py").write_text(FAKE)
+    code = (
+        "import sys, threading, time\n"
+        "from selfshot.data.guard import GuardedDecoder\n"
+        "d = GuardedDecoder(num_frames=1, height=2, width=3, time_limit_s=1.0,\n"
+        "                   decode='fake_decoder:decode')\n"
+        "d.decode('1')\n"
+        "print(d._child.pid, flush=True)\n"
+        f"d.decode({clip!r})\n"
+        "time.sleep(600)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.3)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 15
+    while _is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _is_running(child)
+
+
+def _is_running(pid: int) -> bool:
+    """Not gone, and not a zombie that waits for whoever inherited it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_images(tmp_path: Path) -> None:
+    paths = []
+    for index in range(3):
+        path = tmp_path / f"{index}.jpg"
+        Image.new("RGB", (64, 48), (40 * index, 0, 200)).save(path, quality=95)
+        paths.append(path)
+    frames = read_frames(paths, 11, 13)
+    assert frames.shape == (3, 11, 13, 3) and frames.dtype == np.uint8
+    np.testing.assert_allclose(frames[:, 5, 5, 0], [0, 40, 80], atol=3)
+    np.testing.assert_allclose(frames[:, 5, 5, 2], 200, atol=3)
+
+
+def test_images_of_other_modes(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    Image.new("L", (5, 7), 90).save(path)
+    assert (read_frames([path], 7, 5) == 90).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no such image"), (b"", "cannot be read"), (b"text", "cannot be read")],
+)
+def test_what_is_no_image(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "frame.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(VideoError, match=reason):
+        read_frames([path], 3, 5)
+
+
+def test_an_image_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "frame.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(VideoError, match="cannot be read"):
+        read_frames([path], 64, 64)

@@ -1,0 +1,266 @@
+"""Video AP against the YouTube-VIS evaluator's own figures, and against plain loops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from selfshot.data.ytvis import (
+    Annotations,
+    Prediction,
+    Track,
+    Video,
+    load_annotations,
+    load_results,
+)
+from selfshot.evaluation.video_ap import episode_scores, evaluate_tracks, track_iou
+from selfshot.ops.masks import Rle, encode_rle
+
+CASES = ["plain", "absent", "crowd", "large", "one_frame", "many_ties"]
+HEIGHT, WIDTH = 11, 13
+
+
+@pytest.fixture
+def reference(shared: Path) -> Path:
+    folder = shared / "reference" / "ytvis_eval"
+    if not folder.is_dir():
+        pytest.skip(f"no reference figures at {folder}")
+    return folder
+
+
+def _load(folder: Path, name: str) -> tuple[Annotations, list[Prediction]]:
+    ground_truth = load_annotations(folder / f"{name}.ground_truth.json")
+    return ground_truth, load_results(folder / f"{name}.results.json", ground_truth)
+
+
+@pytest.mark.parametrize("mode", ["class_aware", "class_agnostic"])
+@pytest.mark.parametrize("name", CASES)
+def test_is_the_youtube_vis_evaluator(reference: Path, name: str, mode: str) -> None:
+    expected = json.loads((reference / "expected.json").read_text())[name][mode]
+    ground_truth, predictions = _load(reference, name)
+    ours = evaluate_tracks(ground_truth, predictions, class_agnostic=mode == "class_agnostic")
+    assert set(ours) == set(expected)
+    for key, value in expected.items():
+        if key == "AP50_per_category":
+            value = {int(category): figure for category, figure in value.items()}
+        assert ours[key] == pytest.approx(value, abs=1e-9), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_episode_scores_are_both_means(reference: Path, name: str) -> None:
+    ground_truth, predictions = _load(reference, name)
+    scores = episode_scores(ground_truth, predictions)
+    aware = evaluate_tracks(ground_truth, predictions)
+    agnostic = evaluate_tracks(ground_truth, predictions, class_agnostic=True)
+    names = {"AP50", "AP", "AP75", "AR1", "AR10"}
+    assert set(scores) == names | {"pooled"}
+    assert {key: scores[key] for key in names} == {key: aware[key] for key in names}
+    assert scores["pooled"] == {key: agnostic[key] for key in names}
+
+
+def _rectangle(x: int, y: int, width: int, height: int) -> Rle:
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return encode_rle(mask)
+
+
+def _scene(
+    tracks: list[tuple[int, list[Rle | None], bool]], *, frames: int, videos: int = 1
+) -> Annotations:
+    """One class `1`, and a class `2` that no track has unless it is said."""
+    return Annotations(
+        videos={v: Video(v, WIDTH, HEIGHT, frames, ()) for v in range(1, videos + 1)},
+        categories={1: "swan", 2: "bear"},
+        tracks=tuple(
+            Track(
+                id=index,
+                video_id=video,
+                category_id=1,
+                segmentations=tuple(rles),
+                boxes=(None,) * frames,
+                areas=tuple(None if rle is None else float(coco_mask.area(rle)) for rle in rles),
+                iscrowd=crowd,
+            )
+            for index, (video, rles, crowd) in enumerate(tracks)
+        ),
+    )
+
+
+def _tracks_at_random(rng: np.random.Generator, count: int, frames: int) -> list[list[Rle | None]]:
+    return [
+        [
+            None if rng.random() < 0.3 else encode_rle(rng.random((HEIGHT, WIDTH)) > rng.random())
+            for _ in range(frames)
+        ]
+        for _ in range(count)
+    ]
+
+
+def test_track_iou_as_a_loop_over_merge_and_area() -> None:
+    rng = np.random.default_rng(0)
+    predicted, annotated = _tracks_at_random(rng, 5, 7), _tracks_at_random(rng, 3, 7)
+    ours = track_iou(predicted, annotated)
+    for i, j in np.ndindex(5, 3):
+        inter = union = 0.0
+        for mask, other in zip(predicted[i], annotated[j], strict=True):
+            both = [one for one in (mask, other) if one]
+            if len(both) == 2:
+                inter += float(coco_mask.area(coco_mask.merge(both, intersect=True)))
+            if both:
+                union += float(coco_mask.area(coco_mask.merge(both)))
+        assert ours[i, j] == (inter / union if union else 0.0)
+
+
+@pytest.mark.parametrize("at_least", [0.1, 0.3, 0.5])
+def test_track_iou_that_cannot_matter_is_not_computed(at_least: float) -> None:
+    rng = np.random.default_rng(1)
+    predicted, annotated = _tracks_at_random(rng, 11, 3), _tracks_at_random(rng, 7, 3)
+    exact = track_iou(predicted, annotated)
+    quick = track_iou(predicted, annotated, at_least=at_least)
+    assert ((exact >= at_least) == (quick >= at_least)).all()
+    np.testing.assert_array_equal(quick[quick > 0], exact[quick > 0])
+    assert (quick[exact > 0] == 0).any()
+
+
+def test_track_iou_without_a_pixel_or_a_track() -> None:
+    nothing = encode_rle(np.zeros((HEIGHT, WIDTH), dtype=bool))
+    assert track_iou([[None, nothing]], [[None, None], [nothing, None]]).tolist() == [[0.0, 0.0]]
+    assert track_iou([], [[None]]).shape == (0, 1)
+    assert track_iou([[None]], []).shape == (1, 0)
+
+
+def test_perfect_tracks_score_1() -> None:
+    rles = [_rectangle(1, 2, 5, 3), None, _rectangle(3, 2, 5, 3)]
+    ground_truth = _scene([(1, rles, False), (2, rles[::-1], False)], frames=3, videos=2)
+    predictions = [Prediction(t.video_id, 1, 0.5, t.segmentations) for t in ground_truth.tracks]
+    figures = evaluate_tracks(ground_truth, predictions)
+    assert figures["AP"] == figures["AP50"] == figures["AR1"] == pytest.approx(1.0)
+    assert figures["AP50_per_category"] == {1: pytest.approx(1.0), 2: -1.0}
+    assert figures["APl"] == figures["APm"] == -1.0
+
+
+def test_no_prediction_is_0_and_no_ground_truth_is_minus_1() -> None:
+    rles: list[Rle | None] = [_rectangle(1, 2, 5, 3)]
+    figures = evaluate_tracks(_scene([(1, rles, False)], frames=1), [])
+    assert figures["AP"] == figures["AR100"] == 0.0
+    empty = evaluate_tracks(_scene([], frames=1), [Prediction(1, 1, 0.5, tuple(rles))])
+    assert set(empty["AP50_per_category"].values()) == {-1.0}
+    assert {value for key, value in empty.items() if key != "AP50_per_category"} == {-1.0}
+
+
+def test_a_crowd_is_neither_right_nor_wrong() -> None:
+    target, crowd = _rectangle(0, 0, 5, 5), _rectangle(6, 6, 5, 5)
+    ground_truth = _scene([(1, [crowd], True), (1, [target], False)], frames=1)
+    predictions = [
+        Prediction(1, 1, 0.9, (crowd,)),
+        Prediction(1, 1, 0.8, (crowd,)),
+        Prediction(1, 1, 0.7, (target,)),
+    ]
+    assert evaluate_tracks(ground_truth, predictions)["AP"] == pytest.approx(1.0)
+
+
+def test_a_second_prediction_of_a_track_is_wrong() -> None:
+    target, other = _rectangle(0, 0, 5, 5), _rectangle(6, 6, 5, 5)
+    ground_truth = _scene([(1, [target], False), (1, [other], False)], frames=1)
+    twice = [Prediction(1, 1, 0.9, (target,)), Prediction(1, 1, 0.8, (target,))]
+    figures = evaluate_tracks(ground_truth, twice)
+    assert figures["AP50"] == pytest.approx(51 / 101)
+    assert figures["AR100"] == 0.5
+
+
+# The published procedure, in plain loops, for random scenes.
+
+
+def _ap_in_loops(ground_truth: Annotations, predictions: list[Prediction], iou: float) -> float:
+    """AP of category 1 over all areas: greedy by score, then 101 recall points."""
+    ranked: list[tuple[float, bool, bool]] = []
+    total = sum(not track.iscrowd for track in ground_truth.tracks)
+    for video in sorted(ground_truth.videos):
+        tracks = sorted(ground_truth.tracks_of(video), key=lambda track: track.iscrowd)
+        mine = sorted((p for p in predictions if p.video_id == video), key=lambda p: -p.score)
+        taken: set[int] = set()
+        overlaps = track_iou(
+            [p.segmentations for p in mine], [track.segmentations for track in tracks]
+        )
+        for i, prediction in enumerate(mine):
+            best, chosen = min(iou, 1 - 1e-10), None
+            for j, track in enumerate(tracks):
+                if j in taken and not track.iscrowd:
+                    continue
+                if chosen is not None and not tracks[chosen].iscrowd and track.iscrowd:
+                    break
+                if overlaps[i, j] >= best:
+                    best, chosen = overlaps[i, j], j
+            if chosen is not None:
+                taken.add(chosen)
+            ignored = chosen is not None and tracks[chosen].iscrowd
+            ranked.append((prediction.score, chosen is not None, ignored))
+    ranked.sort(key=lambda one: -one[0])
+    right = wrong = 0
+    curve: list[tuple[float, float]] = []
+    for _, hit, ignored in ranked:
+        right += hit and not ignored
+        wrong += not hit and not ignored
+        curve.append((right / total, right / max(right + wrong, 1)))
+    points = [
+        max((p for r, p in curve if r >= point), default=0.0)
+        for point in np.linspace(0, 1, 101).tolist()
+    ]
+    return float(np.mean(points))
+
+
+@pytest.mark.parametrize("seed", range(7))
+def test_as_plain_loops_on_random_scenes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frames, videos = 3, 5
+
+    def moving() -> list[Rle | None]:
+        x, y = int(rng.integers(0, 7)), int(rng.integers(0, 5))
+        return [
+            None if rng.random() < 0.2 else _rectangle(x + int(rng.integers(0, 2)), y, 5, 5)
+            for _ in range(frames)
+        ]
+
+    tracks = [
+        (int(rng.integers(1, videos + 1)), moving(), bool(rng.random() < 0.2)) for _ in range(11)
+    ]
+    tracks[0] = (1, moving(), False)
+    ground_truth = _scene(tracks, frames=frames, videos=videos)
+    predictions = [
+        Prediction(video, 1, float(rng.integers(0, 5)) / 5, tuple(rles if keep else moving()))
+        for video, rles, _ in tracks
+        for keep in (True, False, rng.random() < 0.5)
+    ]
+    figures = evaluate_tracks(ground_truth, predictions)
+    assert figures["AP50"] == pytest.approx(_ap_in_loops(ground_truth, predictions, 0.5))
+    assert figures["AP75"] == pytest.approx(_ap_in_loops(ground_truth, predictions, 0.75))
+
+
+def test_the_order_of_videos_and_untied_predictions_means_nothing() -> None:
+    rng = np.random.default_rng(5)
+    tracks = [(video, rles, False) for video in (1, 2, 3) for rles in _tracks_at_random(rng, 2, 5)]
+    ground_truth = _scene(tracks, frames=5, videos=3)
+    scores = rng.permutation(len(tracks)) / 7
+    predictions = [
+        Prediction(video, 1, float(score), tuple(rles))
+        for (video, rles, _), score in zip(tracks, scores, strict=True)
+    ]
+    before = evaluate_tracks(ground_truth, predictions)
+    turned = Annotations(
+        dict(reversed(ground_truth.videos.items())),
+        dict(reversed(ground_truth.categories.items())),
+        ground_truth.tracks[::-1],
+    )
+    after: dict[str, Any] = evaluate_tracks(turned, predictions[::-1])
+    assert after == before
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_tracks, episode_scores])
+def test_no_video_at_all(evaluate: Callable[..., dict[str, Any]]) -> None:
+    assert evaluate(Annotations({}, {1: "swan"}, ()), [])["AP50"] == -1.0

@@ -1,0 +1,325 @@
+"""The command line: what it calls, and one message with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from selfshot import __version__, cli
+from selfshot.config.errors import UserError
+from selfshot.config.schema import Experiment
+
+FOLDER = (
+    "benchmark: {kind: folder, annotations: none.json, frames: none, corpus: none, "
+    "val_classes: [a], test_classes: [b]}"
+)
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a command line in a folder that holds `good.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ABSENT", raising=False)
+    Path("good.yaml").write_text("name: good\n")
+
+    def run(*words: str) -> Answer:
+        code = cli.main(words)
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@dataclass
+class Plan:
+    stage: str
+    status: str
+    key: str = "0123456789abcdef"
+    path: Path = Path("runs/store/x")
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stands in for `selfshot.studies.run`, noting what it is asked."""
+    module = ModuleType("selfshot.studies.run")
+    module.calls = []  # type: ignore[attr-defined]
+    module.status = "to do"  # type: ignore[attr-defined]
+    module.problems = []  # type: ignore[attr-defined]
+
+    def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path:
+        module.calls.append((experiment.name, until))
+        return Path("runs/good/report")
+
+    module.run_experiment = run_experiment  # type: ignore[attr-defined]
+    module.plan_experiment = lambda e: [Plan("benchmark", module.status), Plan("vis", "to do")]  # type: ignore
+    module.report_experiment = lambda e: Path("runs/good/report")  # type: ignore[attr-defined]
+    module.verify_experiment = lambda e: module.problems  # type: ignore[attr-defined]
+    parent = ModuleType("selfshot.studies")
+    parent.run = module  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "selfshot.studies", parent)
+    monkeypatch.setitem(sys.modules, "selfshot.studies.run", module)
+    return module
+
+
+WRONG_LINES: list[tuple[list[str], list[str]]] = [
+    ([], ["Missing command", "validate", "--help"]),
+    (["rnu", "good.yaml"], ["'rnu'", "Did you mean 'run'?"]),
+    (["run"], ["EXPERIMENT.yaml", "selfshot run --help"]),
+    (["run", "good.yaml", "extra"], ["extra"]),
+    (["run", "good.yaml", "--sett", "seed=1"], ["--sett", "--set"]),
+    (["run", "good.yaml", "--set"], ["--set", "argument"]),
+    (["run", "good.yaml", "--dry-run=3"], ["--dry-run", "value"]),
+    (["run", "god.yaml"], ["god.yaml", "did you mean good.yaml?"]),
+    (["run", "nowhere/good.yaml"], ["no folder nowhere"]),
+    (["run", "."], ["a folder", "good.yaml"]),
+    (["--verbose"], ["--verbose", "--version"]),
+    (["train"], ["Missing command", "backbone, encoder, vis"]),
+    (["train", "encodr", "good.yaml"], ["'encodr'", "'encoder'"]),
+    (["train", "good.yaml"], ["good.yaml", "selfshot train --help"]),
+    (["benchmark"], ["Missing command", "build"]),
+    (["benchmark", "build"], ["EXPERIMENT.yaml"]),
+    (["embed", "--set", "seed=1"], ["EXPERIMENT.yaml"]),
+    (["schema", "good.yaml"], ["good.yaml"]),
+    (["evaluate"], ["EXPERIMENT.yaml", "--ground-truth", "--results"]),
+    (["evaluate", "--results", "r.json"], ["--ground-truth is missing"]),
+    (["evaluate", "--ground-truth", "g.json"], ["--results is missing"]),
+    (["evaluate", "good.yaml", "--class-agnostic"], ["exclude each other"]),
+    (
+        ["evaluate", "--ground-truth", "g.json", "--results", "good.yaml"],
+        ["--ground-truth: g.json"],
+    ),
+    (["evaluate", "--ground-truth", "good.yaml", "--results", "."], ["--results: . is no file"]),
+    (
+        ["evaluate", "--ground-truth", "good.yaml", "--results", "good.yaml", "--json", "no/o"],
+        ["--json: no/o"],
+    ),
+    (
+        ["evaluate", "--ground-truth", "good.yaml", "--results", "good.yaml", "--resume"],
+        ["--resume"],
+    ),
+    (["validate", "good.yaml", "--set", "seed"], ["--set seed", "no '='"]),
+    (["validate", "good.yaml", "--set", "vis.dim=abc"], ["vis.dim: 'abc'", "an integer", "--set"]),
+    (["validate", "good.yaml", "--set", "vis.dmi=72"], ["vis.dmi", "did you mean dim?", "--set"]),
+    (["validate", "good.yaml", "--set", "evaluation.seeds=[1"], ["YAML", "--set evaluation.seeds"]),
+    (["validate", "good.yaml", "--set", "output=good.yaml/x"], ["output: good.yaml is a file"]),
+    (["validate", "good.yaml", "--set", "output=$ABSENT/x"], ["output", "ABSENT", "not set"]),
+]
+
+WRONG_FILES: list[tuple[str, list[str]]] = [
+    ("", ["empty", "name"]),
+    ("name: a\nseed: -1", ["seed: -1 is not allowed (an integer ≥ 0", "wrong.yaml, line 2"]),
+    ("name: a\nvis:\n  optimizer: {}", ["vis.optimizer", "did you mean optimiser?", "line 3"]),
+    ("name: a\nbenchmark: {kind: spritez}", ["benchmark.kind", "'sprites'", "line 2"]),
+    ("name: a\nname: b", ["name: given twice", "line 2"]),
+    ("name: [a", ["not valid YAML", "line 1"]),
+    ("name: a\n\tseed: 1", ["tabs", "line 2"]),
+    ("name: ../a", ["name: '../a'", "line 1"]),
+    ("- a", ["keys and values"]),
+    ("name: a\n---\nname: b", ["second document"]),
+    ("name: !!python/object:os.system {}", ["tag", "line 1"]),
+    ("name: a\nsupports: {shots: [0]}", ["supports.shots[0]: 0", "an integer ≥ 1"]),
+    ("name: a\nvis: {dim: 71}\nbackbone: {dim: 71}", ["vis.dim: 71", "multiple", "line 2"]),
+    ("name: a\nencoder: {trunk: resnet}", ["encoder.trunk: 'resnet'", "efficientnet_lite0"]),
+    ("name: a\n" + FOLDER, ["benchmark.annotations: none.json", "benchmark.corpus", "does not ex"]),
+    ("name: a\nbenchmark: {kind: folder}", ["benchmark.annotations: missing", "line 2"]),
+]
+
+
+def assert_refused(answer: Answer, parts: list[str]) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("error:") == 1
+    assert "Traceback" not in answer.err
+    for part in parts:
+        assert part in answer.err
+
+
+@pytest.mark.parametrize(("words", "parts"), WRONG_LINES, ids=lambda x: " ".join(x) or "nothing")
+def test_a_wrong_command_line(say, words: list[str], parts: list[str]) -> None:
+    assert_refused(say(*words), parts)
+
+
+@pytest.mark.parametrize("command", ["validate", "run", "train vis"])
+@pytest.mark.parametrize(("text", "parts"), WRONG_FILES)
+def test_a_wrong_file(say, study, command: str, text: str, parts: list[str]) -> None:
+    Path("wrong.yaml").write_text(text)
+    assert_refused(say(*command.split(), "wrong.yaml"), parts)
+    assert study.calls == []
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["validate", "absent.yaml"], ["absent.yaml: no such file"]),
+        (["rnu"], ["No such command 'rnu'"]),
+        (["validate", "good.yaml", "--set", "sead=1"], ["did you mean seed?"]),
+    ],
+)
+def test_the_installed_program_refuses_alike(
+    tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
+    (tmp_path / "good.yaml").write_text("name: good\n")
+    assert_refused(_program(tmp_path, *words), parts)
+
+
+def _program(folder: Path, *words: str) -> Answer:
+    done = subprocess.run(
+        [sys.executable, "-m", "selfshot.cli", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def test_validate_is_quick(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("name: good\n")
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        answer = _program(tmp_path, "validate", "good.yaml")
+        times.append(time.monotonic() - start)
+        assert (answer.code, answer.err) == (0, "")
+        assert "good.yaml: valid" in answer.out
+    assert min(times) < 1.0
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "selfshot.cli", "schema"],
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert program.stdout and program.stderr
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait(60) == 1
+    program.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "until"),
+    [
+        ("run", None),
+        ("benchmark build", "benchmark"),
+        ("train backbone", "backbone"),
+        ("train encoder", "encoder"),
+        ("embed", "embeddings"),
+        ("index", "index"),
+        ("train vis", "vis"),
+        ("evaluate", "evaluation"),
+    ],
+)
+def test_a_stage_command_runs_up_to_its_stage(say, study, words: str, until: str | None) -> None:
+    answer = say(*words.split(), "good.yaml", "--set", "name=other")
+    assert (answer.code, answer.err) == (0, "")
+    assert study.calls == [("other", until)]
+    assert "runs/good/report" in answer.out
+
+
+def test_a_dry_run_shows_the_plan_and_runs_nothing(say, study) -> None:
+    study.status = "partial"
+    answer = say("run", "good.yaml", "--dry-run")
+    assert answer.code == 0
+    assert "benchmark" in answer.out and "partial" in answer.out and "to do" in answer.out
+    assert "0123456789abcdef" in answer.out
+    assert study.calls == []
+
+
+def test_resume_needs_something_to_resume(say, study) -> None:
+    assert_refused(say("run", "good.yaml", "--resume"), ["--resume", "good.yaml", "leave"])
+    study.status = "partial"
+    assert say("run", "good.yaml", "--resume").code == 0
+    assert study.calls == [("good", None)]
+
+
+def test_report_and_verify(say, study) -> None:
+    assert say("report", "good.yaml").out == "runs/good/report\n"
+    assert say("verify", "good.yaml").code == 0
+    study.problems = ["runs/store/vis/x/weights: changed"]
+    answer = say("verify", "good.yaml")
+    assert answer.code == 1
+    assert "changed" in answer.out
+
+
+def test_a_stop_is_no_traceback(say, study) -> None:
+    def stopped(experiment: Experiment, *, until: str | None = None) -> Path:
+        raise KeyboardInterrupt
+
+    study.run_experiment = stopped
+    answer = say("run", "good.yaml")
+    assert answer.code == 130
+    assert answer.err.strip() == "stopped; run the same command to go on"
+
+
+def test_a_mistake_found_by_a_worker_is_shown_without_its_traceback(say, study) -> None:
+    class WrappedError(UserError):
+        cause = UserError("video 3: no frames")
+
+    def failed(experiment: Experiment, *, until: str | None = None) -> Path:
+        raise WrappedError("Traceback of a remote worker")
+
+    study.run_experiment = failed
+    assert_refused(say("run", "good.yaml"), ["error: video 3: no frames\n"])
+
+
+def test_a_bug_keeps_its_traceback(say, study) -> None:
+    def failed(experiment: Experiment, *, until: str | None = None) -> Path:
+        raise ZeroDivisionError
+
+    study.run_experiment = failed
+    with pytest.raises(ZeroDivisionError):
+        say("run", "good.yaml")
+
+
+def test_version_schema_and_help(say) -> None:
+    assert say("--version").out == f"selfshot {__version__}\n"
+    assert json.loads(say("schema").out)["properties"]["name"]["maxLength"] == 80
+    answer = say("train", "--help")
+    assert answer.code == 0
+    assert "encoder" in answer.out
+
+
+def test_evaluate_scores_files(say, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    class Truth:
+        categories = {3: "cat"}
+
+    def evaluate_tracks(truth, predictions, *, class_agnostic):
+        seen["class_agnostic"] = class_agnostic
+        return {"AP": 0.25, "APs": -1.0, "AP50_per_category": {3: 0.5}}
+
+    ytvis = ModuleType("selfshot.data.ytvis")
+    ytvis.load_annotations = lambda path: Truth()  # type: ignore[attr-defined]
+    ytvis.load_results = lambda path, truth: []  # type: ignore[attr-defined]
+    video_ap = ModuleType("selfshot.evaluation.video_ap")
+    video_ap.evaluate_tracks = evaluate_tracks  # type: ignore[attr-defined]
+    for module in (ytvis, video_ap):
+        parent = module.__name__.rpartition(".")[0]
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    files = ["--ground-truth", "good.yaml", "--results", "good.yaml"]
+    answer = say("evaluate", *files, "--class-agnostic", "--json", "out.json")
+    assert (answer.code, answer.err) == (0, "")
+    assert "25.0" in answer.out and "–" in answer.out and "AP50 cat" in answer.out
+    assert seen == {"class_agnostic": True}
+    assert json.loads(Path("out.json").read_text())["AP"] == 0.25
