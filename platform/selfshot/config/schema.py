@@ -100,9 +100,7 @@ class Optimiser(Section):
     @model_validator(mode="after")
     def _warmup_within_steps(self) -> Optimiser:
         if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"warmup_steps: {self.warmup_steps} is not below steps: {self.steps}"
-            )
+            raise ValueError(f"warmup_steps: {self.warmup_steps} is not below steps: {self.steps}")
         return self
 
 

@@ -37,7 +37,13 @@ class ClipReader:
     """
 
     def __init__(
-        self, annotations: Annotations, frames_root: Path, *, num_frames: int, height: int, width: int
+        self,
+        annotations: Annotations,
+        frames_root: Path,
+        *,
+        num_frames: int,
+        height: int,
+        width: int,
     ) -> None:
         self.annotations = annotations
         self.frames_root = frames_root

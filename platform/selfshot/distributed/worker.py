@@ -135,7 +135,7 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
                     history.write(json.dumps(point) + "\n")
                     history.flush()
             if done % config["checkpoint_every"] == 0 or done == steps:
-                _checkpoint(engine, meter, done)
+                _checkpoint(engine, meter, done, scratch)
     with _whole_weights(task.module, config["zero_stage"], change=False):
         if rank == 0:
             _export(task, work_dir)
@@ -196,10 +196,11 @@ def _restore(engine: Any, meter: Any) -> int:
     return int(state["steps_done"])
 
 
-def _checkpoint(engine: Any, meter: Any, done: int) -> None:
+def _checkpoint(engine: Any, meter: Any, done: int, scratch: Path) -> None:
     import ray.train
 
-    with tempfile.TemporaryDirectory(prefix="selfshot-checkpoint-") as folder:
+    # In scratch, so that a kill leaves nothing behind that is not removed with it.
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
         client_state = {"steps_done": done, "meter": meter.state()}
         engine.save_checkpoint(folder, tag="state", client_state=client_state)
         checkpoint = ray.train.Checkpoint.from_directory(folder)

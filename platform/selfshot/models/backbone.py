@@ -10,7 +10,7 @@ from torch.nn import functional
 PIXEL_MEAN, PIXEL_STD = 127.0, 64.0
 
 
-def normalise_frames(frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "..."]:
+def normalise_frames(frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, ...]:
     """Pixels uint8 (…, H, W, 3) to float32 (…, 3, H, W) of about unit deviation."""
     return (frames.movedim(-1, -3).float() - PIXEL_MEAN) / PIXEL_STD
 
@@ -89,3 +89,12 @@ class SmallBackbone(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         fine = self.stage4(self.stem(images))
         return self.project(self.stage8(fine)), fine
+
+
+class PretrainedBackbone(nn.Module):
+    """The pretrained backbone and the head that tells how much of a token is foreground."""
+
+    def __init__(self, backbone: SmallBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.foreground = nn.Linear(backbone.dim, 1)

@@ -97,8 +97,6 @@ class SpatioTemporalDecoder(nn.Module):
         instances = instance_positions.new_zeros(len(memory), *instance_positions.shape[1:])
         outputs = []
         for layer in self.layers:
-            instances = layer(
-                instances, instance_positions, memory, memory_positions, padding_mask
-            )
+            instances = layer(instances, instance_positions, memory, memory_positions, padding_mask)
             outputs.append(instances)
         return outputs

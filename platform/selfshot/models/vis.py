@@ -77,7 +77,11 @@ class SelfShotVIS(nn.Module):
         self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
         self.foreground_head = nn.Linear(dim, 2)
         self.box_head = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, 4)
+            nn.Linear(dim, dim),
+            nn.ReLU(True),
+            nn.Linear(dim, dim),
+            nn.ReLU(True),
+            nn.Linear(dim, 4),
         )
         self.common_head = nn.Linear(dim, 1)
         self.segmenter = InstanceSegmenter(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +14,7 @@ from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import load_annotations
 from selfshot.models.backbone import SmallBackbone, normalise_frames
+from selfshot.models.weights import save_weights
 
 TOKEN_STRIDE = 8
 MIN_CELL_COVER = 0.05
@@ -92,7 +91,11 @@ class BackboneTask:
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
         torch.manual_seed(seed)
-        self.seed, self.learning_rate, self.classes_per_batch = seed, learning_rate, classes_per_batch
+        self.seed, self.learning_rate, self.classes_per_batch = (
+            seed,
+            learning_rate,
+            classes_per_batch,
+        )
         self.settings = {"width": width, "dim": dim}
         annotations = load_annotations(folder / "annotations.json")
         seen = set(manifest.classes["train"])
@@ -102,9 +105,7 @@ class BackboneTask:
                 sorted(i for i, name in annotations.categories.items() if name in seen)
             )
         }
-        self.module = BackbonePretraining(
-            SmallBackbone(width, dim), len(self.labels), temperature
-        )
+        self.module = BackbonePretraining(SmallBackbone(width, dim), len(self.labels), temperature)
         self.reader = ClipReader(
             annotations,
             (folder / manifest.frames_root).resolve(),
@@ -120,9 +121,7 @@ class BackboneTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group."""
-        return [
-            {"name": "all", "params": list(self.module.parameters()), "lr": self.learning_rate}
-        ]
+        return [{"name": "all", "params": list(self.module.parameters()), "lr": self.learning_rate}]
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Frames of `classes_per_batch` / `world_size` classes, two videos of each."""
@@ -159,28 +158,6 @@ class BackboneTask:
 
     def export(self, folder: Path) -> None:
         """Write `backbone.safetensors` and `backbone.json`."""
-        state = {
-            name: value.contiguous()
-            for name, value in self.module.state_dict().items()
-            if name != "prototypes"
-        }
-        save_file(state, folder / "backbone.safetensors")
-        (folder / "backbone.json").write_text(json.dumps(self.settings))
-
-
-class PretrainedBackbone(nn.Module):
-    """The pretrained backbone and its foreground head."""
-
-    def __init__(self, backbone: SmallBackbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.foreground = nn.Linear(backbone.dim, 1)
-
-
-def load_backbone(folder: Path) -> PretrainedBackbone:
-    """Read what `BackboneTask.export` wrote, in evaluation mode with its norms frozen."""
-    settings = json.loads((folder / "backbone.json").read_text())
-    module = PretrainedBackbone(SmallBackbone(**settings))
-    module.load_state_dict(load_file(folder / "backbone.safetensors"))
-    module.backbone.freeze_norms = True
-    return module.eval()
+        state = self.module.state_dict()
+        del state["prototypes"]
+        save_weights(folder, "backbone", state, self.settings)

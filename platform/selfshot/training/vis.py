@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,10 +14,9 @@ from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.data.clips import ClipReader
 from selfshot.data.episodes import episode_batch
 from selfshot.data.ytvis import load_annotations
-from selfshot.models.backbone import SmallBackbone
 from selfshot.models.vis import SelfShotVIS
+from selfshot.models.weights import load_backbone, save_weights
 from selfshot.ops.set_loss import set_loss
-from selfshot.training.backbone import load_backbone
 
 
 class VisTraining(nn.Module):
@@ -47,9 +44,7 @@ class VisTraining(nn.Module):
             outputs["common_logits"], batch["common"]
         )
         loss = terms["total"] + self.weights["common"] * common
-        logged = {
-            name: value.detach() for name, value in terms.items() if name not in ("total",)
-        }
+        logged = {name: value.detach() for name, value in terms.items() if name not in ("total",)}
         return {"loss": loss, "common": common.detach(), **logged}
 
 
@@ -139,16 +134,4 @@ class VisTask:
 
     def export(self, folder: Path) -> None:
         """Write `vis.safetensors` and `vis.json`."""
-        state = self.module.model.state_dict()
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "vis.safetensors")
-        (folder / "vis.json").write_text(json.dumps(self.settings))
-
-
-def load_vis(folder: Path) -> SelfShotVIS:
-    """Read what `VisTask.export` wrote, in evaluation mode."""
-    settings = json.loads((folder / "vis.json").read_text())
-    backbone = SmallBackbone(**settings["backbone"])
-    backbone.freeze_norms = True
-    model = SelfShotVIS(backbone, **settings["model"])
-    model.load_state_dict(load_file(folder / "vis.safetensors"))
-    return model.eval()
+        save_weights(folder, "vis", self.module.model.state_dict(), self.settings)

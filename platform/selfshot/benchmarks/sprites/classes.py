@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 GLYPHS: dict[str, int] = {
-    "sun": 0x2600, "cloud": 0x2601, "umbrella": 0x2602, "snowman": 0x2603, 
+    "sun": 0x2600, "cloud": 0x2601, "umbrella": 0x2602, "snowman": 0x2603,
     "star": 0x2605, "telephone": 0x260E, "teacup": 0x2615, "shamrock": 0x2618,
     "pointing_hand": 0x261B, "raised_finger": 0x261D, "skull": 0x2620, "radiation": 0x2622,
     "biohazard": 0x2623, "winged_staff": 0x2624, "ankh": 0x2625, "peace": 0x262E,

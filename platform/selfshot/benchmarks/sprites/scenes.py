@@ -39,7 +39,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     """A still picture, float32 (height, width, 3) in [0, 1]."""
     kind = rng.integers(5)
     a, b, c = _palette(rng, 3)
-    y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j].astype(np.float32)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     if kind == 0:  # fog
         size = (height, width)
         mix = 0.6 * smooth_noise(rng, 4, size) + 0.4 * smooth_noise(rng, 11, size)
@@ -165,9 +165,7 @@ def shot(
     order = rng.permutation(len(objects))
     stack = [
         _layers(rng, name, side, path, height, width)
-        for (name, side), path in zip(
-            objects, _paths(rng, len(objects), num_frames), strict=True
-        )
+        for (name, side), path in zip(objects, _paths(rng, len(objects), num_frames), strict=True)
     ]
 
     frames = np.empty((num_frames, height, width, 3), np.float32)

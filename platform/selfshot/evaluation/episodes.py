@@ -1,0 +1,242 @@
+"""Running the VIS transformer over a fold of test episodes, once for each kind of support."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
+from selfshot.data.clips import ClipReader
+from selfshot.data.guard import Clip, GuardedDecoder
+from selfshot.data.ytvis import Annotations, Prediction, load_annotations, save_results
+from selfshot.evaluation.video_ap import episode_scores
+from selfshot.models.vis import SelfShotVIS, masks_at
+from selfshot.models.weights import load_vis
+from selfshot.ops.masks import encode_rle
+
+QUERIES_AT_ONCE = 4
+DECODE_LIMIT_S = 20.0
+SUPPORT_FREE = ("none", "no_fuser")
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """Name of a row of the table, as used for its files."""
+    return f"{row['supports']}_{row['shots']}+{row['extra']}"
+
+
+def folds(benchmark: Benchmark, side: str, count: int, most: int | None) -> list[list[tuple]]:
+    """Deal the queries of a side to `count` disjoint folds, class by class.
+
+    Every fold holds other videos, so the deviation over folds is that of new queries.
+
+    Args:
+        benchmark: whose queries.
+        side: `val` or `test`.
+        count: folds.
+        most: queries of a fold at most; none: all.
+    """
+    dealt: list[list[tuple]] = [[] for _ in range(count)]
+    rng = np.random.default_rng([benchmark.seed, 23])
+    by_class: dict[str, list[int]] = {}
+    for video, name in benchmark.queries[side]:
+        by_class.setdefault(name, []).append(video)
+    turn = 0
+    for name in sorted(by_class):
+        for video in rng.permutation(by_class[name]):
+            dealt[turn % count].append((int(video), name))
+            turn += 1
+    # Cut evenly over the classes, which stand in blocks.
+    return [
+        fold if most is None or len(fold) <= most
+        else [fold[i] for i in np.linspace(0, len(fold) - 1, most).round().astype(int)]
+        for fold in dealt
+    ]  # fmt: skip
+
+
+class SupportReader:
+    """Frames of supports, from the corpus by clip id or from annotated videos by video id."""
+
+    def __init__(self, folder: Path, benchmark: Benchmark, reader: ClipReader) -> None:
+        self.reader = reader
+        root = (folder / benchmark.corpus_root).resolve()
+        self.clips = {
+            row["clip_id"]: Clip(str(root / row["uri"]), row["start_s"], row["end_s"])
+            for row in read_corpus(folder)
+        }
+        self.decoder = GuardedDecoder(
+            num_frames=benchmark.num_frames,
+            height=benchmark.height,
+            width=benchmark.width,
+            time_limit_s=DECODE_LIMIT_S,
+        )
+
+    def frames(self, support: str | int) -> np.ndarray:
+        """Pixels uint8 (T, H, W, 3) of a corpus clip (str) or an annotated video (int)."""
+        if isinstance(support, int):
+            return self.reader.frames(support)
+        return self.decoder.decode(self.clips[support])
+
+
+@torch.inference_mode()
+def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
+    """Predict and score one fold of test queries for every row of the table.
+
+    Args:
+        config: `benchmark` folder, `models` {"vis": folder, "no_fuser": folder}, `rows` of
+            {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
+            `folds`, `side`, `max_queries`, and `predictions` folder for the result files.
+
+    Returns:
+        `rows`: for each row its name and scores in percent (AP, AP50, … and `pooled`);
+        `queries`: how many episodes were scored.
+    """
+    folder = Path(config["benchmark"])
+    benchmark = load_benchmark(folder)
+    annotations = load_annotations(folder / "annotations.json")
+    reader = ClipReader(
+        annotations,
+        (folder / benchmark.frames_root).resolve(),
+        num_frames=benchmark.num_frames,
+        height=benchmark.height,
+        width=benchmark.width,
+    )
+    support_reader = SupportReader(folder, benchmark, reader)
+    models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
+    chosen = json.loads(Path(config["supports"]).read_text())
+    fold = folds(benchmark, config["side"], config["folds"], config["max_queries"])[config["fold"]]
+    category_ids = {name: i for i, name in annotations.categories.items()}
+
+    predictions: dict[str, list[Prediction]] = {row_name(row): [] for row in config["rows"]}
+    for start in range(0, len(fold), QUERIES_AT_ONCE):
+        episodes = fold[start : start + QUERIES_AT_ONCE]
+        query_frames = torch.from_numpy(np.stack([reader.frames(video) for video, _ in episodes]))
+        tokens = _support_tokens(models["vis"], support_reader, chosen, episodes, config["rows"])
+        encoded = {
+            name: model.encode(query_frames, is_support=False) for name, model in models.items()
+        }
+        for row in config["rows"]:
+            model = models["no_fuser" if row["supports"] == "no_fuser" else "vis"]
+            query = encoded["no_fuser" if row["supports"] == "no_fuser" else "vis"]
+            supports = None
+            if row["supports"] not in SUPPORT_FREE:
+                supports = torch.stack(
+                    [
+                        torch.cat([tokens[key] for key in _keys(chosen, video, row)])
+                        for video, _ in episodes
+                    ]
+                )
+            outputs = model.predict(query, supports)
+            predictions[row_name(row)] += _tracks(
+                outputs, annotations, reader, episodes, category_ids
+            )
+
+    truth = _episode_truth(annotations, fold, category_ids)
+    results = []
+    target = Path(config["predictions"])
+    target.mkdir(parents=True, exist_ok=True)
+    for row in config["rows"]:
+        name = row_name(row)
+        save_results(target / f"{name}.fold{config['fold']}.json", predictions[name])
+        results.append(row | {"name": name} | _percent(episode_scores(truth, predictions[name])))
+    return {"rows": results, "queries": len(fold), "fold": config["fold"]}
+
+
+def _keys(chosen: dict[str, Any], video: int, row: dict[str, Any]) -> list[str]:
+    """Keys of a row's supports in the token cache."""
+    if row["supports"] == "query_itself":
+        return [f"video:{video}"] * row["shots"]
+    count = row["shots"] + row["extra"]
+    return [
+        f"video:{support}" if isinstance(support, int) else f"clip:{support}"
+        for support in chosen[str(video)][row["supports"]][:count]
+    ]
+
+
+def _support_tokens(
+    model: SelfShotVIS,
+    support_reader: SupportReader,
+    chosen: dict[str, Any],
+    episodes: list[tuple],
+    rows: list[dict[str, Any]],
+) -> dict[str, Tensor]:
+    """E_s (T·h·w, d) of every support that any row of these episodes needs, each encoded once."""
+    needed = {
+        key
+        for video, _ in episodes
+        for row in rows
+        if row["supports"] not in SUPPORT_FREE
+        for key in _keys(chosen, video, row)
+    }
+    tokens = {}
+    ordered = sorted(needed)
+    for start in range(0, len(ordered), 2 * QUERIES_AT_ONCE):
+        keys = ordered[start : start + 2 * QUERIES_AT_ONCE]
+        frames = []
+        for key in keys:
+            kind, _, name = key.partition(":")
+            frames.append(support_reader.frames(int(name) if kind == "video" else name))
+        encoded = model.encode(torch.from_numpy(np.stack(frames)), is_support=True)
+        tokens |= dict(zip(keys, encoded.tokens, strict=True))
+    return tokens
+
+
+def _tracks(
+    outputs: dict[str, Any],
+    annotations: Annotations,
+    reader: ClipReader,
+    episodes: list[tuple],
+    category_ids: dict[str, int],
+) -> list[Prediction]:
+    """Outputs as result entries at the videos' own size and length.
+
+    A sequence's score is the mean foreground probability over its frames. A video that is
+    longer than the clip takes each frame's mask from the nearest sampled one.
+    """
+    probability = outputs["foreground_logits"].softmax(-1)[..., 0]
+    predictions = []
+    for b, (video_id, name) in enumerate(episodes):
+        video = annotations.videos[video_id]
+        valid = torch.from_numpy(reader.valid_frames(video_id))
+        scores = probability[b][:, valid].mean(-1)
+        masks = masks_at(outputs["mask_logits"][b], video.height, video.width).numpy()
+        sampled = reader.frame_indices(video_id)
+        nearest = np.abs(np.arange(video.length)[:, None] - sampled[None]).argmin(1)
+        for score, mask in zip(scores.tolist(), masks, strict=True):
+            rles = [encode_rle(m) if m.any() else None for m in mask]
+            predictions.append(
+                Prediction(
+                    video_id=video_id,
+                    category_id=category_ids[name],
+                    score=score,
+                    segmentations=tuple(rles[i] for i in nearest),
+                )
+            )
+    return predictions
+
+
+def _episode_truth(
+    annotations: Annotations, fold: list[tuple], category_ids: dict[str, int]
+) -> Annotations:
+    """Ground truth of the episodes: the tracks of the class that query and supports share."""
+    wanted = {video: category_ids[name] for video, name in fold}
+    categories = set(wanted.values())
+    return Annotations(
+        videos={video: annotations.videos[video] for video in wanted},
+        categories={i: n for i, n in annotations.categories.items() if i in categories},
+        tracks=tuple(
+            track for track in annotations.tracks if wanted.get(track.video_id) == track.category_id
+        ),
+    )
+
+
+def _percent(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores in percent; -1 (no ground truth) stays -1."""
+    return {
+        name: _percent(value) if isinstance(value, dict) else (value if value < 0 else 100 * value)
+        for name, value in scores.items()
+    }
