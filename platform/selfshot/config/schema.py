@@ -111,7 +111,7 @@ class BackboneConfig(Section):
     dim: Count = Field(72, description="channels of a token at stride 8")
     classes_per_batch: Annotated[int, Field(ge=2)] = 48
     temperature: Positive = 0.1
-    optimiser: Optimiser = Optimiser(steps=300, learning_rate=2e-3)
+    optimiser: Optimiser = Optimiser(steps=640, learning_rate=4e-3, warmup_steps=20)
 
 
 class EncoderConfig(Section):
@@ -129,7 +129,7 @@ class EncoderConfig(Section):
     rank_temperature: Positive = Field(0.05, description="2 is what Eq. 6 prints")
     rank_form: Literal["ap", "paper"] = "ap"
     nce_temperature: Positive = 0.1
-    num_frames: Count = Field(4, description="frames of one temporal crop")
+    num_frames: Count = Field(2, description="frames of one temporal crop")
     videos_per_batch: Annotated[int, Field(ge=2)] = 32
     crops_per_video: Annotated[int, Field(ge=2)] = 4
     queue_length: Annotated[int, Field(ge=0)] = 1280
@@ -174,6 +174,10 @@ class SupportsConfig(Section):
     )
     vectors: Literal["global", "windows"] = Field(
         "windows", description="one vector a query (the paper), or its foreground windows"
+    )
+    window_size: Count = Field(3, description="side of a window in tokens")
+    foreground_power: NonNegative = Field(
+        0.5, description="a window's cosine counts times its foreground to this power"
     )
     duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
 

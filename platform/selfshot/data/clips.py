@@ -115,17 +115,28 @@ class ClipReader:
 
 
 def average_cells(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Mean of a mask (H, W) over a grid of `size` cells; cell borders are rounded to pixels."""
+    """Mean of a mask (H, W) over a grid of `size` cells, float32.
+
+    Cell borders are rounded to pixels; a cell smaller than a pixel takes the nearest one.
+    """
     height, width = mask.shape
     if height % size[0] == 0 and width % size[1] == 0:
         cells = mask.reshape(size[0], height // size[0], size[1], width // size[1])
         return cells.mean((1, 3), dtype=np.float32)
-    rows = np.linspace(0, height, size[0] + 1).round().astype(int)
-    columns = np.linspace(0, width, size[1] + 1).round().astype(int)
-    # Sums over the rectangles of the grid by a summed-area table.
-    table = np.zeros((height + 1, width + 1), np.float32)
-    table[1:, 1:] = mask.cumsum(0, dtype=np.float32).cumsum(1)
-    corners = table[rows][:, columns]
-    sums = corners[1:, 1:] - corners[:-1, 1:] - corners[1:, :-1] + corners[:-1, :-1]
-    areas = np.outer(np.diff(rows), np.diff(columns))
-    return sums / np.maximum(areas, 1)
+    top, bottom = _borders(height, size[0])
+    left, right = _borders(width, size[1])
+    # Sums over the rectangles of the grid by a summed-area table; float64 for large frames.
+    table = np.zeros((height + 1, width + 1))
+    table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+    below = table[bottom][:, right] - table[bottom][:, left]
+    sums = below - table[top][:, right] + table[top][:, left]
+    return (sums / np.outer(bottom - top, right - left)).astype(np.float32)
+
+
+def _borders(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """First pixel of each cell of an axis and the one after its last; no cell is empty."""
+    if cells >= length:
+        nearest = ((np.arange(cells) + 0.5) * length / cells).astype(int)
+        return nearest, nearest + 1
+    edges = np.linspace(0, length, cells + 1).round().astype(int)
+    return edges[:-1], edges[1:]

@@ -31,6 +31,7 @@ class Slice:
 
 
 def make_slices(out_dir: Path, total: int, clips_per_shard: int) -> list[Slice]:
+    """The slices of a manifest of `total` rows."""
     starts = range(0, total, clips_per_shard)
     return [
         Slice(out_dir / f"shard-{index:05d}.parquet", start, min(total, start + clips_per_shard))
@@ -39,6 +40,7 @@ def make_slices(out_dir: Path, total: int, clips_per_shard: int) -> list[Slice]:
 
 
 def is_finished(part: Slice, ids: pa.ChunkedArray) -> bool:
+    """Whether the shard is there and holds just these clips."""
     if not part.path.exists():
         return False
     try:

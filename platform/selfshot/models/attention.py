@@ -55,15 +55,19 @@ class MultiHeadAttention(nn.Module):
         k: Float[Tensor, "batch sources dim"],
         v: Float[Tensor, "batch sources dim"],
         key_padding_mask: Tensor | None = None,
+        bias: Float[Tensor, "batch 1 targets sources"] | None = None,
     ) -> Float[Tensor, "batch targets dim"]:
-        """Attend; `key_padding_mask` (B, sources) is True where a source is padding."""
+        """Attend; `key_padding_mask` (B, sources) is True where a source is padding.
+
+        `bias` is added to the scores of every head; not together with a padding mask or sink.
+        """
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.q, q), (self.k, k), (self.v, v))
         )
         if self.sink_score is not None:
             q, k, v, key_padding_mask = self._add_sink(q, k, v, key_padding_mask)
-        mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+        mask = bias if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
         scale = self.out.in_features // self.heads
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale**-0.5)
         # The sink's channel comes out of the values again.

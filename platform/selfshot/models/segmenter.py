@@ -57,7 +57,7 @@ class InstanceSegmenter(nn.Module):
         self.heads = heads
         self.instance_projection = nn.Linear(dim, dim)
         self.pixel_projection = nn.Conv2d(dim, dim, 1)
-        self.context = nn.Conv2d(2 * dim, 2 * channels, 1)
+        self.context = nn.Conv2d(2 * dim + 1, 2 * channels, 1)
         self.fine = nn.Conv2d(fine_channels, 2 * channels, 1)
         self.fine_pixels = nn.Conv2d(2 * channels, dim, 3, padding=1)
         self.mask_convolution = MaskConvolution(
@@ -75,13 +75,16 @@ class InstanceSegmenter(nn.Module):
         instances: Float[Tensor, "batch num_instances time dim"],
         encoded: Float[Tensor, "batch time dim height width"],
         fused: Float[Tensor, "batch time dim height width"],
+        common: Float[Tensor, "batch time height width"],
         fine: Float[Tensor, "batch time fine_channels fine_height fine_width"],
     ) -> Float[Tensor, "batch num_instances time fine_height fine_width"]:
         """Mask logits at the fine features' resolution, for all instances at once."""
         batch, num_instances, time, dim = instances.shape
         fused_frames, fine_frames = fused.flatten(0, 1), fine.flatten(0, 1)
         size = fine_frames.shape[-2:]
-        context = self.context(torch.cat([encoded.flatten(0, 1), fused_frames], 1))
+        context = self.context(
+            torch.cat([encoded.flatten(0, 1), fused_frames, common.flatten(0, 1)[:, None]], 1)
+        )
         context = functional.interpolate(context, size=size, mode="bilinear", align_corners=False)
         context = functional.relu(context + self.fine(fine_frames))
 

@@ -66,14 +66,13 @@ class DecoderLayer(nn.Module):
         instances: Float[Tensor, "batch queries dim"],
         instance_positions: Float[Tensor, "1 queries dim"],
         memory: Float[Tensor, "batch tokens dim"],
-        memory_positions: Float[Tensor, "1 tokens dim"] | None,
-        padding_mask: Tensor | None = None,
+        bias: Float[Tensor, "batch 1 queries tokens"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """One layer."""
+        """One layer; `bias` is added to the cross-attention's scores."""
         located = instances + instance_positions
         instances = self.self_norm(instances + self.self_attention(located, located, instances))
-        keys = memory if memory_positions is None else memory + memory_positions
-        attended = self.cross_attention(instances + instance_positions, keys, memory, padding_mask)
+        located = instances + instance_positions
+        attended = self.cross_attention(located, memory, memory, bias=bias)
         return self.feed_forward(self.cross_norm(instances + attended))
 
 
@@ -90,13 +89,16 @@ class SpatioTemporalDecoder(nn.Module):
         self,
         instance_positions: Float[Tensor, "1 queries dim"],
         memory: Float[Tensor, "batch tokens dim"],
-        memory_positions: Float[Tensor, "1 tokens dim"] | None,
-        padding_mask: Tensor | None = None,
+        bias: Float[Tensor, "batch 1 queries tokens"] | None = None,
     ) -> list[Float[Tensor, "batch queries dim"]]:
-        """Instance features after every layer, the last one last (auxiliary losses)."""
+        """Instance features after every layer, the last one last (auxiliary losses).
+
+        `memory` carries its positions: the decoder reads where a pixel is from its value too,
+        as one shallow encoder leaves too little of the positions in 𝓕 to tell a box from it.
+        """
         instances = instance_positions.new_zeros(len(memory), *instance_positions.shape[1:])
         outputs = []
         for layer in self.layers:
-            instances = layer(instances, instance_positions, memory, memory_positions, padding_mask)
+            instances = layer(instances, instance_positions, memory, bias)
             outputs.append(instances)
         return outputs

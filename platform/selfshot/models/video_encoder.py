@@ -67,7 +67,7 @@ class VideoEncoder(nn.Module):
     def contextualise(self, tokens: Float[Tensor, "batch time h w trunk_dim"]) -> Tensor:
         """The transformer over all tokens of a clip, (B, T, h, w, d)."""
         tokens = self.project(tokens)
-        batch, time, height, width, dim = tokens.shape
+        time, height, width, dim = tokens.shape[1:]
         x = tokens.flatten(1, 3)
         if self.blocks:
             # Positions take a multiple of six channels; the rest of d carries none.

@@ -16,6 +16,9 @@ from selfshot.models.segmenter import InstanceSegmenter
 from selfshot.models.transformer import SpatioTemporalDecoder, SpatioTemporalEncoder
 from selfshot.ops.positions import sine_positions
 
+OTHER_PLACE, OTHER_FRAME = 6.0, 3.0
+"""Most that attention scores lose where nothing common is seen, and in another frame."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
@@ -84,12 +87,27 @@ class SelfShotVIS(nn.Module):
             nn.Linear(dim, 4),
         )
         self.common_head = nn.Linear(dim, 1)
+        self.common_embedding = nn.Parameter(torch.randn(dim))
         self.segmenter = InstanceSegmenter(
             dim, heads, backbone.fine_channels, deformable=deformable
         )
 
     def _positions(self, shape: tuple[int, int, int], like: Tensor) -> Tensor:
         return sine_positions(*shape, self.dim).flatten(0, 2)[None].to(like)
+
+    def _guide(self, common: Float[Tensor, "batch time pixels"]) -> Tensor:
+        """What the decoder's cross-attention starts from, (B, 1, n·T, T·h·w).
+
+        Instance query (i, t) looks where the common class seems to be (its log-probability) and
+        at its own frame rather than at others. Attention that starts uniform over all pixels
+        takes thousands of steps to find an object.
+        """
+        batch, time, _ = common.shape
+        places = functional.logsigmoid(common).clamp_min(-OTHER_PLACE)
+        other = OTHER_FRAME * (1 - torch.eye(time, device=common.device))
+        bias = places[:, None] - other[None, :, :, None]
+        bias = bias.flatten(2)[:, None, None].expand(-1, 1, self.num_instances, -1, -1)
+        return bias.reshape(batch, 1, self.num_instances * time, -1)
 
     def encode(
         self, frames: UInt8[Tensor, "batch time height width 3"], *, is_support: bool
@@ -157,9 +175,13 @@ class SelfShotVIS(nn.Module):
 
         codes = sine_positions(time, 1, 1, self.dim)[:, 0, 0].to(fused)
         instance_positions = (self.instance_queries[:, None] + codes).flatten(0, 1)[None]
-        memory_positions = self._positions(query.shape, fused)
+        common = self.common_head(fused)
+        memory = (
+            fused + self._positions(query.shape, fused) + common.sigmoid() * self.common_embedding
+        )
+        bias = self._guide(common.detach().reshape(batch, time, -1))
         layers = []
-        for features in self.decoder(instance_positions, fused, memory_positions):
+        for features in self.decoder(instance_positions, memory, bias):
             instances = features.unflatten(1, (self.num_instances, time))
             layers.append(
                 {
@@ -170,8 +192,8 @@ class SelfShotVIS(nn.Module):
         grids = [
             x.unflatten(1, (time, height, width)).permute(0, 1, 4, 2, 3) for x in (encoded, fused)
         ]
-        mask_logits = self.segmenter(instances, grids[0], grids[1], query.fine)
-        common = self.common_head(fused).reshape(batch, time, height, width)
+        common = common.reshape(batch, time, height, width)
+        mask_logits = self.segmenter(instances, grids[0], grids[1], common, query.fine)
         return layers[-1] | {
             "mask_logits": mask_logits,
             "auxiliary": layers[:-1],

@@ -69,7 +69,8 @@ def retrieve(
                 if score > best.get(clip_id, (-np.inf, 0.0))[0]:
                     best[clip_id] = (score, float(cosine))
         allowed = [c for c in best if c not in duplicates and c not in own_source]
-        if len(allowed) >= min(count, len(index)) and len(duplicates) <= spare or k == len(index):
+        enough = len(allowed) >= count and len(duplicates) <= spare
+        if enough or k == len(index):
             break
         spare *= 4
     ranked = sorted(allowed, key=lambda clip_id: (-best[clip_id][0], clip_id))[:count]

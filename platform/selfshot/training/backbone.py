@@ -17,6 +17,9 @@ from selfshot.models.backbone import SmallBackbone, normalise_frames
 from selfshot.models.weights import save_weights
 
 TOKEN_STRIDE = 8
+MIN_TOKEN_COVER = 0.5
+"""A token lies inside an object that covers more than this share of it."""
+
 MIN_CELL_COVER = 0.05
 """A track counts in a frame when it covers at least this many cells' worth of tokens."""
 
@@ -26,7 +29,9 @@ class BackbonePretraining(nn.Module):
 
     Every object of a frame is pooled under its mask to one vector, which a normalised softmax
     classifies: its cosine with the learned prototype of its seen class, over the temperature,
-    against all other prototypes. A linear head learns how much of a token is object, of any
+    against all other prototypes. So is every token that lies inside an object: a token that
+    describes its own object, and not its neighbours, is what the fuser and the windows of
+    retrieval compare. A linear head learns how much of a token is object, of any
     class; it is kept, as retrieval asks where the objects are.
     """
 
@@ -48,17 +53,27 @@ class BackbonePretraining(nn.Module):
         masks, frame_of = batch["masks"], batch["frame_of"]
         weights = masks / masks.sum((1, 2), keepdim=True).clamp_min(1e-6)
         pooled = torch.einsum("rdhw,rhw->rd", tokens[frame_of], weights)
-        vectors = functional.normalize(pooled, dim=-1)
-        cosines = vectors @ functional.normalize(self.prototypes, dim=-1).T
-        classes = functional.cross_entropy(cosines / self.temperature, batch["classes"])
+        prototypes = functional.normalize(self.prototypes, dim=-1)
+        cosines = functional.normalize(pooled, dim=-1) @ prototypes.T
+        objects = functional.cross_entropy(cosines / self.temperature, batch["classes"])
         accuracy = (cosines.argmax(-1) == batch["classes"]).float().mean()
 
+        grid = tokens.permute(0, 2, 3, 1)
+        region, row, column = (masks > MIN_TOKEN_COVER).nonzero(as_tuple=True)
+        inside = functional.normalize(grid[frame_of[region], row, column], dim=-1)
+        # Not a mean of an empty set: a batch of small objects may fill no token.
+        single = functional.cross_entropy(
+            inside @ prototypes.T / self.temperature, batch["classes"][region], reduction="sum"
+        ) / max(1, len(region))
+
         cover = torch.zeros_like(tokens[:, 0]).index_add_(0, frame_of, masks).clamp(max=1)
-        logits = self.foreground(tokens.permute(0, 2, 3, 1))[..., 0]
-        foreground = functional.binary_cross_entropy_with_logits(logits, cover)
+        foreground = functional.binary_cross_entropy_with_logits(
+            self.foreground(grid)[..., 0], cover
+        )
         return {
-            "loss": classes + foreground,
-            "classes": classes.detach(),
+            "loss": objects + single + foreground,
+            "objects": objects.detach(),
+            "tokens": single.detach(),
             "foreground": foreground.detach(),
             "accuracy": accuracy,
         }

@@ -115,8 +115,11 @@ def _encode_h264(frames: np.ndarray) -> bytes:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, FPS)
-        # One thread, so that the bytes are the same on every machine.
-        stream.options = {"crf": "16", "preset": "veryfast", "threads": "1"}
+        # One thread, so that the bytes are the same on every machine; and no macroblock tree:
+        # with B-frames it reads memory that was never written, and the bytes differ by run.
+        stream.options = {
+            "crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0",
+        }  # fmt: skip
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
@@ -247,7 +250,15 @@ def build_sprites(
         corpus_clips: unlabelled clips, evenly over their classes.
         corpus_seen_classes: seen classes that are in the corpus.
         multi_shot_share: share of corpus clips of 2 to 4 shots.
+
+    Raises:
+        UserError: more classes than there are, or a single seen class.
     """
+    if train_classes < 2:
+        raise UserError(
+            f"benchmark.train_classes: {train_classes} is not allowed (an integer ≥ 2: a "
+            "distractor is of another class than the target)"
+        )
     classes = choose_classes(
         seed, {"train": train_classes, "val": val_classes, "test": test_classes}
     )

@@ -1,0 +1,200 @@
+"""A folder of unlabelled clips as rows of a corpus manifest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from selfshot.config.errors import UserError
+
+CLIP_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+"""In lower case; a file's own may be in any."""
+
+PROGRESS_EVERY_S = 10.0
+
+OnMessage = Callable[[str], None]
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def in_threads(
+    work: Callable[[Item], Found], items: Sequence[Item], what: str, on_message: OnMessage
+) -> Iterator[Found]:
+    """Results in the order of the items; says how far it is when it takes long."""
+    told = time.monotonic()
+    with ThreadPoolExecutor(thread_name_prefix="folder") as pool:
+        for done, result in enumerate(pool.map(work, items), start=1):
+            if time.monotonic() - told > PROGRESS_EVERY_S:
+                told = time.monotonic()
+                on_message(f"{what}: {done} of {len(items)}")
+            yield result
+
+
+def corpus_rows(
+    root: Path,
+    labels_csv: Path | None,
+    set_aside: list[tuple[str, str]],
+    on_message: OnMessage,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of the corpus, and the rough label of each clip id (empty where there is none).
+
+    A file that is empty or cannot be read is listed all the same: embedding the corpus tries it
+    and says what is wrong with it.
+
+    Args:
+        root: folder of the clips.
+        labels_csv: with columns clip (a path below the root, with or without its suffix),
+            rough_label and, optionally, source.
+        set_aside: receives what is no clip of the corpus, with the reason.
+        on_message: is told what was found.
+
+    Raises:
+        UserError: there is no clip, or the CSV cannot be used.
+    """
+    root = root.resolve()
+    known = {} if labels_csv is None else _read_labels(labels_csv)
+    uris = _find_clips(root, set_aside)
+    if not uris:
+        raise UserError(
+            f"benchmark.corpus: {root} holds no clip, nor does a folder in it (a file that ends "
+            f"in one of {', '.join(CLIP_SUFFIXES)})"
+        )
+    ids = _clip_ids(uris)
+    rows: list[dict[str, Any]] = []
+    labels: dict[str, str] = {}
+    used: set[str] = set()
+    hashed = in_threads(lambda uri: _digest(root / uri), uris, "corpus clips hashed", on_message)
+    for uri, (size, digest) in zip(uris, hashed, strict=True):
+        stem = _stem(uri)
+        key = uri if uri in known else stem
+        label, source = known.get(key, ("", ""))
+        used.add(key)
+        labels[ids[uri]] = label
+        rows.append(
+            {
+                "clip_id": ids[uri],
+                "uri": uri,
+                "start_s": None,
+                "end_s": None,
+                "source_id": source or stem,
+                "bytes": size,
+                "sha256": digest,
+            }
+        )
+    size_mb = sum(row["bytes"] or 0 for row in rows) / 1e6
+    labelled = sum(1 for label in labels.values() if label)
+    on_message(
+        f"corpus: {len(rows)} clips, {size_mb:.1f} MB, {labelled} with a rough label for diagnosis"
+    )
+    strangers = [name for name in known if name not in used]
+    if strangers:
+        on_message(
+            f"{labels_csv}: {len(strangers)} rows name no clip of the corpus, such as "
+            f"{strangers[0]!r} (a path below the corpus folder, with or without its suffix)"
+        )
+    return rows, labels
+
+
+def _stem(uri: str) -> str:
+    return str(PurePosixPath(uri).with_suffix(""))
+
+
+def _find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
+    """Paths below `root` of every clip, sorted; links that lead out of it are set aside."""
+
+    def leave(path: Path, reason: str) -> None:
+        name = path.relative_to(root).as_posix().encode(errors="replace").decode()
+        set_aside.append((f"corpus: {name}", reason))
+
+    def unreadable(error: OSError) -> None:
+        leave(Path(error.filename), f"the folder cannot be read: {error.strerror}")
+
+    uris = []
+    for parent, folders, names in os.walk(root, onerror=unreadable):
+        folders.sort()
+        for path in sorted(Path(parent, name) for name in folders):
+            if path.is_symlink():
+                leave(path, "links to folders are not followed")
+        for path in sorted(Path(parent, name) for name in names):
+            if path.suffix.lower() not in CLIP_SUFFIXES:
+                continue
+            # Not Path.resolve: a ring of links is an error to it.
+            target = os.path.realpath(path)
+            if not Path(target).is_relative_to(root):
+                leave(path, "the link leaves the corpus folder")
+            elif not os.path.isfile(target):
+                leave(path, "the link leads nowhere" if path.is_symlink() else "it is no file")
+            elif not _is_text(str(path)):
+                leave(path, "its name is not UTF-8")
+            else:
+                uris.append(path.relative_to(root).as_posix())
+    return sorted(uris)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a path can be written to a manifest: bytes that are not UTF-8 are surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _clip_ids(uris: Sequence[str]) -> dict[str, str]:
+    """An id for each clip that is safe as a file name; those that would collide get a digest."""
+    plain = {uri: re.sub(r"[^A-Za-z0-9._-]+", "_", _stem(uri)) for uri in uris}
+    times = Counter(plain.values())
+    digests = {uri: hashlib.sha256(uri.encode()).hexdigest()[:12] for uri in uris}
+    return {
+        uri: name if times[name] == 1 else f"{name}-{digests[uri]}" for uri, name in plain.items()
+    }
+
+
+def _digest(path: Path) -> tuple[int | None, str | None]:
+    """Size and SHA-256 of a file, read piece by piece; None where it cannot be read."""
+    size = None
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return size, None
+
+
+def _read_labels(path: Path) -> dict[str, tuple[str, str]]:
+    """Rough label and source by the clip's name.
+
+    Raises:
+        UserError: the CSV cannot be read, lacks a column or names a clip twice.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = {"clip", "rough_label"} - set(rows.fieldnames or ())
+            if missing:
+                raise UserError(
+                    f"benchmark.corpus_labels: {path} has no column "
+                    f"{' and no '.join(sorted(missing))} (its first line must name clip and "
+                    "rough_label)"
+                )
+            for row in rows:
+                clip = row["clip"] or ""
+                if clip in found:
+                    raise UserError(
+                        f"benchmark.corpus_labels: {path}, line {rows.line_num}: {clip!r} comes a "
+                        "second time; keep one row a clip"
+                    )
+                source = (row.get("source") or "").strip()
+                found[clip] = ((row["rough_label"] or "").strip(), source)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"benchmark.corpus_labels: {path} cannot be read: {error}") from None
+    return found

@@ -1,0 +1,201 @@
+"""The report stage: gathers what the other stages left and has the page written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform as machine
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus_labels
+from selfshot.config.load import resolved_yaml
+from selfshot.data.clips import ClipReader
+from selfshot.data.video import VideoError
+from selfshot.data.ytvis import load_annotations, load_results
+from selfshot.evaluation.episodes import SupportReader, folds, row_name
+from selfshot.ops.masks import decode_rle
+from selfshot.studies.report import GalleryItem, Support, write_report
+from selfshot.studies.store import git_revision
+
+if TYPE_CHECKING:
+    from selfshot.studies.stages import Context
+
+SHOWN = ("none", "query_itself", "random", "self_shot", "oracle")
+"""Rows whose predictions the gallery draws, each at its fewest shots."""
+
+PUBLISHED = Path(__file__).parent / "published.yaml"
+
+
+def make_page(context: Context, folder: Path) -> dict[str, Any]:
+    """Write the report into `folder` and return what a list of stages shows of it."""
+    experiment, folders = context.experiment, context.folders
+    benchmark = load_benchmark(folders["benchmark"])
+    rows = json.loads((folders["evaluation"] / "results.json").read_text())
+    retrieval = json.loads((folders["supports"] / "retrieval.json").read_text())
+    published = yaml.safe_load(PUBLISHED.read_text())
+    gallery = build_gallery(
+        folders, benchmark, rows, len(experiment.evaluation.seeds),
+        experiment.evaluation.max_queries_per_seed, experiment.report.gallery_queries,
+    )  # fmt: skip
+    write_report(
+        folder,
+        title=experiment.name,
+        description=experiment.description,
+        rows=rows,
+        retrieval=retrieval["test"],
+        benchmark={
+            "name": benchmark.name,
+            "counts": benchmark.counts,
+            "classes": {side: list(names) for side, names in benchmark.classes.items()},
+        },
+        gallery=gallery,
+        curves=_curves(folders),
+        timings=context.timings,
+        published=[row for table in published.values() for row in table],
+        mlflow=context.tracking,
+        environment={
+            "git revision": git_revision() or "not a git checkout",
+            "machine": f"{machine.system()} {machine.machine()}, {os.cpu_count()} cores",
+            "Python": machine.python_version(),
+            **{name: version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "decord")},
+            "stage keys": "\n".join(f"{name}: {key}" for name, key in context.keys.items()),
+            "settings": resolved_yaml(experiment),
+        },
+    )
+    return {"rows": len(rows), "gallery": len(gallery)}
+
+
+def _curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    curves = {}
+    for name in ("backbone", "encoder", "vis", "vis_no_fuser"):
+        history = folders[name] / "history.jsonl" if name in folders else None
+        if history is not None and history.exists():
+            points = [json.loads(line) for line in history.read_text().splitlines()]
+            curves[name] = [
+                {k: v for k, v in point.items() if k not in ("time", "lr")} for point in points
+            ]
+    return curves
+
+
+def build_gallery(
+    folders: dict[str, Path],
+    benchmark: Benchmark,
+    rows: list[dict[str, Any]],
+    num_folds: int,
+    most: int | None,
+    count: int,
+) -> list[GalleryItem]:
+    """The first query of each class, then the second, until there are enough: nobody chose them.
+
+    Args:
+        folders: of the finished stages.
+        benchmark: the benchmark.
+        rows: of the table.
+        num_folds: folds of the test queries.
+        most: queries of a fold.
+        count: items wanted.
+    """
+    folder = folders["benchmark"]
+    annotations = load_annotations(folder / "annotations.json")
+    reader = ClipReader(
+        annotations,
+        (folder / benchmark.frames_root).resolve(),
+        num_frames=benchmark.num_frames,
+        height=benchmark.height,
+        width=benchmark.width,
+    )
+    support_reader = SupportReader(folder, benchmark, reader)
+    labels = read_corpus_labels(folder)
+    chosen = json.loads((folders["supports"] / "supports.json").read_text())
+    category_ids = {name: i for i, name in annotations.categories.items()}
+
+    by_class: dict[str, list[tuple[int, int]]] = {}
+    for number, fold in enumerate(folds(benchmark, "test", num_folds, most)):
+        for video, name in fold:
+            by_class.setdefault(name, []).append((video, number))
+    turns = max((len(videos) for videos in by_class.values()), default=0)
+    order = [
+        (name, *by_class[name][turn])
+        for turn in range(turns)
+        for name in sorted(by_class)
+        if turn < len(by_class[name])
+    ][:count]
+
+    shown = {}
+    for kind in SHOWN:
+        of_kind = [row for row in rows if row["supports"] == kind]
+        if of_kind:
+            shown[kind] = min(of_kind, key=lambda row: (row["shots"], row["extra"]))
+    predictions = {
+        (kind, number): load_results(
+            folders["evaluation"] / "predictions" / f"{row_name(row)}.fold{number}.json",
+            annotations,
+        )
+        for kind, row in shown.items()
+        for number in {number for _, _, number in order}
+    }
+
+    def supports_of(kind: str, video: int, name: str) -> list[Support]:
+        found = []
+        for position, support in enumerate(chosen[str(video)][kind]):
+            is_clip = isinstance(support, str)
+            label = labels.get(support) if is_clip else name
+            scores = chosen[str(video)]["self_shot_scores"]
+            scored = kind == "self_shot" and position < len(scores)
+            try:
+                frames = support_reader.frames(support)
+            except VideoError:
+                continue
+            found.append(
+                Support(
+                    frames=frames,
+                    class_name=label,
+                    score=scores[position] if scored else None,
+                    correct=None if label is None else label == name,
+                    clip_id=str(support),
+                )
+            )
+        return found
+
+    items = []
+    for name, video, number in order:
+        predicted = {}
+        for kind in shown:
+            mine = [p for p in predictions[kind, number] if p.video_id == video]
+            masks = [_clip_masks(p.segmentations, reader, video) for p in mine]
+            if masks:
+                predicted[kind] = (np.stack(masks), np.array([p.score for p in mine]))
+        truth = reader.tracks(video, stride=1, category_id=category_ids[name]).masks > 0.5
+        items.append(
+            GalleryItem(
+                title=annotations.videos[video].source_id or str(video),
+                query_class=name,
+                query_frames=reader.frames(video),
+                truth_masks=truth,
+                supports={
+                    kind: supports_of(kind, video, name)
+                    for kind in ("self_shot", "random", "oracle")
+                    if kind in shown
+                },
+                predictions=predicted,
+            )
+        )
+    return items
+
+
+def _clip_masks(segmentations: tuple, reader: ClipReader, video_id: int) -> np.ndarray:
+    """A predicted track at the clip's frames and size, bool (T, H, W)."""
+    video = reader.annotations.videos[video_id]
+    rows = (np.arange(reader.height) + 0.5) * video.height / reader.height
+    columns = (np.arange(reader.width) + 0.5) * video.width / reader.width
+    masks = np.zeros((reader.num_frames, reader.height, reader.width), bool)
+    for i, index in enumerate(reader.frame_indices(video_id)):
+        if segmentations[index] is not None:
+            dense = decode_rle(segmentations[index], video.height, video.width)
+            masks[i] = dense[rows.astype(int)][:, columns.astype(int)]
+    return masks

@@ -1,0 +1,56 @@
+"""Lines that tell a person, in a terminal or in a job's log, what is going on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Progress:
+    """Prints whole lines, so that a log of a remote job reads as well as a terminal."""
+
+    def __init__(self, stages: int) -> None:
+        self.stages = stages
+        self.began = time.monotonic()
+        self._last = 0.0
+
+    def _line(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+        print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True, file=sys.stdout)
+
+    def stage(self, number: int, name: str, status: str) -> None:
+        """A stage begins or is reused."""
+        self._line(f"[{number}/{self.stages}] {name}: {status}")
+
+    def note(self, text: str) -> None:
+        """Anything else worth a line."""
+        self._line(f"       {text}")
+
+    def training(self, point: dict[str, Any]) -> None:
+        """A logged step of a training."""
+        text = (
+            f"step {point['step']}/{point['steps']}  loss {point['loss']:.4f}  "
+            f"{point['steps_per_s']:.2f} steps/s  {point['eta_s']:.0f} s left"
+        )
+        self._seldom(text, last=point["step"] == point["steps"])
+
+    def embedding(self, state: dict[str, Any]) -> None:
+        """How far the embedding job is."""
+        text = (
+            f"{state['done']}/{state['clips']} clips  {state['clips_per_s']:.0f} clips/s  "
+            f"{state['quarantined']} quarantined"
+        )
+        self._seldom(text, last=state["done"] == state["clips"])
+
+    def every(self, what: str) -> Callable[[int, int], None]:
+        """A counter of `what`."""
+        return lambda done, total: self._seldom(f"{done}/{total} {what}", last=done == total)
+
+    def _seldom(self, text: str, *, last: bool) -> None:
+        """At most a line every five seconds, and always the last one."""
+        now = time.monotonic()
+        if last or now - self._last >= 5:
+            self._last = now
+            self.note(text)

@@ -1,0 +1,312 @@
+"""Running an experiment: its stages in order, each made once, found again, or gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from selfshot.config.errors import UserError
+from selfshot.config.load import resolved_yaml
+from selfshot.config.paths import check_inputs
+from selfshot.config.schema import Experiment
+from selfshot.studies.progress import Progress
+from selfshot.studies.stages import STAGES, Context, Stage
+from selfshot.studies.store import StageFolder, Store, complaint_about, stage_key, verify
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What a run would do with a stage.
+
+    Attributes:
+        stage: its name.
+        key: hash of its settings and inputs.
+        status: `done`, `partial` (a killed run goes on) or `to do`.
+        path: where its result is or will be.
+    """
+
+    stage: str
+    key: str
+    status: str
+    path: Path
+
+
+def _wanted(experiment: Experiment, until: str | None = None) -> list[Stage]:
+    """The stages of the experiment, up to one of them and only those that it needs."""
+    stages = [stage for stage in STAGES if stage.wanted(experiment)]
+    if until is None:
+        return stages
+    by_name = {stage.name: stage for stage in stages}
+    if until not in by_name:
+        raise UserError(
+            f"stage {until!r} is no part of this experiment; it has {', '.join(by_name)}"
+        )
+    needed: set[str] = set()
+    waiting = [until]
+    while waiting:
+        name = waiting.pop()
+        if name in by_name and name not in needed:
+            needed.add(name)
+            waiting += by_name[name].inputs
+    return [stage for stage in stages if stage.name in needed]
+
+
+def _store(experiment: Experiment, progress: Progress | None = None) -> Store:
+    return Store(experiment.output / "store", progress.note if progress else None)
+
+
+def plan_experiment(experiment: Experiment, until: str | None = None) -> list[StagePlan]:
+    """What a run would make, go on with and reuse; nothing is written."""
+    check_inputs(experiment)
+    root = _store(experiment).root
+    keys: dict[str, str] = {}
+    plans = []
+    for stage in _wanted(experiment, until):
+        keys[stage.name] = _key(stage, experiment, keys)
+        final = root / stage.name / keys[stage.name]
+        status = "to do"
+        if final.exists() and complaint_about(final) is None:
+            status = "done"
+        elif final.with_name(f"{final.name}.partial").exists():
+            status = "partial"
+        plans.append(StagePlan(stage.name, keys[stage.name], status, final))
+    return plans
+
+
+def _inputs(stage: Stage, keys: dict[str, str]) -> dict[str, str]:
+    return {name: keys[name] for name in stage.inputs if name in keys}
+
+
+def _key(stage: Stage, experiment: Experiment, keys: dict[str, str]) -> str:
+    settings = stage.settings(experiment)
+    return stage_key(stage.name, stage.version, settings, _inputs(stage, keys))
+
+
+def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path | None:
+    """Run an experiment, or go on with it.
+
+    Args:
+        experiment: what to run.
+        until: the last stage to run; none: all.
+
+    Returns:
+        The report's folder, or the folder of the stage `until`.
+
+    Raises:
+        UserError: an input is missing, or a stage cannot be made with these settings.
+    """
+    check_inputs(experiment)
+    stages = _wanted(experiment, until)
+    progress = Progress(len(stages))
+    output = experiment.output / experiment.name
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "experiment.yaml").write_text(resolved_yaml(experiment), encoding="utf-8")
+    store = _store(experiment, progress)
+
+    from selfshot.distributed.tracking import Tracker
+
+    tracker = Tracker(experiment.tracking.uri, experiment.tracking.experiment, experiment.output)
+    parent = tracker.start(
+        experiment.name,
+        id_file=output / "mlflow" / "run.id",
+        params=experiment.model_dump(mode="json"),
+        tags={"selfshot.kind": "experiment"},
+    )
+    context = Context(
+        experiment=experiment,
+        folders={},
+        progress=progress,
+        timings=[],
+        tracking={
+            "uri": tracker.uri,
+            "command": f"mlflow ui --backend-store-uri {_shown_uri(tracker.uri)}",
+            "experiment": experiment.tracking.experiment,
+            "run_id": parent.run_id or "not sent",
+        },
+        keys={},
+    )
+    status = "FAILED"
+    try:
+        with contextlib.ExitStack() as stack:
+            ray_runs = False
+            for number, stage in enumerate(stages, 1):
+                key = context.keys[stage.name] = _key(stage, experiment, context.keys)
+                inputs = _inputs(stage, context.keys)
+                opened = store.stage(
+                    stage.name,
+                    stage.version,
+                    stage.settings(experiment),
+                    inputs,
+                    seeds=[experiment.seed],
+                )
+                with opened as folder:
+                    if folder.done:
+                        progress.stage(number, stage.name, f"reused {key}")
+                    else:
+                        if stage.needs_ray and not ray_runs:
+                            from selfshot.distributed.session import ray_session
+
+                            stack.enter_context(ray_session(experiment.compute.address))
+                            ray_runs = True
+                        _make(stage, folder, context, number)
+                    context.folders[stage.name] = folder.final.resolve()
+                    _track(stage, folder, parent, output)
+        if "report" in context.folders:
+            _publish(context.folders["report"], output / "report")
+            rows = json.loads((output / "report" / "results.json").read_text())
+            _track_results(parent, rows, output / "report")
+        parent.log_tags({f"stage.{name}": key for name, key in context.keys.items()})
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        parent.end(status)
+    if "report" in context.folders:
+        progress.note(f"the report is {output / 'report' / 'report.html'}")
+        progress.note(f"in MLflow: {context.tracking['command']}")
+        return output / "report"
+    return context.folders[stages[-1].name]
+
+
+def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> None:
+    """Make a stage that is not done, or go on with it."""
+    before = folder.seconds
+    resumed = before > 1
+    words = f"going on after {before:.0f} s" if resumed else "started"
+    context.progress.stage(number, stage.name, f"{words}, {folder.key}")
+    began = time.monotonic()
+    metrics = stage.make(context, folder)
+    folder.finish(metrics=_finite(metrics))
+    context.progress.note(f"{stage.name} made in {time.monotonic() - began:.1f} s")
+    context.timings.append(
+        {
+            "stage": stage.name,
+            "seconds": folder.seconds,
+            "status": "resumed" if resumed else "made",
+            "key": folder.key,
+        }
+    )
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as JSON can carry them."""
+    plain: dict[str, Any] = json.loads(
+        json.dumps(metrics, default=str), parse_constant=lambda name: None
+    )
+    return plain
+
+
+def _shown_uri(uri: str) -> str:
+    """A tracking URI as one types it where the run was started."""
+    prefix = "sqlite:///"
+    if uri.startswith(prefix):
+        with contextlib.suppress(ValueError):
+            return prefix + str(Path(uri.removeprefix(prefix)).relative_to(Path.cwd()))
+    return uri
+
+
+def _track(stage: Stage, folder: StageFolder, parent: Any, output: Path) -> None:
+    """Tell MLflow of a stage, once for each output and key."""
+    id_file = output / "mlflow" / f"{stage.name}.{folder.key}.id"
+    if id_file.exists():
+        return
+    manifest = folder.manifest
+    child = parent.child(
+        stage.name,
+        id_file=id_file,
+        params=manifest["settings"],
+        tags={"selfshot.kind": "stage", "selfshot.key": folder.key}
+        | {f"input.{name}": key for name, key in manifest["inputs"].items()},
+    )
+    history = folder.final / "history.jsonl"
+    if history.exists():
+        child.log_history([json.loads(line) for line in history.read_text().splitlines()])
+    numbers = {k: v for k, v in manifest["metrics"].items() if isinstance(v, (int, float))}
+    child.log_metrics({**numbers, "seconds": manifest["seconds"]})
+    child.log_artifact(folder.final / "manifest.json")
+    for trial in sorted((folder.final / "trials").glob("*.json")):
+        result = json.loads(trial.read_text())
+        grandchild = child.child(
+            f"{stage.name}.{trial.stem}",
+            id_file=output / "mlflow" / f"{stage.name}.{folder.key}.{trial.stem}.id",
+            params={"trial": trial.stem, "queries": result["queries"], "fold": result["fold"]},
+            tags={"selfshot.kind": "trial"},
+        )
+        for row in result["rows"]:
+            grandchild.log_metrics(
+                {
+                    f"{s}.{row['supports']}.{row['shots']}.{row['extra']}": row[s]
+                    for s in ("AP50", "AP", "AP75", "AR10")
+                }
+            )
+        grandchild.end()
+    child.end()
+
+
+def _track_results(parent: Any, rows: list[dict[str, Any]], report: Path) -> None:
+    """The table and the page in the parent run."""
+    table = [
+        {
+            "supports": row["supports"],
+            "shots": row["shots"],
+            "extra": row["extra"],
+            **{f"{s}_{part}": row[s][part] for s in ("AP50", "AP") for part in ("mean", "std")},
+        }
+        for row in rows
+    ]
+    parent.log_table(table, "results")
+    parent.log_metrics(
+        {
+            f"AP50.{row['supports']}.{row['shots']}.{row['extra']}": row["AP50"]["mean"]
+            for row in rows
+        }
+    )
+    parent.log_artifacts(report, "report")
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copy the report's files beside the experiment, each at once."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name != "manifest.json":
+            temporary = target / f".{path.name}.partial"
+            shutil.copyfile(path, temporary)
+            temporary.replace(target / path.name)
+
+
+def report_experiment(experiment: Experiment) -> Path:
+    """Write the report of a finished run again, and return its folder.
+
+    Raises:
+        UserError: an earlier stage is not done.
+    """
+    open_stages = [
+        plan.stage
+        for plan in plan_experiment(experiment)
+        if plan.status != "done" and plan.stage != "report"
+    ]
+    if open_stages:
+        raise UserError(
+            f"report: the stages {', '.join(open_stages)} are not done; "
+            "run `selfshot run` with the same file and settings first"
+        )
+    made = run_experiment(experiment)
+    assert made is not None
+    return made
+
+
+def verify_experiment(experiment: Experiment) -> list[str]:
+    """Hash every stored file of the experiment again; one line for each that differs."""
+    problems = []
+    for plan in plan_experiment(experiment):
+        if plan.status == "done":
+            problems += [f"{plan.stage}/{plan.key}: {line}" for line in verify(plan.path)]
+        else:
+            problems.append(f"{plan.stage}/{plan.key}: {plan.status}")
+    return problems

@@ -1,0 +1,40 @@
+"""From trials to rows of the table: mean and deviation over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SCORES = ("AP50", "AP", "AP75", "AR1", "AR10")
+
+
+def aggregate(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each kind of support and number of shots.
+
+    Args:
+        trials: results of `evaluate_fold`, in the order of the seeds; figures in percent, -1
+            where a fold has no ground truth.
+
+    Returns:
+        `supports`, `shots`, `extra`, and for each score its `mean`, `std` (of the sample, over
+        seeds; 0 for one seed) and `per_seed`; `pooled_AP50` likewise.
+    """
+    rows = []
+    for position, first in enumerate(trials[0]["rows"]):
+        of_seeds = [trial["rows"][position] for trial in trials]
+        row: dict[str, Any] = {key: first[key] for key in ("supports", "shots", "extra")}
+        for score in SCORES:
+            row[score] = _spread([entry[score] for entry in of_seeds])
+        row["pooled_AP50"] = _spread([entry["pooled"]["AP50"] for entry in of_seeds])
+        rows.append(row)
+    return rows
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    known = [value for value in values if value >= 0]
+    return {
+        "mean": statistics.fmean(known) if known else -1.0,
+        "std": statistics.stdev(known) if len(known) > 1 else 0.0,
+        "per_seed": values,
+    }

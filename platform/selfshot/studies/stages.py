@@ -1,0 +1,422 @@
+"""The stages of an experiment: what each one reads, is keyed by, and makes.
+
+A stage is a function of a `Context` and its own `StageFolder`; everything it needs of earlier
+stages is in their folders. `STAGES` is the whole pipeline, in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfshot.config.schema import Experiment, FolderBenchmark, Optimiser
+from selfshot.studies.progress import Progress
+from selfshot.studies.store import StageFolder
+
+
+@dataclasses.dataclass
+class Context:
+    """What a stage is given.
+
+    Attributes:
+        experiment: all settings; a stage passes plain arguments on.
+        folders: finished folders of the earlier stages by name.
+        progress: prints lines that a person can read.
+        timings: what each earlier stage of this run took, for the report.
+        tracking: how to find the run in MLflow, for the report.
+        keys: key of every stage of the run.
+    """
+
+    experiment: Experiment
+    folders: dict[str, Path]
+    progress: Progress
+    timings: list[dict[str, Any]]
+    tracking: dict[str, str]
+    keys: dict[str, str]
+
+
+Metrics = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: its folder in the store.
+        version: raised when its meaning changes, so that old results are not reused.
+        inputs: earlier stages that it reads.
+        settings: every setting that changes its result.
+        make: makes it in a folder and returns its metrics.
+        needs_ray: whether it runs on Ray.
+        wanted: whether the experiment has it at all.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[str, ...]
+    settings: Callable[[Experiment], dict[str, Any]]
+    make: Callable[[Context, StageFolder], Metrics]
+    needs_ray: bool = True
+    wanted: Callable[[Experiment], bool] = lambda experiment: True
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = section.model_dump(mode="json")
+    return settings
+
+
+def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what changes no weight: how often it is logged and saved."""
+    optimiser = {
+        key: value
+        for key, value in settings["optimiser"].items()
+        if key not in ("checkpoint_every", "log_every")
+    }
+    return {**settings, "optimiser": optimiser}
+
+
+def _training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
+    def settings(experiment: Experiment) -> dict[str, Any]:
+        section = _without_pace(_plain(getattr(experiment, name)))
+        compute = experiment.compute
+        # Workers divide a batch and a GPU rounds otherwise: both change the weights.
+        machine = {
+            "num_workers": compute.num_workers,
+            "use_gpu": compute.use_gpu,
+            "zero_stage": compute.zero_stage,
+        }
+        return {**section, "seed": experiment.seed, "compute": machine}
+
+    return settings
+
+
+def _benchmark_settings(experiment: Experiment) -> dict[str, Any]:
+    settings = {**_plain(experiment.benchmark), "seed": experiment.seed}
+    if isinstance(experiment.benchmark, FolderBenchmark):
+        from selfshot.benchmarks.folder import fingerprint
+
+        # The files are inputs: other files behind the same paths are another benchmark.
+        section = experiment.benchmark
+        settings["inputs"] = fingerprint(section.annotations, section.frames, section.corpus)
+    return settings
+
+
+def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.distributed.mapping import parallel_map
+
+    section = context.experiment.benchmark
+    seed = context.experiment.seed
+    if isinstance(section, FolderBenchmark):
+        from selfshot.benchmarks.folder import build_folder
+
+        arguments = section.model_dump(exclude={"kind"})
+        made = build_folder(folder.path, seed=seed, on_message=context.progress.note, **arguments)
+    else:
+        from selfshot.benchmarks.sprites.build import build_sprites
+
+        every = context.progress.every("units composed")
+        arguments = section.model_dump(exclude={"kind"})
+        made = build_sprites(
+            folder.path, folder.scratch / "units", parallel_map(every), seed=seed, **arguments
+        )
+    for what, reason in made.set_aside[:5]:
+        context.progress.note(f"set aside {what}: {reason}")
+    return {**made.counts, "set_aside": len(made.set_aside)}
+
+
+def _train(
+    context: Context,
+    folder: StageFolder,
+    name: str,
+    task: str,
+    kwargs: Mapping[str, Any],
+    optimiser: Optimiser,
+) -> Metrics:
+    """Run a task on the engine and leave its export and history in the folder."""
+    from selfshot.distributed.training import train
+
+    compute = context.experiment.compute
+    result = train(
+        task,
+        kwargs,
+        work_dir=folder.path,
+        name=name,
+        steps=optimiser.steps,
+        warmup_steps=optimiser.warmup_steps,
+        weight_decay=optimiser.weight_decay,
+        clip_norm=optimiser.clip_norm,
+        checkpoint_every=optimiser.checkpoint_every,
+        log_every=optimiser.log_every,
+        num_workers=compute.num_workers,
+        threads_per_worker=compute.threads_per_worker,
+        use_gpu=compute.use_gpu,
+        zero_stage=compute.zero_stage,
+        max_failures=compute.max_failures,
+        seed=context.experiment.seed,
+        on_log=context.progress.training,
+    )
+    last = result.history[-1] if result.history else {}
+    if last.get("spread", 1.0) < 0.1:
+        context.progress.note(
+            f"warning: the embeddings' spread is {last['spread']:.3f}: they collapse to a point"
+        )
+    return {key: value for key, value in last.items() if isinstance(value, (int, float))}
+
+
+def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
+    section = context.experiment.backbone
+    kwargs = {
+        "benchmark": str(context.folders["benchmark"]),
+        "seed": context.experiment.seed,
+        "width": section.width,
+        "dim": section.dim,
+        "classes_per_batch": section.classes_per_batch,
+        "temperature": section.temperature,
+        "learning_rate": section.optimiser.learning_rate,
+    }
+    task = "selfshot.training.backbone:BackboneTask"
+    return _train(context, folder, "backbone", task, kwargs, section.optimiser)
+
+
+def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
+    experiment = context.experiment
+    section = experiment.encoder
+    backbone = experiment.backbone
+    kwargs = {
+        "benchmark": str(context.folders["benchmark"]),
+        "backbone": str(context.folders["backbone"] / "export"),
+        "backbone_settings": {"width": backbone.width, "dim": backbone.dim},
+        "seed": experiment.seed,
+        "steps": section.optimiser.steps,
+        "learning_rate": section.optimiser.learning_rate,
+        **section.model_dump(exclude={"optimiser"}),
+    }
+    task = "selfshot.training.encoder:EncoderTask"
+    return _train(context, folder, "encoder", task, kwargs, section.optimiser)
+
+
+def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.benchmarks.manifest import load_benchmark
+    from selfshot.distributed.embedding import embed_corpus
+    from selfshot.retrieval.embeddings import read_quarantine
+
+    section = context.experiment.embedding
+    source = context.folders["benchmark"]
+    benchmark = load_benchmark(source)
+    summary = embed_corpus(
+        source / "corpus.parquet",
+        root=(source / benchmark.corpus_root).resolve(),
+        encoder="selfshot.models.weights:load_encoder",
+        encoder_dir=context.folders["encoder"] / "export",
+        out_dir=folder.path,
+        num_frames=section.num_frames,
+        height=benchmark.height,
+        width=benchmark.width,
+        clips_per_batch=section.clips_per_batch,
+        clips_per_shard=section.clips_per_shard,
+        decode_timeout_s=section.decode_timeout_s,
+        max_quarantine_share=section.max_quarantine_share,
+        num_actors=context.experiment.compute.num_workers,
+        use_gpu=context.experiment.compute.use_gpu,
+        on_progress=context.progress.embedding,
+    )
+    context.progress.note(
+        f"{summary['embedded']} embedded + {summary['quarantined']} quarantined "
+        f"= {summary['clips']} clips of the manifest"
+    )
+    for clip_id, reason in read_quarantine(folder.path)[:5]:
+        context.progress.note(f"quarantined {clip_id}: {reason}")
+    return summary
+
+
+def _make_index(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.retrieval.embeddings import read_embeddings
+    from selfshot.retrieval.index import build_index
+
+    clip_ids, vectors = read_embeddings(context.folders["embeddings"])
+    index = build_index(vectors, clip_ids)
+    index.save(folder.path)
+    return {"clips": len(index), "dim": index.dim, "bytes": len(index) * index.dim * 4}
+
+
+def _make_supports(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.studies.choosing import choose_supports
+
+    experiment = context.experiment
+    metrics = choose_supports(
+        folder.path,
+        benchmark_folder=context.folders["benchmark"],
+        encoder_folder=context.folders["encoder"] / "export",
+        index_folder=context.folders["index"],
+        seeds=experiment.evaluation.seeds,
+        max_queries=experiment.evaluation.max_queries_per_seed,
+        count=max(experiment.supports.shots) + max(experiment.supports.extra),
+        **experiment.supports.model_dump(exclude={"shots", "extra"}),
+        on_message=context.progress.note,
+    )
+    test = metrics["test"]
+    context.progress.note(
+        f"precision@5 on unseen classes: {100 * test['precision_at']['5']:.1f}% "
+        f"(chance {100 * test['chance']:.1f}%)"
+        if "precision_at" in test
+        else "the corpus has no labels, so no precision is known"
+    )
+    return metrics
+
+
+def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
+    def make(context: Context, folder: StageFolder) -> Metrics:
+        section = context.experiment.vis
+        architecture = ("heads", "encoder_layers", "fuser_layers", "decoder_layers", "ffn_dim",
+                        "dropout", "num_instances", "deformable", "query_positions",
+                        "support_positions")  # fmt: skip
+        kwargs = {
+            "benchmark": str(context.folders["benchmark"]),
+            "backbone": str(context.folders["backbone"] / "export"),
+            "seed": context.experiment.seed,
+            "model": {**section.model_dump(include=set(architecture)), "fuser": fuser},
+            "weights": section.weights.model_dump(),
+            "episodes_per_batch": section.episodes_per_batch,
+            "train_shots": section.train_shots,
+            "learning_rate": section.optimiser.learning_rate,
+            "backbone_learning_rate": section.backbone_learning_rate,
+        }
+        name = "vis" if fuser else "vis_no_fuser"
+        task = "selfshot.training.vis:VisTask"
+        return _train(context, folder, name, task, kwargs, section.optimiser)
+
+    return make
+
+
+def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """Rows of the table: supports without shots once, the others at each number of shots."""
+    rows: list[dict[str, Any]] = []
+    for kind in experiment.evaluation.supports:
+        if kind in ("none", "no_fuser"):
+            rows.append({"supports": kind, "shots": 0, "extra": 0})
+        elif kind == "query_itself":
+            rows.append({"supports": kind, "shots": 1, "extra": 0})
+        else:
+            most = max(experiment.supports.shots)
+            for shots in experiment.supports.shots:
+                extras = experiment.supports.extra if shots == most else (0,)
+                rows += [{"supports": kind, "shots": shots, "extra": n} for n in extras]
+    return rows
+
+
+def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.distributed.trials import run_trials
+    from selfshot.studies.scores import aggregate
+
+    experiment = context.experiment
+    section = experiment.evaluation
+    models = {"vis": str(context.folders["vis"] / "export")}
+    if "vis_no_fuser" in context.folders:
+        models["no_fuser"] = str(context.folders["vis_no_fuser"] / "export")
+    configs = [
+        {
+            "trial_id": f"seed_{seed}",
+            "benchmark": str(context.folders["benchmark"]),
+            "models": models,
+            "rows": table_rows(experiment),
+            "supports": str(context.folders["supports"] / "supports.json"),
+            "side": "test",
+            "fold": fold,
+            "folds": len(section.seeds),
+            "max_queries": section.max_queries_per_seed,
+            "predictions": str(folder.path / "predictions"),
+        }
+        for fold, seed in enumerate(section.seeds)
+    ]
+    done = 0
+
+    def report(trial_id: str, result: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        best = {row["name"]: row["AP50"] for row in result["rows"]}
+        figures = ", ".join(f"{name} {score:.1f}" for name, score in best.items())
+        context.progress.note(f"{trial_id} ({done}/{len(configs)}): AP50 {figures}")
+
+    trials = run_trials(
+        "selfshot.evaluation.episodes:evaluate_fold",
+        configs,
+        out_dir=folder.path / "trials",
+        name=f"{experiment.name}-evaluation",
+        parallel=experiment.compute.parallel_trials,
+        cpus_per_trial=1.0,
+        max_failures=experiment.compute.max_failures,
+        on_result=report,
+    )
+    rows = aggregate(trials)
+    (folder.path / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return {
+        "queries": sum(trial["queries"] for trial in trials),
+        **{
+            f"AP50_{row['supports']}_{row['shots']}_{row['extra']}": row["AP50"]["mean"]
+            for row in rows
+        },
+    }
+
+
+def _make_report(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.studies.page import make_page
+
+    return make_page(context, folder.path)
+
+
+def _evaluation_settings(experiment: Experiment) -> dict[str, Any]:
+    return {**_plain(experiment.evaluation), "rows": table_rows(experiment)}
+
+
+def _supports_settings(experiment: Experiment) -> dict[str, Any]:
+    return {
+        **_plain(experiment.supports),
+        "seeds": list(experiment.evaluation.seeds),
+        "max_queries": experiment.evaluation.max_queries_per_seed,
+    }
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("benchmark", 1, (), _benchmark_settings, _make_benchmark),
+    Stage("backbone", 1, ("benchmark",), _training_settings("backbone"), _make_backbone),
+    Stage("encoder", 1, ("benchmark", "backbone"), _training_settings("encoder"), _make_encoder),
+    Stage(
+        "embeddings", 1, ("benchmark", "encoder"),
+        lambda experiment: {"num_frames": experiment.embedding.num_frames},
+        _make_embeddings,
+    ),
+    Stage(
+        "index", 1, ("embeddings",), lambda experiment: _plain(experiment.index), _make_index,
+        needs_ray=False,
+    ),
+    Stage(
+        "supports", 1, ("benchmark", "encoder", "index"), _supports_settings, _make_supports,
+        needs_ray=False,
+    ),
+    Stage("vis", 1, ("benchmark", "backbone"), _training_settings("vis"), _make_vis(fuser=True)),
+    Stage(
+        "vis_no_fuser", 1, ("benchmark", "backbone"), _training_settings("vis"),
+        _make_vis(fuser=False),
+        wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
+    ),
+    Stage(
+        "evaluation", 1, ("benchmark", "supports", "vis", "vis_no_fuser"), _evaluation_settings,
+        _make_evaluation,
+    ),
+    Stage(
+        "report", 1,
+        ("benchmark", "backbone", "encoder", "embeddings", "index", "supports", "vis",
+         "vis_no_fuser", "evaluation"),
+        lambda experiment: {
+            "name": experiment.name,
+            "description": experiment.description,
+            **_plain(experiment.report),
+        },
+        _make_report,
+        needs_ray=False,
+    ),
+)  # fmt: skip
