@@ -34,28 +34,33 @@ CHECK_SIDE = 8
 """Frames are decoded this small, only to see that they can be: a JPEG then costs a millisecond."""
 
 
-def fingerprint(annotations: Path, frames: Path, corpus: Path) -> str:
-    """A digest that changes when the inputs do: the JSON's bytes, and every file's size and time.
+def fingerprint(
+    annotations: Path, frames: Path, corpus: Path, corpus_labels: Path | None = None
+) -> str:
+    """A digest that changes when the inputs do: the texts' bytes, the other files' size and time.
 
     Raises:
         UserError: the JSON cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        with annotations.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    except OSError as error:
-        raise UserError(f"benchmark.annotations: {annotations}: {error.strerror}") from None
+    for field, path in (("annotations", annotations), ("corpus_labels", corpus_labels)):
+        if path is None:
+            continue
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"benchmark.{field}: {path}: {error.strerror}") from None
     for root in (frames, corpus):
         for parent, folders, names in os.walk(root):
             folders.sort()
-            for path in sorted(os.path.join(parent, name) for name in names):
+            for one in sorted(os.path.join(parent, name) for name in names):
                 try:
-                    state = os.stat(path)
+                    state = os.stat(one)
                     facts = f"{state.st_size} {state.st_mtime_ns}"
                 except OSError:
                     facts = "unreadable"
-                name = os.fsencode(os.path.relpath(path, root))
+                name = os.fsencode(os.path.relpath(one, root))
                 digest.update(name + b"\0" + facts.encode() + b"\0")
         digest.update(b"\0")
     return digest.hexdigest()

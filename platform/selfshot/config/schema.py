@@ -32,7 +32,7 @@ class SpritesBenchmark(Section):
     height: Annotated[int, Field(ge=32, multiple_of=8)] = 64
     width: Annotated[int, Field(ge=32, multiple_of=8)] = 64
     num_frames: Annotated[int, Field(ge=2)] = 8
-    train_classes: Count = Field(48, description="seen classes, with masks")
+    train_classes: Annotated[int, Field(ge=2)] = Field(48, description="seen classes, with masks")
     val_classes: Count = Field(8, description="unseen classes on which choices are made")
     test_classes: Count = Field(10, description="unseen classes that are scored")
     train_queries: Count = Field(24, description="training query videos of each seen class")
@@ -122,7 +122,7 @@ class EncoderConfig(Section):
         description="what turns frames into tokens: the pretrained backbone (frozen), "
         "EfficientNet-Lite0 with ImageNet weights (frozen), or a network trained from scratch",
     )
-    dim: Count = 72
+    dim: Annotated[int, Field(ge=6)] = 72
     layers: Annotated[int, Field(ge=0)] = 1
     heads: Count = 4
     loss: Literal["rank", "nce"] = "rank"
@@ -289,6 +289,8 @@ class Experiment(Section):
                 f"vis.dim: {self.vis.dim} differs from backbone.dim: {self.backbone.dim}; "
                 "the transformer reads the backbone's tokens, so set both alike"
             )
+        if self.name == "store":
+            raise ValueError("name: 'store' is the folder of the stages' results; choose another")
         if self.encoder.trunk == "backbone" and self.encoder.dim != self.backbone.dim:
             raise ValueError(
                 f"encoder.dim: {self.encoder.dim} differs from backbone.dim: "

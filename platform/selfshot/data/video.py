@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
+
+DECODE_ALIGNMENT = 32
+_SMOOTH = Image.Resampling.BILINEAR
 
 # What decord writes before its reason: the time, its source file and the line.
 _PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ")
@@ -90,7 +94,10 @@ def sample_frames(
         )
     if not (start_s or 0.0) < (float("inf") if end_s is None else end_s):
         raise ValueError(f"start_s: {start_s} is not before end_s: {end_s}")
-    reader = _open(path, height=height, width=width)
+    # decord cannot scale to some widths (16, 24, 48, 72, …: its lines are padded): those are
+    # decoded at the next multiple of 32 and resized here.
+    aligned = -(-width // DECODE_ALIGNMENT) * DECODE_ALIGNMENT
+    reader = _open(path, height=height, width=aligned)
     try:
         indices = _middles(reader, num_frames, start_s, end_s)
         if indices is None:
@@ -102,6 +109,10 @@ def sample_frames(
         raise
     except Exception as error:
         raise VideoError(_reason_of(error), path) from error
+    if aligned != width:
+        frames = np.stack(
+            [np.asarray(Image.fromarray(f).resize((width, height), _SMOOTH)) for f in frames]
+        )
     if frames.shape != (num_frames, height, width, 3):
         raise VideoError(f"the decoder gave frames of shape {frames.shape}", path)
     return frames

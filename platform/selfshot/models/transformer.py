@@ -96,7 +96,9 @@ class SpatioTemporalDecoder(nn.Module):
         `memory` carries its positions: the decoder reads where a pixel is from its value too,
         as one shallow encoder leaves too little of the positions in 𝓕 to tell a box from it.
         """
-        instances = instance_positions.new_zeros(len(memory), *instance_positions.shape[1:])
+        # Not zeros: the norm after the first self-attention would then divide nearly nothing by
+        # nearly nothing, and its gradient would drown all others when the norm is clipped.
+        instances = instance_positions.expand(len(memory), -1, -1)
         outputs = []
         for layer in self.layers:
             instances = layer(instances, instance_positions, memory, bias)

@@ -15,6 +15,7 @@ from selfshot.benchmarks.manifest import (
     read_corpus,
     read_corpus_labels,
 )
+from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import load_annotations
 from selfshot.evaluation.episodes import folds
@@ -127,7 +128,16 @@ def choose_supports(
 
 
 def _filled(clips: list[str], count: int) -> list[str]:
-    """`count` clips, repeated from the best where there are fewer."""
+    """`count` clips, repeated from the best where there are fewer.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not clips:
+        raise UserError(
+            "supports.duplicate_cosine: every clip of the corpus is the query's own source or a "
+            "near duplicate of it; add other clips to the corpus or raise the value"
+        )
     return [clips[i % len(clips)] for i in range(count)]
 
 

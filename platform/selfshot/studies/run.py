@@ -176,8 +176,8 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
 
 def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> None:
     """Make a stage that is not done, or go on with it."""
-    before = folder.seconds
-    resumed = before > 1
+    before = folder.seconds_before
+    resumed = before > 0
     words = f"going on after {before:.0f} s" if resumed else "started"
     context.progress.stage(number, stage.name, f"{words}, {folder.key}")
     began = time.monotonic()

@@ -101,7 +101,9 @@ def _benchmark_settings(experiment: Experiment) -> dict[str, Any]:
 
         # The files are inputs: other files behind the same paths are another benchmark.
         section = experiment.benchmark
-        settings["inputs"] = fingerprint(section.annotations, section.frames, section.corpus)
+        settings["inputs"] = fingerprint(
+            section.annotations, section.frames, section.corpus, section.corpus_labels
+        )
     return settings
 
 

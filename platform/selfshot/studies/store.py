@@ -91,6 +91,11 @@ class StageFolder:
         return manifest
 
     @property
+    def seconds_before(self) -> float:
+        """Time that killed attempts spent on this result."""
+        return self._seconds_before
+
+    @property
     def seconds(self) -> float:
         """Time spent on this result so far, killed attempts included."""
         return self._seconds_before + time.monotonic() - self._began

@@ -47,7 +47,8 @@ class BackbonePretraining(nn.Module):
 
         Args:
             batch: `frames` uint8 (B, H, W, 3), `masks` (R, h, w) of all objects, `frame_of`
-                (R,) and `classes` (R,) from 0.
+                (R,) and `classes` (R,) from 0; `unseen` bool (B, h, w), tokens that show
+                objects of unseen classes.
         """
         tokens, _ = self.backbone(normalise_frames(batch["frames"]))
         masks, frame_of = batch["masks"], batch["frame_of"]
@@ -55,21 +56,24 @@ class BackbonePretraining(nn.Module):
         pooled = torch.einsum("rdhw,rhw->rd", tokens[frame_of], weights)
         prototypes = functional.normalize(self.prototypes, dim=-1)
         cosines = functional.normalize(pooled, dim=-1) @ prototypes.T
-        objects = functional.cross_entropy(cosines / self.temperature, batch["classes"])
-        accuracy = (cosines.argmax(-1) == batch["classes"]).float().mean()
+        # Sums over at least one: not the mean of an empty set where nothing is visible.
+        objects = functional.cross_entropy(
+            cosines / self.temperature, batch["classes"], reduction="sum"
+        ) / max(1, len(cosines))
+        accuracy = (cosines.argmax(-1) == batch["classes"]).float().sum() / max(1, len(cosines))
 
         grid = tokens.permute(0, 2, 3, 1)
         region, row, column = (masks > MIN_TOKEN_COVER).nonzero(as_tuple=True)
         inside = functional.normalize(grid[frame_of[region], row, column], dim=-1)
-        # Not a mean of an empty set: a batch of small objects may fill no token.
         single = functional.cross_entropy(
             inside @ prototypes.T / self.temperature, batch["classes"][region], reduction="sum"
         ) / max(1, len(region))
 
         cover = torch.zeros_like(tokens[:, 0]).index_add_(0, frame_of, masks).clamp(max=1)
-        foreground = functional.binary_cross_entropy_with_logits(
-            self.foreground(grid)[..., 0], cover
+        surprise = functional.binary_cross_entropy_with_logits(
+            self.foreground(grid)[..., 0], cover, reduction="none"
         )
+        foreground = surprise[~batch["unseen"]].mean()
         return {
             "loss": objects + single + foreground,
             "objects": objects.detach(),
@@ -132,7 +136,21 @@ class BackboneTask:
             name: list(videos) for name, videos in manifest.supports["train"].items()
         }
         for video, name in manifest.queries["train"]:
-            self.videos.setdefault(name, []).append(video)
+            if video not in self.videos.setdefault(name, []):
+                self.videos[name].append(video)
+
+    def useful_frames(self, video: int) -> list[int]:
+        """Frames in which an object of a seen class can be seen, or all where there is none."""
+        shown = [
+            index
+            for index in range(self.reader.annotations.videos[video].length)
+            if any(
+                track.segmentations[index] is not None
+                for track in self.reader.annotations.tracks_of(video)
+                if track.category_id in self.labels
+            )
+        ]
+        return shown or list(range(self.reader.annotations.videos[video].length))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group."""
@@ -148,24 +166,35 @@ class BackboneTask:
             for name in rng.choice(names, count, replace=False)
             for video in rng.choice(self.videos[name], 2, replace=len(self.videos[name]) < 2)
         ]
-        frames, masks, frame_of, classes = [], [], [], []
+        frames: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
+        frame_of: list[int] = []
+        classes: list[int] = []
+        grid = (self.reader.height // TOKEN_STRIDE, self.reader.width // TOKEN_STRIDE)
+        unseen = np.zeros((len(chosen), *grid), bool)
         for i, video in enumerate(chosen):
-            length = self.reader.annotations.videos[video].length
-            picture, tracks = self.reader.frame(video, int(rng.integers(length)), TOKEN_STRIDE)
+            choices = self.useful_frames(video)
+            index = choices[int(rng.integers(len(choices)))]
+            picture, tracks = self.reader.frame(video, index, TOKEN_STRIDE)
             if rng.random() < 0.5:
                 picture, tracks.masks[:] = picture[:, ::-1], tracks.masks[..., ::-1].copy()
             frames.append(picture)
             for mask, category in zip(tracks.masks[:, 0], tracks.classes, strict=True):
-                # No object of an unseen class may teach, not even one in the background.
-                if mask.sum() > MIN_CELL_COVER and int(category) in self.labels:
+                # No object of an unseen class may teach, neither as a class nor as background.
+                if int(category) not in self.labels:
+                    unseen[i] |= mask > 0
+                elif mask.sum() > MIN_CELL_COVER:
                     masks.append(mask)
                     frame_of.append(i)
                     classes.append(self.labels[int(category)])
         return {
             "frames": torch.from_numpy(np.stack(frames)),
-            "masks": torch.from_numpy(np.stack(masks)),
-            "frame_of": torch.tensor(frame_of),
-            "classes": torch.tensor(classes),
+            "masks": torch.from_numpy(
+                np.stack(masks) if masks else np.zeros((0, *grid), np.float32)
+            ),
+            "frame_of": torch.tensor(frame_of, dtype=torch.int64),
+            "classes": torch.tensor(classes, dtype=torch.int64),
+            "unseen": torch.from_numpy(unseen),
         }
 
     def after_step(self, step: int) -> None:

@@ -40,9 +40,12 @@ class VisTraining(nn.Module):
             weight_focal=self.weights["focal"],
             no_object=self.weights["no_object"],
         )
-        common = functional.binary_cross_entropy_with_logits(
-            outputs["common_logits"], batch["common"]
+        # As in every other term, frames that are padding do not count.
+        valid = torch.stack([target["valid_frames"] for target in batch["targets"]])
+        surprise = functional.binary_cross_entropy_with_logits(
+            outputs["common_logits"], batch["common"], reduction="none"
         )
+        common = surprise.mean((2, 3))[valid].mean()
         loss = terms["total"] + self.weights["common"] * common
         logged = {name: value.detach() for name, value in terms.items() if name not in ("total",)}
         return {"loss": loss, "common": common.detach(), **logged}

@@ -282,7 +282,7 @@ def test_wrong_class_names(plain: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         _build(plain | {"val_classes": ("Cat",), "test_classes": ("dgo", "xylophone")})
     message = str(caught.value)
-    assert "benchmark.val_classes: 'Cat' is no class of it (did you mean 'cat'?)" in message
+    assert "benchmark.val_classes: 'Cat' is no class of it (did you mean 'cat'" in message
     assert "'dgo' is no class of it (did you mean 'dog'?)" in message
     assert "'xylophone' is no class of it;" in message
     assert "instances.json has ant, bee, cat, dog, elk" in message

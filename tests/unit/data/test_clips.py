@@ -59,9 +59,7 @@ def annotations() -> Annotations:
 
 @pytest.fixture
 def reader(annotations: Annotations, frames_root: Path) -> ClipReader:
-    return ClipReader(
-        annotations, frames_root, num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH
-    )
+    return ClipReader(annotations, frames_root, num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH)
 
 
 class TestFrames:
@@ -75,9 +73,7 @@ class TestFrames:
         assert reader.frame_indices(2).tolist() == [0, 1, 2, 3, 4]
         assert reader.valid_frames(2).all()
 
-    def test_a_long_video_is_sampled_in_the_middle_of_equal_parts(
-        self, reader: ClipReader
-    ) -> None:
+    def test_a_long_video_is_sampled_in_the_middle_of_equal_parts(self, reader: ClipReader) -> None:
         assert reader.frame_indices(3).tolist() == [1, 3, 6, 9, 11]
         assert reader.valid_frames(3).all()
 
@@ -85,7 +81,8 @@ class TestFrames:
     def test_pixels_are_those_of_the_indices(self, reader: ClipReader, video: int) -> None:
         frames = reader.frames(video)
         assert frames.shape == (NUM_FRAMES, HEIGHT, WIDTH, 3) and frames.dtype == np.uint8
-        assert frames[:, 0, 0, 0].tolist() == [50 * video + 3 * i for i in reader.frame_indices(video)]
+        greys = [50 * video + 3 * i for i in reader.frame_indices(video)]
+        assert frames[:, 0, 0, 0].tolist() == greys
 
 
 class TestTracks:
@@ -137,18 +134,14 @@ class TestTracks:
         expected = average_cells(_mask(2, 0, 3), (4, 8))
         np.testing.assert_array_equal(tracks.masks[0, 3], expected)
         same = ClipReader(annotations, frames_root, num_frames=5, height=24, width=40)
-        np.testing.assert_array_equal(
-            tracks.boxes_cxcywh, same.tracks(2, stride=4).boxes_cxcywh
-        )
+        np.testing.assert_array_equal(tracks.boxes_cxcywh, same.tracks(2, stride=4).boxes_cxcywh)
 
     def test_one_frame(self, reader: ClipReader) -> None:
         pixels, tracks = reader.frame(3, 8, 8)
         assert pixels.shape == (HEIGHT, WIDTH, 3) and pixels[0, 0, 0] == 150 + 24
         assert tracks.masks.shape == (3, 1, 3, 5)
         assert tracks.present[:, 0].tolist() == [True, True, False]
-        np.testing.assert_array_equal(
-            tracks.masks[1, 0], average_cells(_mask(3, 1, 8), (3, 5))
-        )
+        np.testing.assert_array_equal(tracks.masks[1, 0], average_cells(_mask(3, 1, 8), (3, 5)))
 
 
 class TestAverageCells:
@@ -156,9 +149,7 @@ class TestAverageCells:
 
     @pytest.mark.parametrize("shape", [(12, 20), (13, 29), (37, 11), (7, 5)])
     @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 5)])
-    def test_is_the_mean_of_each_cell(
-        self, shape: tuple[int, int], size: tuple[int, int]
-    ) -> None:
+    def test_is_the_mean_of_each_cell(self, shape: tuple[int, int], size: tuple[int, int]) -> None:
         mask = np.random.default_rng(shape[0]).random(shape) < 0.4
         cells = average_cells(mask, size)
         assert cells.shape == size and cells.dtype == np.float32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,9 +112,7 @@ def test_mirrored_and_reversed_consistently(reader: ClipReader) -> None:
 
 
 def test_the_same_generator_gives_the_same_batch(reader: ClipReader) -> None:
-    a, b = (
-        episode_batch(reader, [3], [[1, 2]], [DOG], np.random.default_rng(5)) for _ in range(2)
-    )
+    a, b = (episode_batch(reader, [3], [[1, 2]], [DOG], np.random.default_rng(5)) for _ in range(2))
     assert torch.equal(a["query"], b["query"]) and torch.equal(a["supports"], b["supports"])
 
 

@@ -145,7 +145,11 @@ def compose_unit(unit: Unit) -> str:
         rng = np.random.default_rng([unit["seed"], 2, clip["id"]])
         pools = unit["pools"]
 
-        def draw(clip=clip, rng=rng, pools=pools) -> list[tuple[str, float]]:
+        def draw(
+            clip: dict[str, Any] = clip,
+            rng: np.random.Generator = rng,
+            pools: dict[str, list[str]] = pools,
+        ) -> list[tuple[str, float]]:
             return _objects(
                 rng, clip["role"], clip["class"], pools[clip["side"]], pools[clip["strays"]]
             )
@@ -279,7 +283,7 @@ def build_sprites(
         corpus_clips,
         in_corpus,
     )
-    settings = {
+    settings: Unit = {
         "folder": str(folder),
         "seed": seed,
         "height": height,

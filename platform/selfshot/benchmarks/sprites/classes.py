@@ -15,7 +15,7 @@ GLYPHS: dict[str, int] = {
     "star": 0x2605, "telephone": 0x260E, "teacup": 0x2615, "shamrock": 0x2618,
     "pointing_hand": 0x261B, "raised_finger": 0x261D, "skull": 0x2620, "radiation": 0x2622,
     "biohazard": 0x2623, "winged_staff": 0x2624, "ankh": 0x2625, "peace": 0x262E,
-    "yin_yang": 0x262F, "ship_wheel": 0x2638, "smiley": 0x263B, "moon": 0x263E,
+    "yin_yang": 0x262F, "ship_wheel": 0x2638, "moon": 0x263E,
     "ram": 0x2648, "bull": 0x2649, "scorpion": 0x264F,  "fishes": 0x2653,
     "king": 0x265A, "queen": 0x265B, "rook": 0x265C, "bishop": 0x265D, "knight": 0x265E,
     "pawn": 0x265F, "spade": 0x2660, "club": 0x2663, "heart": 0x2665, "diamond": 0x2666,

