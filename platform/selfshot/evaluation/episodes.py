@@ -15,7 +15,7 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, load_annotations, save_results
 from selfshot.evaluation.video_ap import episode_scores
-from selfshot.models.vis import SelfShotVIS, masks_at
+from selfshot.models.vis import SelfShotVIS, SupportFeatures, masks_at
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
 
@@ -115,7 +115,9 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     for start in range(0, len(fold), QUERIES_AT_ONCE):
         episodes = fold[start : start + QUERIES_AT_ONCE]
         query_frames = torch.from_numpy(np.stack([reader.frames(video) for video, _ in episodes]))
-        tokens = _support_tokens(models["vis"], support_reader, chosen, episodes, config["rows"])
+        encoded_supports = _encode_supports(
+            models["vis"], support_reader, chosen, episodes, config["rows"]
+        )
         encoded = {
             name: model.encode(query_frames, is_support=False) for name, model in models.items()
         }
@@ -124,11 +126,14 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             query = encoded["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             supports = None
             if row["supports"] not in SUPPORT_FREE:
-                supports = torch.stack(
-                    [
-                        torch.cat([tokens[key] for key in _keys(chosen, video, row)])
-                        for video, _ in episodes
-                    ]
+                keys = [_keys(chosen, video, row) for video, _ in episodes]
+                supports = SupportFeatures(
+                    *(
+                        torch.stack(
+                            [torch.stack([encoded_supports[k][part] for k in ks]) for ks in keys]
+                        )
+                        for part in (0, 1)
+                    )
                 )
             outputs = model.predict(query, supports)
             predictions[row_name(row)] += _tracks(
@@ -157,14 +162,17 @@ def _keys(chosen: dict[str, Any], video: int, row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _support_tokens(
+def _encode_supports(
     model: SelfShotVIS,
     support_reader: SupportReader,
     chosen: dict[str, Any],
     episodes: list[tuple],
     rows: list[dict[str, Any]],
-) -> dict[str, Tensor]:
-    """E_s (T·h·w, d) of every support that any row of these episodes needs, each encoded once."""
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """E_s (T·h·w, d) and prototype (d,) of every support that any row of these episodes needs.
+
+    Each is encoded once, however many rows and queries it helps.
+    """
     needed = {
         key
         for video, _ in episodes
@@ -172,7 +180,7 @@ def _support_tokens(
         if row["supports"] not in SUPPORT_FREE
         for key in _keys(chosen, video, row)
     }
-    tokens = {}
+    tokens: dict[str, tuple[Tensor, Tensor]] = {}
     ordered = sorted(needed)
     for start in range(0, len(ordered), 2 * QUERIES_AT_ONCE):
         keys = ordered[start : start + 2 * QUERIES_AT_ONCE]
@@ -181,7 +189,8 @@ def _support_tokens(
             kind, _, name = key.partition(":")
             frames.append(support_reader.frames(int(name) if kind == "video" else name))
         encoded = model.encode(torch.from_numpy(np.stack(frames)), is_support=True)
-        tokens |= dict(zip(keys, encoded.tokens, strict=True))
+        pairs = zip(encoded.tokens, encoded.prototype, strict=True)
+        tokens |= dict(zip(keys, pairs, strict=True))
     return tokens
 
 

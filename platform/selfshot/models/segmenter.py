@@ -61,7 +61,7 @@ class InstanceSegmenter(nn.Module):
         self.fine = nn.Conv2d(fine_channels, 2 * channels, 1)
         self.fine_pixels = nn.Conv2d(2 * channels, dim, 3, padding=1)
         self.mask_convolution = MaskConvolution(
-            2 * heads + 2 * channels, channels, deformable=deformable
+            2 * heads + 2 + 2 * channels, channels, deformable=deformable
         )
         self.norm = nn.GroupNorm(4, channels)
         self.volume = nn.Sequential(
@@ -73,12 +73,24 @@ class InstanceSegmenter(nn.Module):
     def forward(
         self,
         instances: Float[Tensor, "batch num_instances time dim"],
+        boxes_cxcywh: Float[Tensor, "batch num_instances time 4"],
         encoded: Float[Tensor, "batch time dim height width"],
         fused: Float[Tensor, "batch time dim height width"],
+        located: Float[Tensor, "batch time dim height width"],
         common: Float[Tensor, "batch time height width"],
         fine: Float[Tensor, "batch time fine_channels fine_height fine_width"],
     ) -> Float[Tensor, "batch num_instances time fine_height fine_width"]:
-        """Mask logits at the fine features' resolution, for all instances at once."""
+        """Mask logits at the fine features' resolution, for all instances at once.
+
+        Args:
+            instances: 𝓓.
+            boxes_cxcywh: the predicted boxes; each pixel is told where it lies in them.
+            encoded: E_q.
+            fused: 𝓕.
+            located: 𝓕 with its positions, against which the attention maps are taken.
+            common: logits of the common class.
+            fine: the backbone's stride-4 features.
+        """
         batch, num_instances, time, dim = instances.shape
         fused_frames, fine_frames = fused.flatten(0, 1), fine.flatten(0, 1)
         size = fine_frames.shape[-2:]
@@ -90,7 +102,8 @@ class InstanceSegmenter(nn.Module):
 
         queries = self.instance_projection(instances).unflatten(-1, (self.heads, -1))
         maps = []
-        for pixels in (self.pixel_projection(fused_frames), self.fine_pixels(context)):
+        located_pixels = self.pixel_projection(located.flatten(0, 1))
+        for pixels in (located_pixels, self.fine_pixels(context)):
             keys = pixels.unflatten(0, (batch, time)).unflatten(2, (self.heads, -1))
             scores = torch.einsum("bnthc,bthcyx->btnhyx", queries, keys)
             scores = scores.flatten(0, 2) * (dim // self.heads) ** -0.5
@@ -99,9 +112,24 @@ class InstanceSegmenter(nn.Module):
                     scores, size=size, mode="bilinear", align_corners=False
                 )
             maps.append(scores)
+        maps.append(_box_coordinates(boxes_cxcywh, *size))
         shared = context[:, None].expand(-1, num_instances, -1, -1, -1).flatten(0, 1)
         features = torch.cat([*maps, shared], 1)
         features = functional.relu(self.norm(self.mask_convolution(features)))
         volumes = features.unflatten(0, (batch, time, num_instances)).permute(0, 2, 3, 1, 4, 5)
         logits = self.volume(volumes.flatten(0, 1))
         return logits.squeeze(1).unflatten(0, (batch, num_instances))
+
+
+def _box_coordinates(
+    boxes_cxcywh: Float[Tensor, "batch num_instances time 4"], height: int, width: int
+) -> Float[Tensor, "frames_and_instances 2 height width"]:
+    """Each pixel's place in a box: 0 at its centre, ±1 at its borders, cut at ±3."""
+    boxes = boxes_cxcywh.transpose(1, 2).flatten(0, 2)
+    x = (torch.arange(width, device=boxes.device) + 0.5) / width
+    y = (torch.arange(height, device=boxes.device) + 0.5) / height
+    half = boxes[:, 2:].clamp_min(0.02) / 2
+    across = ((x - boxes[:, :1]) / half[:, :1]).clamp(-3, 3)
+    down = ((y - boxes[:, 1:2]) / half[:, 1:]).clamp(-3, 3)
+    grid = (-1, height, width)
+    return torch.stack([across[:, None].expand(grid), down[..., None].expand(grid)], 1)

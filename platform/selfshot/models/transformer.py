@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         instances: Float[Tensor, "batch queries dim"],
-        instance_positions: Float[Tensor, "1 queries dim"],
+        instance_positions: Float[Tensor, "batch queries dim"],
         memory: Float[Tensor, "batch tokens dim"],
         bias: Float[Tensor, "batch 1 queries tokens"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
@@ -87,7 +87,7 @@ class SpatioTemporalDecoder(nn.Module):
 
     def forward(
         self,
-        instance_positions: Float[Tensor, "1 queries dim"],
+        instance_positions: Float[Tensor, "batch queries dim"],
         memory: Float[Tensor, "batch tokens dim"],
         bias: Float[Tensor, "batch 1 queries tokens"] | None = None,
     ) -> list[Float[Tensor, "batch queries dim"]]:
@@ -98,7 +98,7 @@ class SpatioTemporalDecoder(nn.Module):
         """
         # Not zeros: the norm after the first self-attention would then divide nearly nothing by
         # nearly nothing, and its gradient would drown all others when the norm is clipped.
-        instances = instance_positions.expand(len(memory), -1, -1)
+        instances = instance_positions
         outputs = []
         for layer in self.layers:
             instances = layer(instances, instance_positions, memory, bias)

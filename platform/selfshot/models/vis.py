@@ -19,6 +19,12 @@ from selfshot.ops.positions import sine_positions
 OTHER_PLACE, OTHER_FRAME = 6.0, 3.0
 """Most that attention scores lose where nothing common is seen, and in another frame."""
 
+LIKENESS_CENTRE, LIKENESS_SCALE = 0.4, 0.2
+"""Bring cosines of pretrained tokens to about zero mean and unit deviation."""
+
+REFERENCE_REACH = 0.2
+"""Deviation, in shares of the frame, of the bell in which an instance query looks first."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
@@ -26,17 +32,43 @@ class ClipFeatures:
 
     Attributes:
         tokens: E, (B, T·h·w, d), frames one after another.
+        directions: the backbone's own tokens at length 1, (B, T·h·w, d).
+        prototype: their mean over what the backbone takes for foreground, at length 1, (B, d).
         fine: stride-4 features (B, T, c, H / 4, W / 4).
         shape: (T, h, w).
     """
 
     tokens: Tensor
+    directions: Tensor
+    prototype: Tensor
     fine: Tensor
     shape: tuple[int, int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class SupportFeatures:
+    """The supports of a batch of queries.
+
+    Attributes:
+        tokens: E_s, (B, k, T·h·w, d).
+        prototypes: of each support, (B, k, d).
+    """
+
+    tokens: Tensor
+    prototypes: Tensor
+
+
+def spread_points(count: int) -> Float[Tensor, "count 2"]:
+    """Points (x, y) spread evenly over the middle of the unit square (the R2 sequence)."""
+    steps = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
+    points = (0.5 + torch.arange(count)[:, None] * steps) % 1
+    return (0.15 + 0.7 * points).float()
+
+
 class SelfShotVIS(nn.Module):
     """Backbone, spatio-temporal encoder, query-support fuser, decoder, heads and segmenter."""
+
+    reference_points: Tensor
 
     def __init__(
         self,
@@ -78,6 +110,7 @@ class SelfShotVIS(nn.Module):
         )
         self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
         self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
+        self.register_buffer("reference_points", spread_points(num_instances), persistent=False)
         self.foreground_head = nn.Linear(dim, 2)
         self.box_head = nn.Sequential(
             nn.Linear(dim, dim),
@@ -86,7 +119,13 @@ class SelfShotVIS(nn.Module):
             nn.ReLU(True),
             nn.Linear(dim, 4),
         )
+        self.object_head = nn.Linear(dim, 1)
+        self.likeness_embedding = nn.Linear(2, dim)
+        self.likeness_head = nn.Linear(2, 1)
         self.common_head = nn.Linear(dim, 1)
+        nn.init.zeros_(self.box_head[-1].weight)
+        nn.init.zeros_(self.box_head[-1].bias)
+        self.reference_embedding = nn.Linear(4, dim)
         self.common_embedding = nn.Parameter(torch.randn(dim))
         self.segmenter = InstanceSegmenter(
             dim, heads, backbone.fine_channels, deformable=deformable
@@ -95,19 +134,59 @@ class SelfShotVIS(nn.Module):
     def _positions(self, shape: tuple[int, int, int], like: Tensor) -> Tensor:
         return sine_positions(*shape, self.dim).flatten(0, 2)[None].to(like)
 
-    def _guide(self, common: Float[Tensor, "batch time pixels"]) -> Tensor:
+    def _likeness(
+        self, query: ClipFeatures, support: SupportFeatures
+    ) -> Float[Tensor, "batch pixels 2"]:
+        """How like each query pixel is to the supports' prototypes: mean and best cosine.
+
+        The mean is a consensus: what one wrong support shows is outvoted by the others.
+        """
+        cosines = query.directions @ support.prototypes.transpose(1, 2)
+        likeness = torch.stack([cosines.mean(-1), cosines.amax(-1)], -1)
+        return (likeness - LIKENESS_CENTRE) / LIKENESS_SCALE
+
+    def _guide(self, common: Float[Tensor, "batch time height width"]) -> Tensor:
         """What the decoder's cross-attention starts from, (B, 1, n·T, T·h·w).
 
-        Instance query (i, t) looks where the common class seems to be (its log-probability) and
-        at its own frame rather than at others. Attention that starts uniform over all pixels
-        takes thousands of steps to find an object.
+        Instance query (i, t) looks where the common class seems to be (its log-probability), at
+        its own frame rather than at others, and near its own reference point. Attention that
+        starts uniform takes thousands of steps to find an object, and queries that start alike
+        take as long to agree on who takes which: all get every object's gradient in turn.
         """
-        batch, time, _ = common.shape
-        places = functional.logsigmoid(common).clamp_min(-OTHER_PLACE)
+        batch, time, height, width = common.shape
+        places = functional.logsigmoid(common).clamp_min(-OTHER_PLACE).flatten(2)
         other = OTHER_FRAME * (1 - torch.eye(time, device=common.device))
-        bias = places[:, None] - other[None, :, :, None]
-        bias = bias.flatten(2)[:, None, None].expand(-1, 1, self.num_instances, -1, -1)
+        rows = (torch.arange(height, device=common.device) + 0.5) / height
+        columns = (torch.arange(width, device=common.device) + 0.5) / width
+        x, y = self.reference_points.unbind(-1)
+        away = (y[:, None, None] - rows[:, None]) ** 2 + (x[:, None, None] - columns) ** 2
+        far = (away / (2 * REFERENCE_REACH**2)).flatten(1)
+        bias = places[:, None, None] - other[None, None, :, :, None] - far[None, :, None, None]
         return bias.reshape(batch, 1, self.num_instances * time, -1)
+
+    def _reference_boxes(
+        self, bias: Tensor, shape: tuple[int, int, int]
+    ) -> Float[Tensor, "batch num_instances time 4"]:
+        """Where the guide alone would put the boxes: centre and spread of its attention.
+
+        A box head that starts there learns corrections. One that must read coordinates from
+        attended features learns slowly: in a mean of pixels, content varies ten times as much
+        as positions do.
+        """
+        time, height, width = shape
+        attention = bias.softmax(-1).unflatten(-1, (time, height, width)).sum(3)
+        attention = attention.squeeze(1).unflatten(1, (self.num_instances, time))
+        moments = []
+        for axis, length in ((-1, width), (-2, height)):
+            places = (torch.arange(length, device=bias.device) + 0.5) / length
+            other = -2 if axis == -1 else -1
+            share = attention.sum(other)
+            mean = (share * places).sum(-1)
+            deviation = (share * (places - mean[..., None]) ** 2).sum(-1).sqrt()
+            # Twice the root of three deviations is the length of a uniform bar.
+            moments.append((mean, 2 * 3**0.5 * deviation))
+        (x, w), (y, h) = moments
+        return torch.stack([x, y, w, h], -1)
 
     def encode(
         self, frames: UInt8[Tensor, "batch time height width 3"], *, is_support: bool
@@ -130,7 +209,11 @@ class SelfShotVIS(nn.Module):
             wanted = self.support_positions if support else self.query_positions
             positions = self._positions(shape, flat) if wanted else None
             encoded = self.encoder(flat, positions)
-            features.append(ClipFeatures(encoded, c.unflatten(0, (batch, time)), shape))
+            directions = functional.normalize(flat, dim=-1)
+            objects = self.object_head(flat).sigmoid()
+            prototype = functional.normalize((directions * objects).sum(1), dim=-1)
+            fine_clips = c.unflatten(0, (batch, time))
+            features.append(ClipFeatures(encoded, directions, prototype, fine_clips, shape))
         return features
 
     def forward(
@@ -145,18 +228,17 @@ class SelfShotVIS(nn.Module):
         query, support = self.encode_together(
             [query_frames, support_frames.flatten(0, 1)], [False, True]
         )
-        tokens = support.tokens.unflatten(0, (batch, shots)).flatten(1, 2)
-        return self.predict(query, tokens)
+        tokens = support.tokens.unflatten(0, (batch, shots))
+        return self.predict(
+            query, SupportFeatures(tokens, support.prototype.unflatten(0, (batch, shots)))
+        )
 
-    def predict(
-        self, query: ClipFeatures, support_tokens: Float[Tensor, "batch sources dim"] | None
-    ) -> dict[str, Any]:
+    def predict(self, query: ClipFeatures, support: SupportFeatures | None) -> dict[str, Any]:
         """Stages 2 and 3 on encoded clips.
 
         Args:
             query: the encoded query clips.
-            support_tokens: E_s of all supports of each query, one after another; none or of
-                length 0 for no support.
+            support: of each query's supports; none for no support.
 
         Returns:
             `foreground_logits` (B, n, T, 2) with foreground first; `boxes_cxcywh`
@@ -168,32 +250,43 @@ class SelfShotVIS(nn.Module):
         batch, (time, height, width) = len(encoded), query.shape
         if self.fuser is None:
             fused = encoded
+            common = self.common_head(fused)
         else:
-            if support_tokens is None:
-                support_tokens = encoded[:, :0]
-            fused = self.fuser(encoded, support_tokens)
+            if support is None:
+                likeness = encoded.new_zeros(*encoded.shape[:2], 2)
+                sources = encoded[:, :0]
+            else:
+                likeness = self._likeness(query, support)
+                sources = support.tokens.flatten(1, 2)
+            fused = self.fuser(encoded + self.likeness_embedding(likeness), sources)
+            common = self.common_head(fused) + self.likeness_head(likeness)
 
+        positions = self._positions(query.shape, fused)
+        bias = self._guide(common.detach().reshape(batch, time, height, width))
+        reference = self._reference_boxes(bias, query.shape)
         codes = sine_positions(time, 1, 1, self.dim)[:, 0, 0].to(fused)
-        instance_positions = (self.instance_queries[:, None] + codes).flatten(0, 1)[None]
-        common = self.common_head(fused)
-        memory = (
-            fused + self._positions(query.shape, fused) + common.sigmoid() * self.common_embedding
-        )
-        bias = self._guide(common.detach().reshape(batch, time, -1))
+        instance_positions = (
+            self.instance_queries[:, None] + codes + self.reference_embedding(reference)
+        ).flatten(1, 2)
+        memory = fused + positions + common.sigmoid() * self.common_embedding
         layers = []
+        start = reference.clamp(0.02, 0.98).logit()
         for features in self.decoder(instance_positions, memory, bias):
             instances = features.unflatten(1, (self.num_instances, time))
             layers.append(
                 {
                     "foreground_logits": self.foreground_head(instances),
-                    "boxes_cxcywh": self.box_head(instances).sigmoid(),
+                    "boxes_cxcywh": (start + self.box_head(instances)).sigmoid(),
                 }
             )
         grids = [
-            x.unflatten(1, (time, height, width)).permute(0, 1, 4, 2, 3) for x in (encoded, fused)
+            x.unflatten(1, (time, height, width)).permute(0, 1, 4, 2, 3)
+            for x in (encoded, fused, fused + positions)
         ]
         common = common.reshape(batch, time, height, width)
-        mask_logits = self.segmenter(instances, grids[0], grids[1], common, query.fine)
+        mask_logits = self.segmenter(
+            instances, layers[-1]["boxes_cxcywh"].detach(), *grids, common, query.fine
+        )
         return layers[-1] | {
             "mask_logits": mask_logits,
             "auxiliary": layers[:-1],

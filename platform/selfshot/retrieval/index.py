@@ -25,6 +25,9 @@ class FlatIndex:
     def __len__(self) -> int:
         return len(self.clip_ids)
 
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id in self._position
+
     @property
     def dim(self) -> int:
         """Length of a vector."""

@@ -19,7 +19,8 @@ class Retrieved:
         clip_ids: of the corpus.
         scores: the cosine that each was chosen by.
         near_duplicates: clips left out because they were nearly the query itself.
-        own_source: clips left out because they come from the query's own source video.
+        own_source: clips of the corpus left out because they come from the query's own source
+            video, near or far.
     """
 
     clip_ids: tuple[str, ...]
@@ -54,12 +55,13 @@ def retrieve(
         foreground_power: how much a window's foreground counts.
     """
     # Duplicates are rare, so a few spare neighbours mostly do; ask again when they do not.
-    spare, best = 8, {}
+    spare = 8
+    own = {clip_id for clip_id in own_source if clip_id in index}
     weights = foreground**foreground_power
     while True:
-        k = min(len(index), count + spare + len(own_source))
+        k = min(len(index), count + spare + len(own))
         cosines, clip_ids = index.search(vectors, k)
-        best = {}
+        best: dict[str, tuple[float, float]] = {}
         duplicates: set[str] = set()
         for row, weight in enumerate(weights):
             for cosine, clip_id in zip(cosines[row], clip_ids[row], strict=True):
@@ -68,7 +70,7 @@ def retrieve(
                 score = float(cosine * weight)
                 if score > best.get(clip_id, (-np.inf, 0.0))[0]:
                     best[clip_id] = (score, float(cosine))
-        allowed = [c for c in best if c not in duplicates and c not in own_source]
+        allowed = [c for c in best if c not in duplicates and c not in own]
         enough = len(allowed) >= count and len(duplicates) <= spare
         if enough or k == len(index):
             break
@@ -77,8 +79,8 @@ def retrieve(
     return Retrieved(
         clip_ids=tuple(ranked),
         scores=tuple(round(best[clip_id][1], 6) for clip_id in ranked),
-        near_duplicates=len(duplicates - set(own_source)),
-        own_source=len([clip_id for clip_id in best if clip_id in own_source]),
+        near_duplicates=len(duplicates - own),
+        own_source=len(own),
     )
 
 
@@ -97,7 +99,7 @@ def precision_at(found: Sequence[Sequence[str]], wanted: Sequence[str], k: int) 
         k: how many count.
     """
     hits = [
-        np.mean([name == want for name in names[:k]]) if len(names) else 0.0
+        float(np.mean([name == want for name in names[:k]])) if len(names) else 0.0
         for names, want in zip(found, wanted, strict=True)
     ]
     return float(np.mean(hits)) if hits else 0.0

@@ -79,6 +79,7 @@ def choose_supports(
     for row in read_corpus(benchmark_folder):
         by_source.setdefault(row["source_id"], []).append(row["clip_id"])
     corpus = [str(clip_id) for clip_id in index.clip_ids]
+    known = set(corpus)
 
     ways: dict[str, dict[int, Retrieved]] = {"global": {}, "windows": {}}
     sides = {
@@ -92,14 +93,14 @@ def choose_supports(
         part = queries[start : start + QUERIES_AT_ONCE]
         frames = np.stack([reader.frames(video) for video in part])
         own = [
-            set(by_source.get(annotations.videos[video].source_id or "", ())) & set(corpus)
+            known.intersection(by_source.get(annotations.videos[video].source_id or "", ()))
             for video in part
         ]
-        for way, found in _search(
+        for way, of_part in _search(
             encoder, index, frames, own, min(max(count, 5), len(corpus)), window_size,
             foreground_power, duplicate_cosine,
         ).items():  # fmt: skip
-            ways[way] |= dict(zip(part, found, strict=True))
+            ways[way] |= dict(zip(part, of_part, strict=True))
 
     chosen: dict[str, dict[str, list]] = {}
     short = 0

@@ -64,10 +64,10 @@ def plan_experiment(experiment: Experiment, until: str | None = None) -> list[St
     """What a run would make, go on with and reuse; nothing is written."""
     check_inputs(experiment)
     root = _store(experiment).root
-    keys: dict[str, str] = {}
+    stages = _wanted(experiment, until)
+    keys = _keys(stages, _settings(stages, experiment))
     plans = []
-    for stage in _wanted(experiment, until):
-        keys[stage.name] = _key(stage, experiment, keys)
+    for stage in stages:
         final = root / stage.name / keys[stage.name]
         status = "to do"
         if final.exists() and complaint_about(final) is None:
@@ -82,9 +82,17 @@ def _inputs(stage: Stage, keys: dict[str, str]) -> dict[str, str]:
     return {name: keys[name] for name in stage.inputs if name in keys}
 
 
-def _key(stage: Stage, experiment: Experiment, keys: dict[str, str]) -> str:
-    settings = stage.settings(experiment)
-    return stage_key(stage.name, stage.version, settings, _inputs(stage, keys))
+def _settings(stages: list[Stage], experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Each stage's settings, asked for once: those of a folder take a walk over its files."""
+    return {stage.name: stage.settings(experiment) for stage in stages}
+
+
+def _keys(stages: list[Stage], settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for stage in stages:
+        inputs = _inputs(stage, keys)
+        keys[stage.name] = stage_key(stage.name, stage.version, settings[stage.name], inputs)
+    return keys
 
 
 def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path | None:
@@ -101,7 +109,9 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         UserError: an input is missing, or a stage cannot be made with these settings.
     """
     check_inputs(experiment)
-    stages = _wanted(experiment, until)
+    stages, every = _wanted(experiment, until), _wanted(experiment)
+    settings = _settings(every, experiment)
+    keys = _keys(every, settings)
     progress = Progress(len(stages))
     output = experiment.output / experiment.name
     output.mkdir(parents=True, exist_ok=True)
@@ -111,9 +121,11 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     from selfshot.distributed.tracking import Tracker
 
     tracker = Tracker(experiment.tracking.uri, experiment.tracking.experiment, experiment.output)
+    # Other settings are another run in MLflow, where parameters and figures stay as they were.
+    ids = output / "mlflow" / stage_key("run", 1, {}, keys)
     parent = tracker.start(
         experiment.name,
-        id_file=output / "mlflow" / "run.id",
+        id_file=ids / "run.id",
         params=experiment.model_dump(mode="json"),
         tags={"selfshot.kind": "experiment"},
     )
@@ -135,18 +147,18 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         with contextlib.ExitStack() as stack:
             ray_runs = False
             for number, stage in enumerate(stages, 1):
-                key = context.keys[stage.name] = _key(stage, experiment, context.keys)
-                inputs = _inputs(stage, context.keys)
+                key = context.keys[stage.name] = keys[stage.name]
                 opened = store.stage(
                     stage.name,
                     stage.version,
-                    stage.settings(experiment),
-                    inputs,
+                    settings[stage.name],
+                    _inputs(stage, context.keys),
                     seeds=[experiment.seed],
                 )
                 with opened as folder:
                     if folder.done:
                         progress.stage(number, stage.name, f"reused {key}")
+                        context.timings.append(_timing(stage, folder, "reused"))
                     else:
                         if stage.needs_ray and not ray_runs:
                             from selfshot.distributed.session import ray_session
@@ -155,7 +167,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
                             ray_runs = True
                         _make(stage, folder, context, number)
                     context.folders[stage.name] = folder.final.resolve()
-                    _track(stage, folder, parent, output)
+                    _track(stage, folder, parent, ids)
         if "report" in context.folders:
             _publish(context.folders["report"], output / "report")
             rows = json.loads((output / "report" / "results.json").read_text())
@@ -184,14 +196,13 @@ def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> N
     metrics = stage.make(context, folder)
     folder.finish(metrics=_finite(metrics))
     context.progress.note(f"{stage.name} made in {time.monotonic() - began:.1f} s")
-    context.timings.append(
-        {
-            "stage": stage.name,
-            "seconds": folder.seconds,
-            "status": "resumed" if resumed else "made",
-            "key": folder.key,
-        }
-    )
+    context.timings.append(_timing(stage, folder, "resumed" if resumed else "made"))
+
+
+def _timing(stage: Stage, folder: StageFolder, status: str) -> dict[str, Any]:
+    """What a stage took when it was made, killed attempts included, for the report."""
+    seconds = folder.manifest["seconds"]
+    return {"stage": stage.name, "seconds": seconds, "status": status, "key": folder.key}
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -211,10 +222,13 @@ def _shown_uri(uri: str) -> str:
     return uri
 
 
-def _track(stage: Stage, folder: StageFolder, parent: Any, output: Path) -> None:
-    """Tell MLflow of a stage, once for each output and key."""
-    id_file = output / "mlflow" / f"{stage.name}.{folder.key}.id"
-    if id_file.exists():
+def _track(stage: Stage, folder: StageFolder, parent: Any, ids: Path) -> None:
+    """Tell MLflow of a stage of a run, once; `ids` is the folder of the run's ids.
+
+    A kill in the middle leaves no mark, so the next run tells the rest to the same MLflow run.
+    """
+    id_file, told = ids / f"{stage.name}.id", ids / f"{stage.name}.told"
+    if told.exists():
         return
     manifest = folder.manifest
     child = parent.child(
@@ -234,7 +248,7 @@ def _track(stage: Stage, folder: StageFolder, parent: Any, output: Path) -> None
         result = json.loads(trial.read_text())
         grandchild = child.child(
             f"{stage.name}.{trial.stem}",
-            id_file=output / "mlflow" / f"{stage.name}.{folder.key}.{trial.stem}.id",
+            id_file=ids / f"{stage.name}.{trial.stem}.id",
             params={"trial": trial.stem, "queries": result["queries"], "fold": result["fold"]},
             tags={"selfshot.kind": "trial"},
         )
@@ -247,6 +261,8 @@ def _track(stage: Stage, folder: StageFolder, parent: Any, output: Path) -> None
             )
         grandchild.end()
     child.end()
+    if child.tracker.working:
+        told.touch()
 
 
 def _track_results(parent: Any, rows: list[dict[str, Any]], report: Path) -> None:

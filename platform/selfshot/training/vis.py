@@ -86,12 +86,15 @@ class VisTask:
         self.seed, self.train_shots = seed, train_shots
         self.episodes_per_batch = episodes_per_batch
         self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
-        pretrained = load_backbone(Path(backbone)).backbone
+        whole = load_backbone(Path(backbone))
+        pretrained = whole.backbone
         self.settings = {
             "backbone": {"width": pretrained.width, "dim": pretrained.dim},
             "model": model,
         }
-        self.module = VisTraining(SelfShotVIS(pretrained, **model), weights)
+        network = SelfShotVIS(pretrained, **model)
+        network.object_head.load_state_dict(whole.foreground.state_dict())
+        self.module = VisTraining(network, weights)
         annotations = load_annotations(folder / "annotations.json")
         self.category_ids = {name: i for i, name in annotations.categories.items()}
         self.reader = ClipReader(

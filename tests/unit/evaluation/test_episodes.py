@@ -1,0 +1,308 @@
+"""Episodes: folds of queries, their ground truth, and outputs as tracks of whole videos."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfshot.benchmarks.manifest import Benchmark, write_corpus
+from selfshot.data.clips import ClipReader
+from selfshot.data.ytvis import Annotations, Track, Video, load_results, save_annotations
+from selfshot.evaluation import episodes
+from selfshot.evaluation.video_ap import episode_scores
+from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
+
+HEIGHT, WIDTH, FRAMES = 32, 48, 5
+CATEGORIES = {1: "cat", 2: "dog", 3: "emu"}
+
+
+def benchmark(queries: list[tuple[int, str]], seed: int = 0, **more: Any) -> Benchmark:
+    return Benchmark(
+        name="tiny",
+        kind="sprites",
+        seed=seed,
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=FRAMES,
+        classes={"train": (), "val": (), "test": tuple(CATEGORIES.values())},
+        queries={"train": (), "val": (), "test": tuple(queries)},
+        supports={"train": {}, "val": {}, "test": {}},
+        **more,
+    )
+
+
+def many_queries() -> list[tuple[int, str]]:
+    counts = {"cat": 7, "dog": 11, "emu": 5}
+    names = [name for name, count in counts.items() for _ in range(count)]
+    return [(100 + number, name) for number, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_folds_are_disjoint_whole_and_stratified(count: int) -> None:
+    queries = many_queries()
+    dealt = episodes.folds(benchmark(queries), "test", count, None)
+    assert len(dealt) == count
+    flat = [pair for fold in dealt for pair in fold]
+    assert sorted(flat) == sorted(queries) and len({video for video, _ in flat}) == len(queries)
+    sizes = [len(fold) for fold in dealt]
+    assert max(sizes) - min(sizes) <= 1
+    for name in CATEGORIES.values():
+        of_class = [Counter(label for _, label in fold)[name] for fold in dealt]
+        assert max(of_class) - min(of_class) <= 1
+
+
+def test_folds_depend_on_the_seed_alone() -> None:
+    queries = many_queries()
+    dealt = episodes.folds(benchmark(queries), "test", 3, None)
+    assert dealt == episodes.folds(benchmark(queries), "test", 3, None)
+    assert dealt != episodes.folds(benchmark(queries, seed=1), "test", 3, None)
+    assert episodes.folds(benchmark(queries), "val", 2, None) == [[], []]
+
+
+def test_folds_that_are_cut_keep_every_class() -> None:
+    whole = episodes.folds(benchmark(many_queries()), "test", 2, None)
+    for most in (3, 5, 7):
+        cut = episodes.folds(benchmark(many_queries()), "test", 2, most)
+        for fold, before in zip(cut, whole, strict=True):
+            assert len(fold) == len(set(fold)) == most and set(fold) <= set(before)
+            assert {name for _, name in fold} == set(CATEGORIES.values())
+    assert episodes.folds(benchmark(many_queries()), "test", 2, 100) == whole
+
+
+def moving_square(number: int, length: int, absent: int | None = None) -> np.ndarray:
+    """An 8 × 8 square that moves to the right from one frame to the next."""
+    masks = np.zeros((length, HEIGHT, WIDTH), bool)
+    for frame in range(length):
+        if frame != absent:
+            left = 2 * frame + 8 * (number % 3)
+            masks[frame, 8 * number % 24 :, left : left + 8] = True
+            masks[frame, 8 * number % 24 + 8 :] = False
+    return masks
+
+
+def track(number: int, video: int, category: int, masks: np.ndarray) -> Track:
+    rles = tuple(encode_rle(mask) if mask.any() else None for mask in masks)
+    return Track(
+        id=number,
+        video_id=video,
+        category_id=category,
+        segmentations=rles,
+        boxes=tuple(None if rle is None else tuple(rle_to_box(rle)) for rle in rles),
+        areas=tuple(None if rle is None else float(rle_area(rle)) for rle in rles),
+        iscrowd=False,
+    )
+
+
+def video(number: int, length: int) -> Video:
+    names = tuple(f"{number}/{frame:03d}.jpg" for frame in range(length))
+    return Video(
+        id=number, width=WIDTH, height=HEIGHT, length=length, file_names=names, source_id=None
+    )
+
+
+LENGTHS = {1: FRAMES, 2: FRAMES, 3: 3, 4: 13, 5: FRAMES}
+QUERIES = [(1, "cat"), (2, "dog"), (3, "cat"), (4, "dog"), (5, "emu")]
+
+
+def small_annotations() -> Annotations:
+    """A track of the query's class in every video, two in the first, and one of another class."""
+    own = {1: 1, 2: 2, 3: 1, 4: 2, 5: 3}
+    tracks = [
+        track(10 + number, number, own[number], moving_square(number, length, absent=1))
+        for number, length in LENGTHS.items()
+    ]
+    tracks += [
+        track(21, 1, 1, moving_square(0, LENGTHS[1])),
+        track(22, 1, 2, moving_square(2, LENGTHS[1])),
+        track(23, 2, 3, moving_square(0, LENGTHS[2])),
+    ]
+    videos = {number: video(number, length) for number, length in LENGTHS.items()}
+    return Annotations(videos=videos, categories=CATEGORIES, tracks=tuple(tracks))
+
+
+def reader_of(annotations: Annotations, root: Path = Path()) -> ClipReader:
+    return ClipReader(annotations, root, num_frames=FRAMES, height=HEIGHT, width=WIDTH)
+
+
+CATEGORY_IDS = {name: number for number, name in CATEGORIES.items()}
+
+
+def test_the_truth_of_an_episode_is_the_class_that_is_asked_for() -> None:
+    truth = episodes._episode_truth(small_annotations(), [(1, "cat"), (2, "dog")], CATEGORY_IDS)
+    assert set(truth.videos) == {1, 2} and truth.categories == {1: "cat", 2: "dog"}
+    assert sorted(t.id for t in truth.tracks) == [11, 12, 21]
+    other = episodes._episode_truth(small_annotations(), [(1, "dog")], CATEGORY_IDS)
+    assert [t.id for t in other.tracks] == [22]
+
+
+def test_a_longer_video_takes_each_frame_from_the_nearest_sampled_one() -> None:
+    annotations = small_annotations()
+    reader = reader_of(annotations)
+    assert reader.frame_indices(4).tolist() == [1, 3, 6, 9, 11]
+    logits = torch.full((1, 1, FRAMES, HEIGHT // 4, WIDTH // 4), -9.0)
+    for frame in range(FRAMES):
+        logits[0, 0, frame, frame] = 9.0  # one row of cells a frame says which it is
+    outputs = {"foreground_logits": torch.zeros(1, 1, FRAMES, 2), "mask_logits": logits}
+    (found,) = episodes._tracks(outputs, annotations, reader, [(4, "dog")], CATEGORY_IDS)
+    assert (found.video_id, found.category_id) == (4, 2) and found.score == pytest.approx(0.5)
+    rows = [
+        int(np.flatnonzero(decode_rle(rle, HEIGHT, WIDTH)[:, 0]).mean()) // 4
+        for rle in found.segmentations
+        if rle is not None
+    ]
+    #      frame  0  1  2  3  4  5  6  7  8  9 10 11 12; between two, the earlier one
+    assert rows == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]
+
+
+def test_a_shorter_video_leaves_the_padding_out() -> None:
+    annotations = small_annotations()
+    logits = torch.full((1, 2, FRAMES, HEIGHT // 4, WIDTH // 4), -9.0)
+    logits[0, 0, 0, 2] = 9.0
+    logits[0, :, 3:] = 9.0  # padding is foreground all over
+    foreground = torch.zeros(1, 2, FRAMES, 2)
+    foreground[0, 0, :3, 0], foreground[0, 0, 3:, 0] = 2.0, -50.0
+    outputs = {"foreground_logits": foreground, "mask_logits": logits}
+    found = episodes._tracks(
+        outputs, annotations, reader_of(annotations), [(3, "cat")], CATEGORY_IDS
+    )
+    assert [len(p.segmentations) for p in found] == [3, 3]
+    assert found[0].segmentations[0] is not None and found[0].segmentations[1:] == (None, None)
+    assert found[1].segmentations == (None, None, None)
+    assert found[0].score == pytest.approx(torch.tensor(2.0).sigmoid().item())
+
+
+def test_percent_leaves_what_has_no_ground_truth() -> None:
+    scores = {"AP": 0.25, "AP50": -1.0, "pooled": {"AP": 1.0, "AP50": -1.0}}
+    assert episodes._percent(scores) == {
+        "AP": 25.0,
+        "AP50": -1.0,
+        "pooled": {"AP": 100.0, "AP50": -1.0},
+    }
+
+
+def test_keys_of_supports() -> None:
+    chosen = {"7": {"self_shot": ["a", "b", "c"], "oracle": [4, 5, 6]}}
+    assert episodes._keys(chosen, 7, {"supports": "self_shot", "shots": 1, "extra": 1}) == [
+        "clip:a",
+        "clip:b",
+    ]
+    assert episodes._keys(chosen, 7, {"supports": "oracle", "shots": 2, "extra": 0}) == [
+        "video:4",
+        "video:5",
+    ]
+    own = {"supports": "query_itself", "shots": 1, "extra": 0}
+    assert episodes._keys(chosen, 7, own) == ["video:7"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What `Perfect` makes of a batch of clips: the colour of each."""
+
+    tokens: torch.Tensor
+    prototype: torch.Tensor
+
+
+class Perfect:
+    """A model that answers with the annotated masks; it knows a clip by its colour."""
+
+    def __init__(self, annotations: Annotations) -> None:
+        self.annotations = annotations
+        self.reader = reader_of(annotations)
+        self.supports: list[tuple[int, ...] | None] = []
+
+    def encode(self, frames: torch.Tensor, *, is_support: bool) -> Seen:
+        colours = frames[:, 0, 0, 0, :1].float()
+        return Seen(colours[:, None], colours)
+
+    def predict(self, query: Seen, supports: Any) -> dict[str, Any]:
+        self.supports.append(None if supports is None else tuple(supports.tokens.shape[:2]))
+        count = len(query.tokens)
+        masks = torch.full((count, 3, FRAMES, HEIGHT, WIDTH), -9.0)
+        foreground = torch.zeros(count, 3, FRAMES, 2)
+        foreground[..., 1] = 9.0
+        for b, colour in enumerate(query.tokens[:, 0, 0].tolist()):
+            number = round(colour / 20)
+            wanted = CATEGORY_IDS[dict(QUERIES)[number]]
+            tracks = [t for t in self.annotations.tracks_of(number) if t.category_id == wanted]
+            for slot, one in enumerate(tracks):
+                foreground[b, slot, :, 0] = 18.0
+                for frame, index in enumerate(self.reader.frame_indices(number)):
+                    rle = one.segmentations[index]
+                    if rle is not None:
+                        dense = torch.from_numpy(decode_rle(rle, HEIGHT, WIDTH).copy())
+                        masks[b, slot, frame][dense] = 9.0
+        return {"foreground_logits": foreground, "mask_logits": masks}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A benchmark folder whose videos are of one colour each, without a corpus clip."""
+    save_annotations(tmp_path / "annotations.json", small_annotations(), {})
+    for number, length in LENGTHS.items():
+        (tmp_path / "frames" / str(number)).mkdir(parents=True)
+        for frame in range(length):
+            pixels = np.full((HEIGHT, WIDTH, 3), 20 * number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "frames" / f"{number}/{frame:03d}.jpg")
+    write_corpus(tmp_path, [])
+    benchmark(QUERIES).save(tmp_path)
+    chosen = {str(number): {"oracle": [n for n in LENGTHS if n != number]} for number in LENGTHS}
+    (tmp_path / "supports.json").write_text(json.dumps(chosen))
+    return tmp_path
+
+
+def config_of(folder: Path, **more: Any) -> dict[str, Any]:
+    rows = [
+        {"supports": "none", "shots": 0, "extra": 0},
+        {"supports": "query_itself", "shots": 1, "extra": 0},
+        {"supports": "oracle", "shots": 2, "extra": 1},
+    ]
+    return {
+        "benchmark": str(folder),
+        "models": {"vis": "perfect"},
+        "rows": rows,
+        "supports": str(folder / "supports.json"),
+        "side": "test",
+        "fold": 0,
+        "folds": 1,
+        "max_queries": None,
+        "predictions": str(folder / "predictions"),
+        **more,
+    }
+
+
+def test_perfect_masks_give_perfect_scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Perfect(small_annotations())
+    monkeypatch.setattr(episodes, "load_vis", lambda path: model)
+    result = episodes.evaluate_fold(config_of(folder))
+    assert result["queries"] == 5 and result["fold"] == 0
+    assert [row["name"] for row in result["rows"]] == ["none_0+0", "query_itself_1+0", "oracle_2+1"]
+    for row in result["rows"]:
+        # Video 4 is longer than a clip: its masks stand still between sampled frames.
+        assert row["AP50"] == pytest.approx(100) and row["pooled"]["AP50"] == pytest.approx(100)
+        assert 50 < row["AP"] <= 100 and row["AR10"] <= 100
+    # Two batches of queries (4 and 1), three rows each: no support, one, and 2 + 1.
+    assert model.supports == [None, (4, 1), (4, 3), None, (1, 1), (1, 3)]
+    annotations = small_annotations()
+    for row in result["rows"]:
+        path = folder / "predictions" / f"{row['name']}.fold0.json"
+        again = load_results(path, annotations)
+        fold = episodes.folds(benchmark(QUERIES), "test", 1, None)[0]
+        truth = episodes._episode_truth(annotations, fold, CATEGORY_IDS)
+        assert 100 * episode_scores(truth, again)["AP"] == pytest.approx(row["AP"])
+
+
+def test_a_fold_without_a_query_has_no_figure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episodes, "load_vis", lambda path: Perfect(small_annotations()))
+    result = episodes.evaluate_fold(config_of(folder, folds=7, fold=6))
+    assert result["queries"] == 0
+    assert all(row["AP50"] == -1 == row["pooled"]["AP50"] for row in result["rows"])

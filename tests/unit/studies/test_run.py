@@ -1,0 +1,182 @@
+"""An experiment's plan: which settings change which stages, and what a run needs. No Ray here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfshot.config.errors import UserError
+from selfshot.config.load import load_experiment
+from selfshot.studies.run import (
+    plan_experiment,
+    report_experiment,
+    run_experiment,
+    verify_experiment,
+)
+from selfshot.studies.stages import STAGES, table_rows
+
+TOY = Path(__file__).parents[2] / "integration" / "toy.yaml"
+ALL = {stage.name for stage in STAGES}
+EVALUATED = {"evaluation", "report"}
+RETRIEVED = {"embeddings", "index", "supports", *EVALUATED}
+VIS = {"vis", "vis_no_fuser", *EVALUATED}
+
+
+def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, str]:
+    experiment = load_experiment(TOY, [f"output={output}", *overrides])
+    return {plan.stage: plan.key for plan in plan_experiment(experiment, until)}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("seed=1", ALL),
+        ("benchmark.corpus_clips=25", ALL),
+        ("backbone.temperature=0.2", ALL - {"benchmark"}),
+        ("backbone.optimiser.steps=7", ALL - {"benchmark"}),
+        ("encoder.momentum=0.9", {"encoder", *RETRIEVED}),
+        ("embedding.num_frames=2", RETRIEVED),
+        ("supports.shots=[1, 3]", {"supports", *EVALUATED}),
+        ("supports.vectors=global", {"supports", *EVALUATED}),
+        ("supports.extra=[0, 1]", {"supports", *EVALUATED}),
+        ("vis.num_instances=3", VIS),
+        ("vis.weights.dice=1.0", VIS),
+        ("vis.optimiser.learning_rate=2.0e-3", VIS),
+        # Seeds and the size of a fold decide which queries there are supports for.
+        ("evaluation.seeds=[0, 2]", {"supports", *EVALUATED}),
+        ("evaluation.max_queries_per_seed=2", {"supports", *EVALUATED}),
+        ("evaluation.supports=[no_fuser, oracle]", EVALUATED),
+        ("report.gallery_queries=1", {"report"}),
+        ("description=other words", {"report"}),
+        ("name=other", {"report"}),
+        ("compute.num_workers=2", ALL - {"benchmark"}),
+        ("compute.zero_stage=2", ALL - {"benchmark"}),
+        # Nothing of these changes a result: where, how fast, how often it is told and saved.
+        ("compute.parallel_trials=1", set()),
+        ("compute.max_failures=0", set()),
+        ("compute.threads_per_worker=1", set()),
+        ("tracking.experiment=other", set()),
+        ("embedding.clips_per_batch=4", set()),
+        ("embedding.decode_timeout_s=5.0", set()),
+        ("backbone.optimiser.log_every=1", set()),
+        ("encoder.optimiser.log_every=1", set()),
+        ("encoder.optimiser.checkpoint_every=1", set()),
+        ("vis.optimiser.checkpoint_every=1", set()),
+    ],
+)
+def test_a_setting_changes_its_stage_and_those_after_it(
+    tmp_path: Path, override: str, changed: set[str]
+) -> None:
+    before, after = keys(tmp_path), keys(tmp_path, override)
+    assert set(before) == set(after) == ALL
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_keys_do_not_depend_on_where_the_output_is(tmp_path: Path) -> None:
+    assert keys(tmp_path / "a") == keys(tmp_path / "b")
+
+
+def test_the_two_vis_models_have_keys_of_their_own(tmp_path: Path) -> None:
+    plan = keys(tmp_path)
+    assert len(set(plan.values())) == len(plan)
+
+
+def test_without_the_row_there_is_no_model_without_fuser(tmp_path: Path) -> None:
+    plan = keys(tmp_path, "evaluation.supports=[random, oracle]")
+    assert set(plan) == ALL - {"vis_no_fuser"}
+    assert plan["vis"] == keys(tmp_path)["vis"]
+
+
+@pytest.mark.parametrize(
+    ("until", "stages"),
+    [
+        ("benchmark", ["benchmark"]),
+        ("backbone", ["benchmark", "backbone"]),
+        ("vis", ["benchmark", "backbone", "vis"]),
+        ("index", ["benchmark", "backbone", "encoder", "embeddings", "index"]),
+        ("supports", ["benchmark", "backbone", "encoder", "embeddings", "index", "supports"]),
+        ("evaluation", [stage.name for stage in STAGES if stage.name != "report"]),
+        ("report", [stage.name for stage in STAGES]),
+    ],
+)
+def test_until_takes_what_the_stage_needs(tmp_path: Path, until: str, stages: list[str]) -> None:
+    some = keys(tmp_path, until=until)
+    assert list(some) == stages
+    whole = keys(tmp_path)
+    assert some == {name: whole[name] for name in stages}
+
+
+def test_until_a_stage_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage 'tables' is no part of this experiment; it has ben"):
+        keys(tmp_path, until="tables")
+    with pytest.raises(UserError, match="vis_no_fuser"):
+        keys(tmp_path, "evaluation.supports=[oracle]", until="vis_no_fuser")
+
+
+def test_a_plan_writes_nothing_and_says_what_is_there(tmp_path: Path) -> None:
+    experiment = load_experiment(TOY, [f"output={tmp_path / 'runs'}"])
+    plans = plan_experiment(experiment)
+    assert {plan.status for plan in plans} == {"to do"} and not list(tmp_path.iterdir())
+    first = plans[0]
+    assert first.path == tmp_path / "runs" / "store" / "benchmark" / first.key
+    first.path.with_name(f"{first.key}.partial").mkdir(parents=True)
+    assert plan_experiment(experiment)[0].status == "partial"
+    # A folder without a manifest is no result; it will be set aside and made again.
+    first.path.mkdir()
+    assert plan_experiment(experiment)[0].status == "partial"
+    (first.path / "manifest.json").write_text('{"files": {}}')
+    assert [plan.status for plan in plan_experiment(experiment)] == ["done", *["to do"] * 9]
+
+
+def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
+    experiment = load_experiment(TOY, [f"output={tmp_path / 'runs'}"])
+    with pytest.raises(UserError, match=r"benchmark, backbone, .*evaluation are not done; run"):
+        report_experiment(experiment)
+    assert not (tmp_path / "runs").exists()
+    problems = verify_experiment(experiment)
+    assert len(problems) == len(ALL) and problems[0].endswith(": to do")
+
+
+@pytest.mark.parametrize("name", ["store", "../elsewhere", "a/b", ".hidden", ""])
+def test_names_that_would_lie_elsewhere(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        load_experiment(TOY, [f"output={tmp_path}", f"name={name}"])
+
+
+def test_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    experiment = load_experiment(TOY, [f"output={tmp_path / 'runs'}"])
+    for action in (plan_experiment, run_experiment):
+        with pytest.raises(UserError, match=r"output: .* is a file"):
+            action(experiment)
+
+
+def test_a_plan_does_not_start_the_engine(tmp_path: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys\n"
+        "from selfshot.config.load import load_experiment\n"
+        "from selfshot.studies.run import plan_experiment\n"
+        f"plan_experiment(load_experiment({str(TOY)!r}, ['output=' + {str(tmp_path)!r}]))\n"
+        "print([name for name in ('ray', 'torch', 'mlflow', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_rows_of_the_table(tmp_path: Path) -> None:
+    overrides = [f"output={tmp_path}", "supports.shots=[1, 5]", "supports.extra=[0, 5]"]
+    rows = table_rows(load_experiment(TOY, overrides))
+    assert [(row["supports"], row["shots"], row["extra"]) for row in rows] == [
+        ("none", 0, 0),
+        ("no_fuser", 0, 0),
+        ("query_itself", 1, 0),
+        *[(kind, *n) for kind in ("random", "self_shot", "oracle") for n in THREE],
+    ]
+
+
+THREE = [(1, 0), (5, 0), (5, 5)]
+"""Supports are added at inference to the most shots only, as in Table 1."""
