@@ -158,7 +158,7 @@ def test_an_experiment_that_is_killed_in_many_stages(tmp_path: Path) -> None:
     for pattern in (
         "toy/report/results.json",
         "store/benchmark/*/annotations.json",
-        "store/*/*/export/model.safetensors",
+        "store/*/*/export/*.safetensors",
         "store/index/*/index.faiss",
         "store/supports/*/supports.json",
         "store/evaluation/*/predictions/*.json",

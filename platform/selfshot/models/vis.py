@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from selfshot.models.backbone import SmallBackbone, normalise_frames
 from selfshot.models.fuser import QuerySupportFuser
+from selfshot.models.references import reference_tracks
 from selfshot.models.segmenter import InstanceSegmenter
 from selfshot.models.transformer import SpatioTemporalDecoder, SpatioTemporalEncoder
 from selfshot.ops.positions import sine_positions
@@ -22,7 +23,7 @@ OTHER_PLACE, OTHER_FRAME = 6.0, 3.0
 LIKENESS_CENTRE, LIKENESS_SCALE = 0.4, 0.2
 """Bring cosines of pretrained tokens to about zero mean and unit deviation."""
 
-REFERENCE_REACH = 0.2
+REFERENCE_REACH = 0.15
 """Deviation, in shares of the frame, of the bell in which an instance query looks first."""
 
 
@@ -58,17 +59,8 @@ class SupportFeatures:
     prototypes: Tensor
 
 
-def spread_points(count: int) -> Float[Tensor, "count 2"]:
-    """Points (x, y) spread evenly over the middle of the unit square (the R2 sequence)."""
-    steps = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
-    points = (0.5 + torch.arange(count)[:, None] * steps) % 1
-    return (0.15 + 0.7 * points).float()
-
-
 class SelfShotVIS(nn.Module):
     """Backbone, spatio-temporal encoder, query-support fuser, decoder, heads and segmenter."""
-
-    reference_points: Tensor
 
     def __init__(
         self,
@@ -110,7 +102,6 @@ class SelfShotVIS(nn.Module):
         )
         self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
         self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
-        self.register_buffer("reference_points", spread_points(num_instances), persistent=False)
         self.foreground_head = nn.Linear(dim, 2)
         self.box_head = nn.Sequential(
             nn.Linear(dim, dim),
@@ -125,7 +116,7 @@ class SelfShotVIS(nn.Module):
         self.common_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.box_head[-1].weight)
         nn.init.zeros_(self.box_head[-1].bias)
-        self.reference_embedding = nn.Linear(4, dim)
+        self.reference_embedding = nn.Linear(5, dim)
         self.common_embedding = nn.Parameter(torch.randn(dim))
         self.segmenter = InstanceSegmenter(
             dim, heads, backbone.fine_channels, deformable=deformable
@@ -145,23 +136,28 @@ class SelfShotVIS(nn.Module):
         likeness = torch.stack([cosines.mean(-1), cosines.amax(-1)], -1)
         return (likeness - LIKENESS_CENTRE) / LIKENESS_SCALE
 
-    def _guide(self, common: Float[Tensor, "batch time height width"]) -> Tensor:
+    def _guide(
+        self,
+        common: Float[Tensor, "batch time height width"],
+        centres: Float[Tensor, "batch num_instances time 2"],
+    ) -> Tensor:
         """What the decoder's cross-attention starts from, (B, 1, n·T, T·h·w).
 
         Instance query (i, t) looks where the common class seems to be (its log-probability), at
-        its own frame rather than at others, and near its own reference point. Attention that
-        starts uniform takes thousands of steps to find an object, and queries that start alike
-        take as long to agree on who takes which: all get every object's gradient in turn.
+        its own frame rather than at others, and near its reference track. Attention that starts
+        uniform takes thousands of steps to find an object, and queries that start alike take as
+        long to agree on who takes which: all get every object's gradient in turn.
         """
         batch, time, height, width = common.shape
         places = functional.logsigmoid(common).clamp_min(-OTHER_PLACE).flatten(2)
         other = OTHER_FRAME * (1 - torch.eye(time, device=common.device))
-        rows = (torch.arange(height, device=common.device) + 0.5) / height
-        columns = (torch.arange(width, device=common.device) + 0.5) / width
-        x, y = self.reference_points.unbind(-1)
-        away = (y[:, None, None] - rows[:, None]) ** 2 + (x[:, None, None] - columns) ** 2
-        far = (away / (2 * REFERENCE_REACH**2)).flatten(1)
-        bias = places[:, None, None] - other[None, None, :, :, None] - far[None, :, None, None]
+        y = (torch.arange(height, device=common.device) + 0.5) / height
+        x = (torch.arange(width, device=common.device) + 0.5) / width
+        across = (centres[..., 0, None] - x) ** 2
+        down = (centres[..., 1, None] - y) ** 2
+        away = (down[..., :, None] + across[..., None, :]).flatten(3)
+        far = (away / (2 * REFERENCE_REACH**2)).clamp_max(OTHER_PLACE)
+        bias = places[:, None, None] - other[None, None, :, :, None] - far[:, :, :, None]
         return bias.reshape(batch, 1, self.num_instances * time, -1)
 
     def _reference_boxes(
@@ -262,11 +258,14 @@ class SelfShotVIS(nn.Module):
             common = self.common_head(fused) + self.likeness_head(likeness)
 
         positions = self._positions(query.shape, fused)
-        bias = self._guide(common.detach().reshape(batch, time, height, width))
+        common_map = common.detach().reshape(batch, time, height, width)
+        centres, mass = reference_tracks(common_map.sigmoid(), self.num_instances)
+        bias = self._guide(common_map, centres)
         reference = self._reference_boxes(bias, query.shape)
+        evidence = torch.cat([reference, mass[..., None].log1p()], -1)
         codes = sine_positions(time, 1, 1, self.dim)[:, 0, 0].to(fused)
         instance_positions = (
-            self.instance_queries[:, None] + codes + self.reference_embedding(reference)
+            self.instance_queries[:, None] + codes + self.reference_embedding(evidence)
         ).flatten(1, 2)
         memory = fused + positions + common.sigmoid() * self.common_embedding
         layers = []
