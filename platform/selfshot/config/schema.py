@@ -177,7 +177,7 @@ class SupportsConfig(Section):
     )
     window_size: Count = Field(3, description="side of a window in tokens")
     foreground_power: NonNegative = Field(
-        0.5, description="a window's cosine counts times its foreground to this power"
+        0.0, description="a window's cosine counts times its foreground to this power"
     )
     duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
 
@@ -188,7 +188,7 @@ class LossWeights(Section):
     foreground: NonNegative = 1.0
     l1: NonNegative = 5.0
     giou: NonNegative = 2.0
-    dice: NonNegative = 2.0
+    dice: NonNegative = 4.0
     focal: NonNegative = 40.0
     common: NonNegative = Field(2.0, description="auxiliary: does a token belong to the class")
     no_object: NonNegative = Field(0.1, description="weight of the no-object class")
@@ -212,7 +212,7 @@ class VisConfig(Section):
     train_shots: Count = 1
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
-    optimiser: Optimiser = Optimiser(steps=840, learning_rate=8e-4)
+    optimiser: Optimiser = Optimiser(steps=1000, learning_rate=8e-4)
 
     @model_validator(mode="after")
     def _shapes(self) -> VisConfig:

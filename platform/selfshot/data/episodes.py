@@ -11,7 +11,9 @@ from torch import Tensor
 
 from selfshot.data.clips import ClipReader, average_cells
 
-MASK_STRIDE = 4
+MASK_STRIDE = 2
+"""Masks are compared at twice the resolution that they are predicted at, after enlarging: the
+place of an edge between two cells is then learned too."""
 TOKEN_STRIDE = 8
 
 
@@ -33,7 +35,7 @@ def episode_batch(
 
     Returns:
         `query` uint8 (B, T, H, W, 3); `supports` uint8 (B, k, T, H, W, 3); `targets`, for each
-        query `masks` (m, T, H / 4, W / 4), `boxes_cxcywh`, `present`, `valid_frames`; `common`
+        query `masks` (m, T, H / 2, W / 2), `boxes_cxcywh`, `present`, `valid_frames`; `common`
         (B, T, H / 8, W / 8), the share of each token that belongs to the class.
     """
     frames, support_frames, targets, common = [], [], [], []

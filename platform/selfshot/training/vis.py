@@ -30,8 +30,12 @@ class VisTraining(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss of a batch of `episode_batch`."""
         outputs = self.model(batch["query"], batch["supports"])
+        size = batch["targets"][0]["masks"].shape[-2:]
+        mask_logits = functional.interpolate(
+            outputs["mask_logits"].flatten(0, 1), size=size, mode="bilinear", align_corners=False
+        ).unflatten(0, outputs["mask_logits"].shape[:2])
         terms = set_loss(
-            outputs,
+            {**outputs, "mask_logits": mask_logits},
             batch["targets"],
             weight_foreground=self.weights["foreground"],
             weight_l1=self.weights["l1"],
