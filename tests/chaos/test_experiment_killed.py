@@ -30,7 +30,8 @@ evaluation.seeds=[0,1,2] compute.parallel_trials=1
 """
 STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "supports", "vis",
           "vis_no_fuser", "evaluation", "report")  # fmt: skip
-GONE_S = 30.0
+GONE_S = 90.0
+"""Two agents of a killed Ray try for a minute to tell its server, which is dead as well."""
 
 When = Callable[[Path], bool]
 
@@ -59,8 +60,14 @@ def statuses(log: Path) -> dict[str, str]:
     return dict(re.findall(r"\[\d+/\d+\] (\w+): (started|going on|reused)", log.read_text()))
 
 
-def kill_when(output: Path, log: Path, stage: str, when: When, *, whole_group: bool) -> None:
-    """Start, and kill -9 as soon as `stage` is being made and `when` says so of its folder."""
+def kill_when(
+    output: Path, log: Path, stage: str, when: When, *, whole_group: bool
+) -> list[psutil.Process]:
+    """Start, and kill -9 as soon as `stage` is being made and `when` says so of its folder.
+
+    Returns:
+        the processes that the killed one had started; not all of them are of its group.
+    """
     process = start(output, log)
     while True:
         made = statuses(log).get(stage) in ("started", "going on")
@@ -76,8 +83,12 @@ def kill_when(output: Path, log: Path, stage: str, when: When, *, whole_group: b
     else:
         process.kill()
     process.wait()
-    # Nobody is left to end Ray's processes, so they must end themselves.
-    _, alive = psutil.wait_procs(below, timeout=GONE_S)
+    return below
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """Nobody was left to end Ray's processes, so they must have ended themselves."""
+    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
     left = [" ".join(one.info["cmdline"] or [])[:100] for one in with_commands(alive)]
     assert not left, f"{len(left)} processes outlive the run: {left}"
 
@@ -139,10 +150,11 @@ def test_an_experiment_that_is_killed_in_many_stages(tmp_path: Path) -> None:
         ("evaluation", files("trials/seed_*.json", 1)),
     ]
     done: dict[Path, int] = {}
+    started: list[psutil.Process] = []
     for number, (stage, when) in enumerate(kills):
         log = tmp_path / f"killed-{number}.log"
         # A person kills the process they see; a machine that runs out of memory may kill any.
-        kill_when(killed, log, stage, when, whole_group=number % 2 == 0)
+        started += kill_when(killed, log, stage, when, whole_group=number % 2 == 0)
         now = finished(killed)
         assert done.items() <= now.items()
         done = now
@@ -170,6 +182,7 @@ def test_an_experiment_that_is_killed_in_many_stages(tmp_path: Path) -> None:
     rows = json.loads((killed / "toy" / "report" / "results.json").read_text())
     assert len(rows) == 9
     assert_one_run_in_mlflow(killed)
+    assert_gone(started)
 
 
 def assert_one_run_in_mlflow(output: Path) -> None:

@@ -17,5 +17,5 @@ def use_tile_convolutions() -> bool:
     """
     if not torch.cpu.get_capabilities().get("amx_bf16", False):
         return False
-    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"  # type: ignore[attr-defined]
     return True

@@ -23,8 +23,9 @@ class VideoBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = MultiHeadAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        for layer in (self.attention.out, self.mlp[2]):
+        widen, narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.mlp = nn.Sequential(widen, nn.GELU(), narrow)
+        for layer in (self.attention.out, narrow):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -51,9 +52,8 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.dim = dim
-        self.project = (
-            nn.Identity() if trunk.dim == dim else nn.Linear(int(trunk.dim), dim, bias=False)
-        )
+        trunk_dim = int(getattr(trunk, "dim"))  # noqa: B009
+        self.project = nn.Identity() if trunk_dim == dim else nn.Linear(trunk_dim, dim, bias=False)
         self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
 
     def trunk_tokens(
@@ -125,5 +125,5 @@ def update_momentum(target: nn.Module, source: nn.Module, momentum: float) -> No
     """Φ̃ ← m·Φ̃ + (1 − m)·Φ, over parameters; buffers are copied."""
     for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
         slow.lerp_(fast.detach(), 1 - momentum)
-    for slow, fast in zip(target.buffers(), source.buffers(), strict=True):
-        slow.copy_(fast)
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)

@@ -103,19 +103,16 @@ class SelfShotVIS(nn.Module):
         self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
         self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
         self.foreground_head = nn.Linear(dim, 2)
+        correction = nn.Linear(dim, 4)
         self.box_head = nn.Sequential(
-            nn.Linear(dim, dim),
-            nn.ReLU(True),
-            nn.Linear(dim, dim),
-            nn.ReLU(True),
-            nn.Linear(dim, 4),
+            nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, dim), nn.ReLU(True), correction
         )
         self.object_head = nn.Linear(dim, 1)
         self.likeness_embedding = nn.Linear(2, dim)
         self.likeness_head = nn.Linear(2, 1)
         self.common_head = nn.Linear(dim, 1)
-        nn.init.zeros_(self.box_head[-1].weight)
-        nn.init.zeros_(self.box_head[-1].bias)
+        nn.init.zeros_(correction.weight)
+        nn.init.zeros_(correction.bias)
         self.reference_embedding = nn.Linear(5, dim)
         self.common_embedding = nn.Parameter(torch.randn(dim))
         self.segmenter = InstanceSegmenter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform as machine
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus_labels
 from selfshot.config.load import resolved_yaml
@@ -18,7 +20,9 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import load_annotations, load_results
 from selfshot.evaluation.episodes import SupportReader, folds, row_name
+from selfshot.evaluation.pictures import contact_sheet, overlay
 from selfshot.ops.masks import decode_rle
+from selfshot.studies.gallery import SHOWN_SCORE
 from selfshot.studies.report import GalleryItem, Support, write_report
 from selfshot.studies.store import git_revision
 
@@ -67,6 +71,7 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
             "settings": resolved_yaml(experiment),
         },
     )
+    write_sheet(folder / "gallery.png", gallery)
     return {"rows": len(rows), "gallery": len(gallery)}
 
 
@@ -199,3 +204,34 @@ def _clip_masks(segmentations: tuple, reader: ClipReader, video_id: int) -> np.n
             dense = decode_rle(segmentations[index], video.height, video.width)
             masks[i] = dense[rows.astype(int)][:, columns.astype(int)]
     return masks
+
+
+def write_sheet(path: Path, gallery: list[GalleryItem], rows: int = 5) -> None:
+    """A still picture of the first items: query, three retrieved supports, what was segmented."""
+    strips = []
+    for item in gallery[:rows]:
+        supports = item.supports.get("self_shot", [])[:3]
+        truth = overlay(item.query_frames, item.truth_masks)
+        results = {"truth": truth}
+        for kind in ("random", "self_shot", "oracle"):
+            if kind in item.predictions:
+                masks, scores = item.predictions[kind]
+                kept = np.flatnonzero(scores >= SHOWN_SCORE)
+                kept = kept if len(kept) else np.array([scores.argmax()])
+                results[kind.replace("_", "-")] = overlay(item.query_frames, masks[kept])
+        sheet = contact_sheet(
+            item.query_frames,
+            [support.frames for support in supports],
+            results,
+            correct=[support.correct for support in supports],
+        )
+        strips.append(Image.open(io.BytesIO(sheet)))
+    if not strips:
+        return
+    size = (max(s.width for s in strips), sum(s.height for s in strips))
+    picture = Image.new("RGB", size, "white")
+    top = 0
+    for strip in strips:
+        picture.paste(strip, (0, top))
+        top += strip.height
+    picture.save(path, optimize=True)

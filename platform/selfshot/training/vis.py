@@ -133,9 +133,9 @@ class VisTask:
         for _ in range(count):
             video, name = self.queries[int(rng.integers(len(self.queries)))]
             pool = [other for other in self.supports[name] if other != video]
-            helpers = rng.choice(pool, shots, replace=len(pool) < shots) if shots else []
+            helpers = rng.choice(pool, shots, replace=len(pool) < shots).tolist() if shots else []
             queries.append(video)
-            supports.append([int(helper) for helper in helpers])
+            supports.append(helpers)
             categories.append(self.category_ids[name])
         return episode_batch(self.reader, queries, supports, categories, rng)
 
