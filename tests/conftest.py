@@ -1,10 +1,12 @@
-"""What all tests share: checked shapes in `selfshot.ops`, and the folder of shared inputs."""
+"""What all tests share: checked shapes, the folder of shared inputs, and a clean process."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,19 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared inputs at {folder}; set SELFSHOT_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _restore_precision() -> Iterator[None]:
+    """Undo `use_tile_convolutions`, which loading a model calls: it is of the whole process."""
+
+    def convolutions() -> Any:
+        # Not imported here: most tests of settings and of the command line need no torch.
+        torch = sys.modules.get("torch")
+        return torch and torch.backends.mkldnn.conv
+
+    loaded = convolutions()
+    before = loaded.fp32_precision if loaded else "none"
+    yield
+    if convolutions():
+        convolutions().fp32_precision = before

@@ -212,7 +212,7 @@ class VisConfig(Section):
     train_shots: Count = 1
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
-    optimiser: Optimiser = Optimiser(steps=1000, learning_rate=8e-4)
+    optimiser: Optimiser = Optimiser(steps=700, learning_rate=8e-4)
 
     @model_validator(mode="after")
     def _shapes(self) -> VisConfig:

@@ -56,7 +56,6 @@ class TestScenes:
         assert masks.any((2, 3, 4)).mean() > 0.8
         assert all(shot.frames.shape == (3, 48, 32, 3) for shot in made)
 
-    @pytest.mark.xfail(reason="Pillow multiplies by alpha again when it resizes RGBA")
     def test_colour_never_exceeds_opacity(self) -> None:
         rng = np.random.default_rng(0)
         layers = scenes._layers(rng, "cat", 0.4, np.full((2, 2), 0.5), 64, 64)

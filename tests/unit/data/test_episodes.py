@@ -119,7 +119,8 @@ def test_the_same_generator_gives_the_same_batch(reader: ClipReader) -> None:
 def test_no_support_and_no_target(reader: ClipReader) -> None:
     batch = episode_batch(reader, [1, 3], [[], []], [99, 99], np.random.default_rng(0))
     assert batch["supports"].shape == (2, 0, NUM_FRAMES, HEIGHT, WIDTH, 3)
-    assert batch["targets"][0]["masks"].shape == (0, NUM_FRAMES, 8, 10)
+    size = (HEIGHT // MASK_STRIDE, WIDTH // MASK_STRIDE)
+    assert batch["targets"][0]["masks"].shape == (0, NUM_FRAMES, *size)
     assert batch["targets"][0]["boxes_cxcywh"].shape == (0, NUM_FRAMES, 4)
     assert not batch["common"].any()
 

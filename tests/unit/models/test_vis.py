@@ -6,13 +6,14 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from selfshot.models import vis
 from selfshot.models.backbone import SmallBackbone
-from selfshot.models.vis import SelfShotVIS, masks_at
+from selfshot.models.vis import ClipFeatures, SelfShotVIS, SupportFeatures, masks_at
 
 BATCH, HEIGHT, WIDTH, INSTANCES, DIM = 2, 32, 24, 3, 12
 OUTPUTS = ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits")
@@ -61,11 +62,36 @@ def test_output_shapes(time: int, shots: int) -> None:
 
 
 @torch.no_grad()
-def test_the_order_of_supports_means_nothing() -> None:
-    model, query, supports = _model(), _frames(BATCH, 3), _frames(BATCH, 3, 2, seed=1)
+@pytest.mark.parametrize("order", [[4, 3, 2, 1, 0], [2, 0, 4, 1, 3]])
+def test_the_order_of_supports_means_nothing(order: list[int]) -> None:
+    model, query, supports = _model(), _frames(BATCH, 3), _frames(BATCH, 5, 2, seed=1)
     plain = model(query, supports)
-    assert _same(model(query, supports[:, [2, 0, 1]]), plain)
-    assert not _same(model(query, supports[:, :2]), plain), "but each support counts"
+    assert _same(model(query, supports[:, order]), plain)
+    assert not _same(model(query, supports[:, :4]), plain), "but each support counts"
+
+
+@torch.no_grad()
+def test_a_support_given_twice_says_nothing_new() -> None:
+    """Equal but for the sinks: they compete with all supports, so two of a kind outweigh more."""
+    model, query, supports = _model(), _frames(BATCH, 3), _frames(BATCH, 1, 2, seed=1)
+    features = model.encode(query, is_support=False)
+    shot = model.encode(supports[:, 0], is_support=True)
+    once, twice = (
+        SupportFeatures(
+            shot.tokens[:, None].expand(-1, shots, -1, -1),
+            shot.prototype[:, None].expand(-1, shots, -1),
+        )
+        for shots in (1, 2)
+    )
+    torch.testing.assert_close(model._likeness(features, twice), model._likeness(features, once))
+    assert model.fuser is not None
+    for layer in model.fuser.layers:
+        for attention in (layer.query_from_support, layer.support_from_query, layer.fuse):
+            attention.sink_score.fill_(-100.0)
+    expected = model(query, supports)
+    assert _same(model.predict(features, once), expected)
+    assert _same(model.predict(features, twice), expected)
+    assert _same(model(query, supports.expand(-1, 2, -1, -1, -1, -1)), expected)
 
 
 @torch.no_grad()
@@ -75,7 +101,7 @@ def test_no_support_is_defined_in_every_spelling() -> None:
     assert all(none[name].isfinite().all() for name in OUTPUTS)
     assert _same(model(query, _frames(BATCH, 0, 2)), none)
     features = model.encode(query, is_support=False)
-    assert _same(model.predict(features, features.tokens[:, :0]), none)
+    assert _same(model.predict(features, None), none)
     assert not _same(model(query, _frames(BATCH, 1, 2, seed=1)), none)
 
 
@@ -90,10 +116,16 @@ def test_without_fuser_supports_are_not_used() -> None:
 def test_together_is_one_after_another() -> None:
     model, query, supports = _model(), _frames(BATCH, 3), _frames(BATCH, 3, 2, seed=1)
     features = model.encode(query, is_support=False)
-    shots = [model.encode(supports[:, i], is_support=True).tokens for i in range(3)]
+    shots = [model.encode(supports[:, i], is_support=True) for i in range(3)]
     assert features.shape == (3, 4, 3) and features.tokens.shape == (BATCH, 36, DIM)
     # One support is encoded as if it were alone: its positions start anew.
-    assert _same(model.predict(features, torch.cat(shots, 1)), model(query, supports))
+    together = SupportFeatures(
+        torch.stack([shot.tokens for shot in shots], 1),
+        torch.stack([shot.prototype for shot in shots], 1),
+    )
+    assert together.tokens.shape == (BATCH, 3, 24, DIM)
+    assert together.prototypes.shape == (BATCH, 3, DIM)
+    assert _same(model.predict(features, together), model(query, supports))
 
 
 @torch.no_grad()
@@ -118,14 +150,72 @@ def test_clips_of_a_batch_do_not_mix() -> None:
     assert _same({name: whole[name][1:] for name in OUTPUTS}, second)
 
 
-def test_guide_is_the_common_class_and_the_own_frame() -> None:
-    common = torch.randn(BATCH, 4, 5, generator=torch.Generator().manual_seed(0)) * 20
-    bias = _model()._guide(common)
-    assert bias.shape == (BATCH, 1, INSTANCES * 4, 4 * 5)
-    for b, i, t, s, p in itertools.product(*map(range, (BATCH, INSTANCES, 4, 4, 5))):
-        place = max(-math.log1p(math.exp(-common[b, s, p].item())), -vis.OTHER_PLACE)
-        expected = place - (0 if s == t else vis.OTHER_FRAME)
-        assert bias[b, 0, i * 4 + t, s * 5 + p].item() == pytest.approx(expected, abs=1e-4)
+def test_guide_is_the_common_class_the_own_frame_and_the_track() -> None:
+    generator, height, width, time = torch.Generator().manual_seed(0), 2, 3, 4
+    common = torch.randn(BATCH, time, height, width, generator=generator) * 20
+    centres = torch.rand(BATCH, INSTANCES, time, 2, generator=generator)
+    bias = _model()._guide(common, centres)
+    assert bias.shape == (BATCH, 1, INSTANCES * time, time * height * width)
+    bias = bias.view(BATCH, INSTANCES, time, time, height, width)
+    for b, i, t, s, y, x in np.ndindex(*bias.shape):
+        place = max(-math.log1p(math.exp(-common[b, s, y, x].item())), -vis.OTHER_PLACE)
+        across = centres[b, i, t, 0].item() - (x + 0.5) / width
+        down = centres[b, i, t, 1].item() - (y + 0.5) / height
+        far = min((across**2 + down**2) / (2 * vis.REFERENCE_REACH**2), vis.OTHER_PLACE)
+        expected = place - far - (0 if s == t else vis.OTHER_FRAME)
+        assert bias[b, i, t, s, y, x].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_reference_boxes_are_moments_of_the_guides_attention() -> None:
+    shape = time, height, width = 4, 5, 3
+    generator = torch.Generator().manual_seed(0)
+    queries, pixels = INSTANCES * time, time * height * width
+    bias = 3 * torch.randn(BATCH, 1, queries, pixels, generator=generator)
+    boxes = _model()._reference_boxes(bias, shape)
+    assert boxes.shape == (BATCH, INSTANCES, time, 4)
+    y, x = (np.indices((height, width)) + 0.5) / np.array([height, width])[:, None, None]
+    for b, i, t in np.ndindex(BATCH, INSTANCES, time):
+        scores = np.exp(bias[b, 0, i * time + t].double().numpy())
+        share = (scores / scores.sum()).reshape(shape).sum(0)
+        mean_x, mean_y = (share * x).sum(), (share * y).sum()
+        wide = math.sqrt(12 * (share * (x - mean_x) ** 2).sum())
+        high = math.sqrt(12 * (share * (y - mean_y) ** 2).sum())
+        expected = [mean_x, mean_y, wide, high]
+        np.testing.assert_allclose(boxes[b, i, t].numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_likeness_is_the_mean_and_the_best_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(BATCH, 7, DIM, generator=generator)
+    prototypes = torch.randn(BATCH, 5, DIM, generator=generator)
+    directions, prototypes = (
+        torch.nn.functional.normalize(part, dim=-1) for part in (directions, prototypes)
+    )
+    nothing = torch.empty(0)
+    query = ClipFeatures(nothing, directions, nothing, nothing, (1, 1, 7))
+    likeness = _model()._likeness(query, SupportFeatures(nothing, prototypes))
+    assert likeness.shape == (BATCH, 7, 2)
+    for b, p in itertools.product(range(BATCH), range(7)):
+        cosines = prototypes[b].double().numpy() @ directions[b, p].double().numpy()
+        expected = np.array([cosines.mean(), cosines.max()])
+        expected = (expected - vis.LIKENESS_CENTRE) / vis.LIKENESS_SCALE
+        np.testing.assert_allclose(likeness[b, p].numpy(), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_prototype_is_the_mean_direction_of_objects() -> None:
+    model = _model()
+    clip = _frames(BATCH, 2)
+    features = model.encode(clip, is_support=True)
+    tokens, _ = model.backbone(vis.normalise_frames(clip).flatten(0, 1))
+    flat = tokens.unflatten(0, (BATCH, 2)).movedim(2, -1).flatten(1, 3)
+    for b in range(BATCH):
+        units = (flat[b] / flat[b].norm(dim=-1, keepdim=True)).double().numpy()
+        objects = model.object_head(flat[b])[:, 0].sigmoid().double().numpy()
+        mean = objects @ units
+        expected = mean / np.linalg.norm(mean)
+        np.testing.assert_allclose(features.directions[b].numpy(), units, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(features.prototype[b].numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_every_weight_is_trained() -> None:
@@ -136,7 +226,18 @@ def test_every_weight_is_trained() -> None:
     for layer in layers:
         loss = loss + layer["foreground_logits"].square().mean() + layer["boxes_cxcywh"].mean()
     loss.backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+    # A softmax without a sink does not change when all keys move alike.
+    without_sink = [".attention.k.bias", "self_attention.k.bias", "cross_attention.k.bias"]
+    stages = ("fuser.", "decoder.", "segmenter.", "likeness_", "common_head.", "object_head.")
+    still = [
+        name
+        for name, gradient in gradients.items()
+        if name.startswith(stages) and not name.endswith(tuple(without_sink))
+        if gradient is None or not gradient.isfinite().all() or not gradient.any()
+    ]
+    assert not still
 
 
 def test_masks_at() -> None:

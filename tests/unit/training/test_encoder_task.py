@@ -224,9 +224,10 @@ class TestEncoder:
         run_plain(task, steps=1, **LOOP)
         task.export(tmp_path)
         batch = task.batch(4, 0, 1)["frames"][:, 0]
+        # Loading sets how this process multiplies convolutions, so it comes before both.
+        loaded = load_encoder(tmp_path)
         with torch.no_grad():
             ours = task.module.encoder.eval()(batch)
-        loaded = load_encoder(tmp_path)
         vectors = loaded.embed(batch.numpy())
         assert vectors.dtype == np.float32
         np.testing.assert_array_equal(vectors, ours.numpy())

@@ -63,7 +63,7 @@ class TestBackbone:
                             found.add(flipped)
         assert found == {False, True}
 
-    def test_no_unseen_class_teaches(self, backbone_settings: dict[str, Any]) -> None:
+    def test_no_video_of_an_unseen_class_is_read(self, backbone_settings: dict[str, Any]) -> None:
         task = BackboneTask(**backbone_settings)
         benchmark = load_benchmark(Path(backbone_settings["benchmark"]))
         names = task.reader.annotations.categories
@@ -81,23 +81,111 @@ class TestBackbone:
         }
         assert not unseen & {video for videos in task.videos.values() for video in videos}
 
-        # An unseen class that strays into a training video is left out.
+    @staticmethod
+    def _with_strangers(task: BackboneTask) -> int:
+        """Make all objects of one seen class unseen, and all objects absent in first frames."""
         (hidden, label), *_ = task.labels.items()
-        stranger = next(category for category in names if category not in task.labels)
-        before = [task.batch(step, 0, 1)["classes"] for step in range(4)]
+        annotations = task.reader.annotations
+        stranger = next(c for c in annotations.categories if c not in task.labels)
         task.reader.annotations = dataclasses.replace(
-            task.reader.annotations,
+            annotations,
             tracks=tuple(
-                dataclasses.replace(track, category_id=stranger)
-                if track.category_id == hidden
-                else track
-                for track in task.reader.annotations.tracks
+                dataclasses.replace(
+                    track,
+                    category_id=stranger if track.category_id == hidden else track.category_id,
+                    segmentations=(None, *track.segmentations[1:]),
+                )
+                for track in annotations.tracks
             ),
         )
-        after = [task.batch(step, 0, 1)["classes"] for step in range(4)]
-        assert any((classes == label).any() for classes in before)
-        for old, new in zip(before, after, strict=True):
-            assert torch.equal(new, old[old != label])
+        return label
+
+    def test_frames_show_a_seen_class(
+        self, backbone_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = BackboneTask(**backbone_settings)
+        self._with_strangers(task)
+        tracks_of, length = task.reader.annotations.tracks_of, 3
+        barren = {
+            video
+            for videos in task.videos.values()
+            for video in videos
+            if not any(track.category_id in task.labels for track in tracks_of(video))
+        }
+        for videos in task.videos.values():
+            for video in videos:
+                useful = [
+                    i
+                    for i in range(length)
+                    if any(
+                        track.segmentations[i] is not None
+                        for track in tracks_of(video)
+                        if track.category_id in task.labels
+                    )
+                ]
+                assert 0 not in useful
+                expected = [0, 1, 2] if video in barren else useful
+                assert task.useful_frames(video) == (expected or [0, 1, 2])
+        drawn, frame = set(), task.reader.frame
+
+        def note(video: int, index: int, stride: int) -> Any:
+            drawn.add((video, index))
+            return frame(video, index, stride)
+
+        monkeypatch.setattr(task.reader, "frame", note)
+        for step in range(8):
+            task.batch(step, 0, 1)
+        assert {index for video, index in drawn if video not in barren} == {1, 2}
+        assert all(index in task.useful_frames(video) for video, index in drawn)
+
+    def test_no_unseen_object_teaches(
+        self, backbone_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An unseen class that strays into a training video is neither class nor background."""
+        task = BackboneTask(**backbone_settings)
+        label = self._with_strangers(task)
+        drawn: list[Any] = []
+        frame = task.reader.frame
+
+        def note(*args: Any) -> Any:
+            pixels, tracks = frame(*args)
+            drawn.append((pixels.copy(), dataclasses.replace(tracks, masks=tracks.masks.copy())))
+            return pixels, tracks
+
+        monkeypatch.setattr(task.reader, "frame", note)
+        strayed = 0
+        for step in range(4):
+            drawn.clear()
+            batch = task.batch(step, 0, 1)
+            assert not (batch["classes"] == label).any()
+            assert batch["unseen"].shape == (6, 4, 4) and batch["unseen"].dtype == torch.bool
+            for i, (pixels, tracks) in enumerate(drawn):
+                mirrored = not np.array_equal(pixels, batch["frames"][i].numpy())
+                masks = tracks.masks[:, 0, :, ::-1] if mirrored else tracks.masks[:, 0]
+                strange = np.array([int(c) not in task.labels for c in tracks.classes], bool)
+                expected = (masks[strange] > 0).any(0)
+                np.testing.assert_array_equal(batch["unseen"][i].numpy(), expected)
+                strayed += int(expected.any())
+                shown = masks[~strange & (masks.sum((1, 2)) > 0.05)]
+                np.testing.assert_array_equal(batch["masks"][batch["frame_of"] == i], shown)
+        assert strayed
+
+    def test_unseen_tokens_are_not_in_the_foreground_loss(
+        self, backbone_settings: dict[str, Any]
+    ) -> None:
+        task = BackboneTask(**backbone_settings)
+        module, batch = task.module.eval(), task.batch(0, 0, 1)
+        batch["unseen"] = torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.3
+        tokens, _ = module.backbone(normalise_frames(batch["frames"]))
+        logits = module.foreground(tokens.permute(0, 2, 3, 1))[..., 0].detach().double().numpy()
+        cover = np.zeros((6, 4, 4))
+        for mask, i in zip(batch["masks"].numpy(), batch["frame_of"].tolist(), strict=True):
+            cover[i] += mask
+        cover = cover.clip(max=1)
+        surprise = np.logaddexp(0, logits) - logits * cover
+        ours = module(batch)["foreground"].item()
+        assert ours == pytest.approx(surprise[~batch["unseen"].numpy()].mean(), abs=1e-5)
+        assert ours != pytest.approx(surprise.mean(), abs=1e-5)
 
     def test_it_learns(self, backbone_settings: dict[str, Any]) -> None:
         history = run_plain(BackboneTask(**backbone_settings), steps=20, **LOOP)
@@ -224,3 +312,33 @@ class TestVis:
         assert not loaded.training
         for name in ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits"):
             assert torch.equal(mine[name], theirs[name])
+
+    def test_padding_frames_do_not_count(self, make: Any) -> None:
+        task = make()
+        module, batch = task.module.eval(), task.batch(0, 0, 1)
+        for target in batch["targets"]:
+            target["valid_frames"] = torch.tensor([True, True, False])
+        generator = torch.Generator().manual_seed(0)
+
+        def loss_and_gradient() -> tuple[dict[str, Any], list[torch.Tensor]]:
+            module.zero_grad()
+            losses = module(batch)
+            losses["loss"].backward()
+            values = {name: value.item() for name, value in losses.items()}
+            return values, [p.grad.clone() for p in module.parameters()]
+
+        losses, gradients = loss_and_gradient()
+        for target in batch["targets"]:
+            for name in ("masks", "boxes_cxcywh"):
+                part = target[name][:, 2]
+                part.copy_(torch.rand(part.shape, generator=generator))
+            target["present"][:, 2] = ~target["present"][:, 2]
+        batch["common"][:, 2] = torch.rand(batch["common"][:, 2].shape, generator=generator)
+        spoilt, moved = loss_and_gradient()
+        assert spoilt == pytest.approx(losses, rel=1e-5)
+        torch.testing.assert_close(moved, gradients, rtol=1e-4, atol=1e-5)
+        for target in batch["targets"]:
+            target["valid_frames"] = torch.tensor([True, True, True])
+        counted, _ = loss_and_gradient()
+        for name in ("loss", "common", "dice", "focal"):
+            assert counted[name] != pytest.approx(losses[name], rel=1e-3)
