@@ -14,6 +14,14 @@ from typing import Any
 
 from selfshot.config.schema import Experiment, FolderBenchmark, Optimiser
 from selfshot.studies.progress import Progress
+from selfshot.studies.settings import (
+    benchmark_settings,
+    evaluation_settings,
+    plain,
+    supports_settings,
+    table_rows,
+    training_settings,
+)
 from selfshot.studies.store import StageFolder
 
 
@@ -62,49 +70,6 @@ class Stage:
     make: Callable[[Context, StageFolder], Metrics]
     needs_ray: bool = True
     wanted: Callable[[Experiment], bool] = lambda experiment: True
-
-
-def _plain(section: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = section.model_dump(mode="json")
-    return settings
-
-
-def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what changes no weight: how often it is logged and saved."""
-    optimiser = {
-        key: value
-        for key, value in settings["optimiser"].items()
-        if key not in ("checkpoint_every", "log_every")
-    }
-    return {**settings, "optimiser": optimiser}
-
-
-def _training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
-    def settings(experiment: Experiment) -> dict[str, Any]:
-        section = _without_pace(_plain(getattr(experiment, name)))
-        compute = experiment.compute
-        # Workers divide a batch and a GPU rounds otherwise: both change the weights.
-        machine = {
-            "num_workers": compute.num_workers,
-            "use_gpu": compute.use_gpu,
-            "zero_stage": compute.zero_stage,
-        }
-        return {**section, "seed": experiment.seed, "compute": machine}
-
-    return settings
-
-
-def _benchmark_settings(experiment: Experiment) -> dict[str, Any]:
-    settings = {**_plain(experiment.benchmark), "seed": experiment.seed}
-    if isinstance(experiment.benchmark, FolderBenchmark):
-        from selfshot.benchmarks.folder import fingerprint
-
-        # The files are inputs: other files behind the same paths are another benchmark.
-        section = experiment.benchmark
-        settings["inputs"] = fingerprint(
-            section.annotations, section.frames, section.corpus, section.corpus_labels
-        )
-    return settings
 
 
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
@@ -294,22 +259,6 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
     return make
 
 
-def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """Rows of the table: supports without shots once, the others at each number of shots."""
-    rows: list[dict[str, Any]] = []
-    for kind in experiment.evaluation.supports:
-        if kind in ("none", "no_fuser"):
-            rows.append({"supports": kind, "shots": 0, "extra": 0})
-        elif kind == "query_itself":
-            rows.append({"supports": kind, "shots": 1, "extra": 0})
-        else:
-            most = max(experiment.supports.shots)
-            for shots in experiment.supports.shots:
-                extras = experiment.supports.extra if shots == most else (0,)
-                rows += [{"supports": kind, "shots": shots, "extra": n} for n in extras]
-    return rows
-
-
 def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     from selfshot.distributed.trials import run_trials
     from selfshot.studies.scores import aggregate
@@ -370,43 +319,31 @@ def _make_report(context: Context, folder: StageFolder) -> Metrics:
     return make_page(context, folder.path)
 
 
-def _evaluation_settings(experiment: Experiment) -> dict[str, Any]:
-    return {**_plain(experiment.evaluation), "rows": table_rows(experiment)}
-
-
-def _supports_settings(experiment: Experiment) -> dict[str, Any]:
-    return {
-        **_plain(experiment.supports),
-        "seeds": list(experiment.evaluation.seeds),
-        "max_queries": experiment.evaluation.max_queries_per_seed,
-    }
-
-
 STAGES: tuple[Stage, ...] = (
-    Stage("benchmark", 1, (), _benchmark_settings, _make_benchmark),
-    Stage("backbone", 1, ("benchmark",), _training_settings("backbone"), _make_backbone),
-    Stage("encoder", 1, ("benchmark", "backbone"), _training_settings("encoder"), _make_encoder),
+    Stage("benchmark", 1, (), benchmark_settings, _make_benchmark),
+    Stage("backbone", 1, ("benchmark",), training_settings("backbone"), _make_backbone),
+    Stage("encoder", 1, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
     Stage(
         "embeddings", 1, ("benchmark", "encoder"),
         lambda experiment: {"num_frames": experiment.embedding.num_frames},
         _make_embeddings,
     ),
     Stage(
-        "index", 1, ("embeddings",), lambda experiment: _plain(experiment.index), _make_index,
+        "index", 1, ("embeddings",), lambda experiment: plain(experiment.index), _make_index,
         needs_ray=False,
     ),
     Stage(
-        "supports", 1, ("benchmark", "encoder", "index"), _supports_settings, _make_supports,
+        "supports", 1, ("benchmark", "encoder", "index"), supports_settings, _make_supports,
         needs_ray=False,
     ),
-    Stage("vis", 1, ("benchmark", "backbone"), _training_settings("vis"), _make_vis(fuser=True)),
+    Stage("vis", 1, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
     Stage(
-        "vis_no_fuser", 1, ("benchmark", "backbone"), _training_settings("vis"),
+        "vis_no_fuser", 1, ("benchmark", "backbone"), training_settings("vis"),
         _make_vis(fuser=False),
         wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
     ),
     Stage(
-        "evaluation", 1, ("benchmark", "supports", "vis", "vis_no_fuser"), _evaluation_settings,
+        "evaluation", 1, ("benchmark", "supports", "vis", "vis_no_fuser"), evaluation_settings,
         _make_evaluation,
     ),
     Stage(
@@ -416,7 +353,7 @@ STAGES: tuple[Stage, ...] = (
         lambda experiment: {
             "name": experiment.name,
             "description": experiment.description,
-            **_plain(experiment.report),
+            **plain(experiment.report),
         },
         _make_report,
         needs_ray=False,
