@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,17 +58,20 @@ class MultiHeadAttention(nn.Module):
         v: Float[Tensor, "batch sources dim"],
         key_padding_mask: Tensor | None = None,
         bias: Float[Tensor, "batch 1 targets sources"] | None = None,
+        num_groups: int = 1,
     ) -> Float[Tensor, "batch targets dim"]:
         """Attend; `key_padding_mask` (B, sources) is True where a source is padding.
 
         `bias` is added to the scores of every head; not together with a padding mask or sink.
+        The sources are of `num_groups` clips: the sink counts as many times, so that its share
+        does not fall as clips are added and one clip given twice changes nothing.
         """
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.q, q), (self.k, k), (self.v, v))
         )
         if self.sink_score is not None:
-            q, k, v, key_padding_mask = self._add_sink(q, k, v, key_padding_mask)
+            q, k, v, key_padding_mask = self._add_sink(q, k, v, key_padding_mask, num_groups)
         mask = bias if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
         scale = self.out.in_features // self.heads
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale**-0.5)
@@ -75,7 +80,7 @@ class MultiHeadAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _add_sink(
-        self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, num_groups: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Append the sink as a source.
 
@@ -86,7 +91,11 @@ class MultiHeadAttention(nn.Module):
         assert self.sink_score is not None
         batch, heads, _, channels = k.shape
         value = self.sink_value.unflatten(0, (heads, 1, channels)).expand(batch, -1, -1, -1)
-        score = (self.sink_score * channels**0.5).view(1, heads, 1, 1).expand(batch, -1, -1, -1)
+        score = (
+            ((self.sink_score + math.log(num_groups)) * channels**0.5)
+            .view(1, heads, 1, 1)
+            .expand(batch, -1, -1, -1)
+        )
         key = torch.cat([k.new_zeros(batch, heads, 1, channels), score], -1)
         k = torch.cat([functional.pad(k, (0, 1)), key], 2)
         q = functional.pad(q, (0, 1), value=1.0)

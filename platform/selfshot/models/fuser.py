@@ -39,17 +39,27 @@ class FuserLayer(nn.Module):
         support: Float[Tensor, "batch support_tokens dim"],
         query_padding_mask: Tensor | None = None,
         support_padding_mask: Tensor | None = None,
+        num_supports: int = 1,
     ) -> tuple[Float[Tensor, "batch query_tokens dim"], Float[Tensor, "batch support_tokens dim"]]:
         """(𝓕, f_s←q) of one layer; without support tokens all attention goes to the sink."""
         enhanced_query = self.query_norm(
-            query + self.query_from_support(query, support, support, support_padding_mask)
+            query
+            + self.query_from_support(
+                query, support, support, support_padding_mask, num_groups=num_supports
+            )
         )
         enhanced_support = self.support_norm(
             support + self.support_from_query(support, query, query, query_padding_mask)
         )
         fused = self.fuse_norm(
             enhanced_query
-            + self.fuse(enhanced_query, enhanced_support, enhanced_support, support_padding_mask)
+            + self.fuse(
+                enhanced_query,
+                enhanced_support,
+                enhanced_support,
+                support_padding_mask,
+                num_groups=num_supports,
+            )
         )
         return self.feed_forward(fused), enhanced_support
 
@@ -67,8 +77,11 @@ class QuerySupportFuser(nn.Module):
         support: Float[Tensor, "batch support_tokens dim"],
         query_padding_mask: Tensor | None = None,
         support_padding_mask: Tensor | None = None,
+        num_supports: int = 1,
     ) -> Float[Tensor, "batch query_tokens dim"]:
-        """E_q and E_s to 𝓕."""
+        """E_q and E_s, of `num_supports` clips, to 𝓕."""
         for layer in self.layers:
-            query, support = layer(query, support, query_padding_mask, support_padding_mask)
+            query, support = layer(
+                query, support, query_padding_mask, support_padding_mask, num_supports
+            )
         return query

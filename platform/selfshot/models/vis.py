@@ -247,11 +247,12 @@ class SelfShotVIS(nn.Module):
         else:
             if support is None:
                 likeness = encoded.new_zeros(*encoded.shape[:2], 2)
-                sources = encoded[:, :0]
+                sources, num_supports = encoded[:, :0], 1
             else:
                 likeness = self._likeness(query, support)
-                sources = support.tokens.flatten(1, 2)
-            fused = self.fuser(encoded + self.likeness_embedding(likeness), sources)
+                sources, num_supports = support.tokens.flatten(1, 2), support.tokens.shape[1]
+            told = encoded + self.likeness_embedding(likeness)
+            fused = self.fuser(told, sources, num_supports=num_supports)
             common = self.common_head(fused) + self.likeness_head(likeness)
 
         positions = self._positions(query.shape, fused)

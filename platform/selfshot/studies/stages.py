@@ -343,7 +343,7 @@ STAGES: tuple[Stage, ...] = (
         wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
     ),
     Stage(
-        "evaluation", 1, ("benchmark", "supports", "vis", "vis_no_fuser"), evaluation_settings,
+        "evaluation", 2, ("benchmark", "supports", "vis", "vis_no_fuser"), evaluation_settings,
         _make_evaluation,
     ),
     Stage(
