@@ -1,6 +1,6 @@
 """What does the deformable convolution of the segmenter cost on this processor?
 
-Claim: on CPU, torchvision's deformable convolution makes the segmenter several times slower at
+Claim: on CPU, torchvision's deformable convolution makes the segmenter tens of times slower at
 the quickstart's size, so small machines take the plain one. Prints both and their ratio.
 
     python performance/mask_convolution.py

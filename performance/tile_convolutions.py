@@ -1,7 +1,7 @@
 """How much faster is a step of backbone pretraining with bfloat16 convolutions?
 
 Claim: on a processor with AMX, `use_tile_convolutions` makes the forward and backward pass of the
-quickstart's backbone on its 96 frames at least twice as fast. Prints both times, in turn so that
+quickstart's backbone on its 96 frames faster. Prints both times, in turn so that
 a drifting machine hits both alike, and their ratio; without AMX it says so.
 
     python performance/tile_convolutions.py

@@ -46,8 +46,9 @@ def _restore_precision() -> Iterator[None]:
         torch = sys.modules.get("torch")
         return torch and torch.backends.mkldnn.conv
 
-    loaded = convolutions()
-    before = loaded.fp32_precision if loaded else "none"
-    yield
-    if convolutions():
-        convolutions().fp32_precision = before
+    # Before the test too: a fixture of a whole module may have loaded a model.
+    for moment in ("before", "after"):
+        if convolutions():
+            convolutions().fp32_precision = "none"
+        if moment == "before":
+            yield

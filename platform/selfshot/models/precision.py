@@ -9,8 +9,8 @@ def use_tile_convolutions() -> bool:
     """Let this process multiply convolutions in bfloat16 where the processor has tiles for it.
 
     Weights, activations and sums stay float32; only the factors inside a convolution are
-    rounded, as GPUs do with TF32. Processors with AMX are about three times as fast so; on any
-    other nothing changes.
+    rounded, as GPUs do with TF32. On a processor with AMX a step is a little faster
+    so (docs/performance.md); on any other nothing changes.
 
     Returns:
         whether it has them.

@@ -12,8 +12,8 @@ from torchvision.ops import deform_conv2d
 class MaskConvolution(nn.Module):
     """The 3×3 convolution of mask features: deformable (torchvision's) or plain.
 
-    The deformable one learns where to look; on CPU it costs a few times the rest of the
-    head, so small machines take the plain one.
+    The deformable one learns where to look; on CPU the head is then tens of
+    times slower (docs/performance.md), so small machines take the plain one.
     """
 
     def __init__(self, inputs: int, outputs: int, *, deformable: bool) -> None:
