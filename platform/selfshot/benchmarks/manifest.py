@@ -20,6 +20,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfshot.data.clips import ClipReader
+from selfshot.data.ytvis import load_annotations
+
 CORPUS_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -65,6 +68,16 @@ class Benchmark:
     corpus_root: str = "corpus"
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     set_aside: tuple[tuple[str, str], ...] = ()
+
+    def reader(self, folder: Path) -> ClipReader:
+        """A reader of the annotated clips of the benchmark in `folder`, at the model's size."""
+        return ClipReader(
+            load_annotations(folder / "annotations.json"),
+            (folder / self.frames_root).resolve(),
+            num_frames=self.num_frames,
+            height=self.height,
+            width=self.width,
+        )
 
     def save(self, folder: Path) -> None:
         """Write `benchmark.json`."""

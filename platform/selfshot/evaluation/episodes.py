@@ -13,7 +13,7 @@ from torch import Tensor
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
 from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
-from selfshot.data.ytvis import Annotations, Prediction, load_annotations, save_results
+from selfshot.data.ytvis import Annotations, Prediction, save_results
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.vis import SelfShotVIS, SupportFeatures, masks_at
 from selfshot.models.weights import load_vis
@@ -97,14 +97,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     """
     folder = Path(config["benchmark"])
     benchmark = load_benchmark(folder)
-    annotations = load_annotations(folder / "annotations.json")
-    reader = ClipReader(
-        annotations,
-        (folder / benchmark.frames_root).resolve(),
-        num_frames=benchmark.num_frames,
-        height=benchmark.height,
-        width=benchmark.width,
-    )
+    reader = benchmark.reader(folder)
+    annotations = reader.annotations
     support_reader = SupportReader(folder, benchmark, reader)
     models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
     chosen = json.loads(Path(config["supports"]).read_text())

@@ -16,8 +16,6 @@ from selfshot.benchmarks.manifest import (
     read_corpus_labels,
 )
 from selfshot.config.errors import UserError
-from selfshot.data.clips import ClipReader
-from selfshot.data.ytvis import load_annotations
 from selfshot.evaluation.episodes import folds
 from selfshot.models.weights import FrozenEncoder, load_encoder
 from selfshot.retrieval.index import FlatIndex, load_index
@@ -65,14 +63,8 @@ def choose_supports(
         make the query's vectors, and the counts of what was left out.
     """
     benchmark = load_benchmark(benchmark_folder)
-    annotations = load_annotations(benchmark_folder / "annotations.json")
-    reader = ClipReader(
-        annotations,
-        (benchmark_folder / benchmark.frames_root).resolve(),
-        num_frames=benchmark.num_frames,
-        height=benchmark.height,
-        width=benchmark.width,
-    )
+    reader = benchmark.reader(benchmark_folder)
+    annotations = reader.annotations
     encoder, index = load_encoder(encoder_folder), load_index(index_folder)
     labels = read_corpus_labels(benchmark_folder)
     by_source: dict[str, list[str]] = {}

@@ -18,7 +18,7 @@ from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus_
 from selfshot.config.load import resolved_yaml
 from selfshot.data.clips import ClipReader
 from selfshot.data.video import VideoError
-from selfshot.data.ytvis import load_annotations, load_results
+from selfshot.data.ytvis import load_results
 from selfshot.evaluation.episodes import SupportReader, folds, row_name
 from selfshot.evaluation.pictures import contact_sheet, overlay
 from selfshot.ops.masks import decode_rle
@@ -106,14 +106,8 @@ def build_gallery(
         count: items wanted.
     """
     folder = folders["benchmark"]
-    annotations = load_annotations(folder / "annotations.json")
-    reader = ClipReader(
-        annotations,
-        (folder / benchmark.frames_root).resolve(),
-        num_frames=benchmark.num_frames,
-        height=benchmark.height,
-        width=benchmark.width,
-    )
+    reader = benchmark.reader(folder)
+    annotations = reader.annotations
     support_reader = SupportReader(folder, benchmark, reader)
     labels = read_corpus_labels(folder)
     chosen = json.loads((folders["supports"] / "supports.json").read_text())

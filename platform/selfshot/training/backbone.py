@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.data.clips import ClipReader
-from selfshot.data.ytvis import load_annotations
 from selfshot.models.backbone import SmallBackbone, normalise_frames
 from selfshot.models.weights import save_weights
 
@@ -116,7 +114,8 @@ class BackboneTask:
             classes_per_batch,
         )
         self.settings = {"width": width, "dim": dim}
-        annotations = load_annotations(folder / "annotations.json")
+        reader = manifest.reader(folder)
+        annotations = reader.annotations
         seen = set(manifest.classes["train"])
         self.labels = {
             category: label
@@ -125,13 +124,7 @@ class BackboneTask:
             )
         }
         self.module = BackbonePretraining(SmallBackbone(width, dim), len(self.labels), temperature)
-        self.reader = ClipReader(
-            annotations,
-            (folder / manifest.frames_root).resolve(),
-            num_frames=manifest.num_frames,
-            height=manifest.height,
-            width=manifest.width,
-        )
+        self.reader = reader
         self.videos: dict[str, list[int]] = {
             name: list(videos) for name, videos in manifest.supports["train"].items()
         }

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.data.clips import ClipReader
 from selfshot.data.episodes import episode_batch
-from selfshot.data.ytvis import load_annotations
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_backbone, save_weights
 from selfshot.ops.set_loss import set_loss
@@ -99,15 +97,10 @@ class VisTask:
         network = SelfShotVIS(pretrained, **model)
         network.object_head.load_state_dict(whole.foreground.state_dict())
         self.module = VisTraining(network, weights)
-        annotations = load_annotations(folder / "annotations.json")
+        reader = manifest.reader(folder)
+        annotations = reader.annotations
         self.category_ids = {name: i for i, name in annotations.categories.items()}
-        self.reader = ClipReader(
-            annotations,
-            (folder / manifest.frames_root).resolve(),
-            num_frames=manifest.num_frames,
-            height=manifest.height,
-            width=manifest.width,
-        )
+        self.reader = reader
         self.queries = list(manifest.queries["train"])
         self.supports = manifest.supports["train"]
 
