@@ -181,7 +181,7 @@ def _program(folder: Path, *words: str) -> Answer:
     done = subprocess.run(
         [sys.executable, "-m", "selfshot.cli", *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=60,
@@ -204,7 +204,7 @@ def test_validate_is_quick(tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     program = subprocess.Popen(
         [sys.executable, "-m", "selfshot.cli", "schema"],
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -1,0 +1,10 @@
+"""The words that a person types: `app.py` has the program, the others its commands.
+
+Nothing heavy is imported at the top: `selfshot validate` answers before Ray or torch would have
+been loaded.
+"""
+
+from selfshot.cli import experiments, scores
+from selfshot.cli.app import app, main
+
+__all__ = ["app", "experiments", "main", "scores"]

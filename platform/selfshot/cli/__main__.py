@@ -1,0 +1,7 @@
+"""`python -m selfshot.cli`."""
+
+import sys
+
+from selfshot.cli import main
+
+sys.exit(main())

@@ -1,0 +1,124 @@
+"""The program: its groups, the options that commands share, and how it fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfshot import __version__
+from selfshot.config.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 130
+
+app = typer.Typer(
+    name="selfshot",
+    help="Self-shot video instance segmentation, from a laptop to a Ray cluster.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+benchmark_app = typer.Typer(help="Build a benchmark's videos and splits.", rich_markup_mode=None)
+train_app = typer.Typer(help="Train one of the three networks.", rich_markup_mode=None)
+app.add_typer(benchmark_app, name="benchmark")
+app.add_typer(train_app, name="train")
+
+ExperimentFile = Annotated[
+    Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment's file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, as in --set vis.optimiser.steps=100; may be repeated.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with an earlier run, and fail if there is none. Every run reuses and resumes "
+        "what is there, with or without this.",
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        arguments: The words after `selfshot`; those of this process by default.
+
+    Returns:
+        The exit code: 0, 1 for findings of `verify`, 2 for a mistake that the person can mend,
+        130 when stopped by Ctrl-C.
+    """
+    try:
+        code = app(
+            args=list(sys.argv[1:] if arguments is None else arguments),
+            prog_name="selfshot",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(_innermost(error))
+    except _usage_error() as error:
+        return _fail(_usage_message(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_STOPPED
+    except BrokenPipeError:
+        # The reader has gone (`selfshot schema | head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if code == EXIT_STOPPED:
+        print("stopped; run the same command to go on", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: object) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """A mistake found by a remote worker arrives wrapped together with that worker's traceback."""
+    cause = getattr(error, "cause", None)
+    return _innermost(cause) if isinstance(cause, UserError) else error
+
+
+def _usage_error() -> type[Exception]:
+    """The base of the command parser's own errors, wherever this typer keeps it."""
+    bases = typer.BadParameter.__mro__
+    return next(base for base in bases if base.__name__ == "ClickException")
+
+
+def _usage_message(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "selfshot"
+    message = error.format_message().rstrip(".")
+    if message == "Missing command" and context:
+        message += f", one of {', '.join(context.command.list_commands(context))}"
+    return f"{message} (see {command} --help)"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"selfshot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _selfshot(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
