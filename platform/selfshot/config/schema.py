@@ -122,7 +122,7 @@ class EncoderConfig(Section):
         description="what turns frames into tokens: the pretrained backbone (frozen), "
         "EfficientNet-Lite0 with ImageNet weights (frozen), or a network trained from scratch",
     )
-    dim: Annotated[int, Field(ge=6)] = 72
+    dim: Annotated[int, Field(ge=6)] = 128
     layers: Annotated[int, Field(ge=0)] = 1
     heads: Count = 4
     loss: Literal["rank", "nce"] = "rank"
@@ -134,7 +134,7 @@ class EncoderConfig(Section):
     crops_per_video: Annotated[int, Field(ge=2)] = 4
     queue_length: Annotated[int, Field(ge=0)] = 1280
     momentum: Share = Field(0.99, description="of Φ̃; rises to 1 on a cosine")
-    optimiser: Optimiser = Optimiser(steps=150, learning_rate=5e-4, warmup_steps=20)
+    optimiser: Optimiser = Optimiser(steps=60, learning_rate=1e-4, warmup_steps=20)
 
     @model_validator(mode="after")
     def _shapes(self) -> EncoderConfig:
@@ -291,10 +291,11 @@ class Experiment(Section):
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
-        if self.encoder.trunk == "backbone" and self.encoder.dim != self.backbone.dim:
+        if self.encoder.trunk == "backbone" and self.encoder.dim != 4 * self.backbone.width:
             raise ValueError(
-                f"encoder.dim: {self.encoder.dim} differs from backbone.dim: "
-                f"{self.backbone.dim}, whose tokens it reads; set both alike, or another trunk"
+                f"encoder.dim: {self.encoder.dim} differs from 4 × backbone.width: "
+                f"{4 * self.backbone.width}, the channels that it reads; set both alike, or "
+                "another trunk"
             )
         if isinstance(self.benchmark, SpritesBenchmark):
             classes = self.benchmark.train_classes

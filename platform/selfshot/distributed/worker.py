@@ -91,11 +91,9 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     import ray.train
     import torch
 
-    from selfshot.models.precision import use_tile_convolutions
     from selfshot.training import loop
 
     torch.set_num_threads(config["threads"])
-    use_tile_convolutions()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config["seed"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
@@ -188,6 +189,27 @@ def _encode_supports(
     return tokens
 
 
+def track_scores(
+    foreground_logits: Float[Tensor, "batch num_instances time 2"],
+    mask_logits: Float[Tensor, "batch num_instances time height width"],
+    valid_frames: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch num_instances"]:
+    """How sure the model is of a track: mean foreground probability × mean mask probability.
+
+    The first is the mean over the track's valid frames, the second that over the pixels inside
+    its mask there. A query without an object often keeps a high foreground probability and draws
+    a faint mask; with the product it comes after those that draw a clear one. A track without a
+    pixel scores 0.
+    """
+    valid = valid_frames[:, None]
+    foreground = foreground_logits.softmax(-1)[..., 0]
+    mean_foreground = (foreground * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+    probability = mask_logits.sigmoid() * valid[..., None, None]
+    inside = probability > 0.5
+    mean_inside = (probability * inside).sum((2, 3, 4)) / inside.sum((2, 3, 4)).clamp_min(1)
+    return mean_foreground * mean_inside
+
+
 def _tracks(
     outputs: dict[str, Any],
     annotations: Annotations,
@@ -197,19 +219,20 @@ def _tracks(
 ) -> list[Prediction]:
     """Outputs as result entries at the videos' own size and length.
 
-    A sequence's score is the mean foreground probability over its frames. A video that is
-    longer than the clip takes each frame's mask from the nearest sampled one.
+    A video that is longer than the clip takes each frame's mask from the nearest sampled one.
     """
-    probability = outputs["foreground_logits"].softmax(-1)[..., 0]
+    scores = track_scores(
+        outputs["foreground_logits"],
+        outputs["mask_logits"],
+        torch.stack([torch.from_numpy(reader.valid_frames(video)) for video, _ in episodes]),
+    )
     predictions = []
     for b, (video_id, name) in enumerate(episodes):
         video = annotations.videos[video_id]
-        valid = torch.from_numpy(reader.valid_frames(video_id))
-        scores = probability[b][:, valid].mean(-1)
         masks = masks_at(outputs["mask_logits"][b], video.height, video.width).numpy()
         sampled = reader.frame_indices(video_id)
         nearest = np.abs(np.arange(video.length)[:, None] - sampled[None]).argmin(1)
-        for score, mask in zip(scores.tolist(), masks, strict=True):
+        for score, mask in zip(scores[b].tolist(), masks, strict=True):
             rles = [encode_rle(m) if m.any() else None for m in mask]
             predictions.append(
                 Prediction(

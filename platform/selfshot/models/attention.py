@@ -9,6 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+CHANNEL_MULTIPLE = 4
+"""Heads are padded with zeros to a multiple of so many channels: on CPU the fused kernel takes a
+third longer for 19 channels than for 20, and zeros change no score."""
+
 
 class MultiHeadAttention(nn.Module):
     """MA(Q(q), K(k), V(v)) with learned projections; its score matrix is never stored."""
@@ -73,10 +77,14 @@ class MultiHeadAttention(nn.Module):
         if self.sink_score is not None:
             q, k, v, key_padding_mask = self._add_sink(q, k, v, key_padding_mask, num_groups)
         mask = bias if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
-        scale = self.out.in_features // self.heads
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale**-0.5)
-        # The sink's channel comes out of the values again.
-        mixed = mixed[..., : self.out.in_features // self.heads]
+        channels = self.out.in_features // self.heads
+        spare = -q.shape[-1] % CHANNEL_MULTIPLE
+        q, k, v = (functional.pad(x, (0, spare)) if spare else x for x in (q, k, v))
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=channels**-0.5
+        )
+        # The sink's channel and the padding come out of the values again.
+        mixed = mixed[..., :channels]
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _add_sink(

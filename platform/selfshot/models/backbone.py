@@ -7,6 +7,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfshot.models.precision import convolution_autocast
+
 PIXEL_MEAN, PIXEL_STD = 127.0, 64.0
 
 
@@ -82,13 +84,32 @@ class SmallBackbone(nn.Module):
                     module.eval()
         return self
 
+    @property
+    def deep_channels(self) -> int:
+        """Channels of the stride-8 features before they are projected to tokens."""
+        return 4 * self.width
+
+    def features(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[
+        Float[Tensor, "batch dim h8 w8"],
+        Float[Tensor, "batch fine h4 w4"],
+        Float[Tensor, "batch deep h8 w8"],
+    ]:
+        """Tokens (B, d, H / 8, W / 8) and the ReLU features at strides 4 and 8 below them."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with convolution_autocast(images.device, training=self.training):
+            fine = self.stage4(self.stem(images))
+            deep = self.stage8(fine)
+            tokens = self.project(deep)
+        return tokens.float(), fine.float(), deep.float()
+
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch dim h8 w8"], Float[Tensor, "batch fine h4 w4"]]:
         """Tokens (B, d, H / 8, W / 8) and fine features (B, c, H / 4, W / 4)."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        fine = self.stage4(self.stem(images))
-        return self.project(self.stage8(fine)), fine
+        tokens, fine, _ = self.features(images)
+        return tokens, fine
 
 
 class PretrainedBackbone(nn.Module):

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import deform_conv2d
 
+from selfshot.models.precision import convolution_autocast
+
 
 class MaskConvolution(nn.Module):
     """The 3×3 convolution of mask features: deformable (torchvision's) or plain.
@@ -115,10 +117,11 @@ class InstanceSegmenter(nn.Module):
         maps.append(_box_coordinates(boxes_cxcywh, *size))
         shared = context[:, None].expand(-1, num_instances, -1, -1, -1).flatten(0, 1)
         features = torch.cat([*maps, shared], 1)
-        features = functional.relu(self.norm(self.mask_convolution(features)))
-        volumes = features.unflatten(0, (batch, time, num_instances)).permute(0, 2, 3, 1, 4, 5)
-        logits = self.volume(volumes.flatten(0, 1))
-        return logits.squeeze(1).unflatten(0, (batch, num_instances))
+        with convolution_autocast(features.device, training=self.training):
+            features = functional.relu(self.norm(self.mask_convolution(features)))
+            volumes = features.unflatten(0, (batch, time, num_instances)).permute(0, 2, 3, 1, 4, 5)
+            logits = self.volume(volumes.flatten(0, 1))
+        return logits.float().squeeze(1).unflatten(0, (batch, num_instances))
 
 
 def _box_coordinates(

@@ -13,7 +13,13 @@ Tokens = tuple[Float[Tensor, "frames dim height width"], Float[Tensor, "frames h
 
 
 class BackboneTrunk(nn.Module):
-    """The small backbone with its foreground head, frozen where both were pretrained."""
+    """The small backbone with its foreground head, frozen where both were pretrained.
+
+    Pretrained, its tokens are the square roots of the features before the projection to d. The
+    projection is made for the seen classes; what lies below it tells unseen ones apart better,
+    and a root keeps a few strong channels from deciding every cosine (docs/results.md). From
+    scratch they are the projected tokens.
+    """
 
     def __init__(self, backbone: SmallBackbone, *, frozen: bool) -> None:
         super().__init__()
@@ -32,14 +38,14 @@ class BackboneTrunk(nn.Module):
     @property
     def dim(self) -> int:
         """Channels of a token."""
-        return self.backbone.dim
+        return self.backbone.deep_channels if self.frozen else self.backbone.dim
 
     def forward(self, frames: UInt8[Tensor, "frames height width 3"]) -> Tokens:
         """Tokens and the probability that each is foreground."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens, _ = self.backbone(normalise_frames(frames))
+            tokens, _, deep = self.backbone.features(normalise_frames(frames))
             foreground = self.foreground(tokens.permute(0, 2, 3, 1))[..., 0].sigmoid()
-        return tokens, foreground
+        return (deep.sqrt() if self.frozen else tokens), foreground
 
 
 class EfficientNetTrunk(nn.Module):

@@ -20,8 +20,8 @@ from selfshot.ops.positions import sine_positions
 OTHER_PLACE, OTHER_FRAME = 6.0, 3.0
 """Most that attention scores lose where nothing common is seen, and in another frame."""
 
-LIKENESS_CENTRE, LIKENESS_SCALE = 0.4, 0.2
-"""Bring cosines of pretrained tokens to about zero mean and unit deviation."""
+LIKENESS_CENTRE, LIKENESS_SCALE = (0.4, 0.6), (0.2, 0.14)
+"""Bring cosines of pretrained tokens, and of stride-4 features, to about unit deviation."""
 
 REFERENCE_REACH = 0.15
 """Deviation, in shares of the frame, of the bell in which an instance query looks first."""
@@ -33,8 +33,10 @@ class ClipFeatures:
 
     Attributes:
         tokens: E, (B, T·h·w, d), frames one after another.
-        directions: the backbone's own tokens at length 1, (B, T·h·w, d).
-        prototype: their mean over what the backbone takes for foreground, at length 1, (B, d).
+        directions: the backbone's own tokens at length 1, and beside them its stride-4 features,
+            averaged over each token, at length 1; (B, T·h·w, d + c).
+        prototype: the mean of each over what the backbone takes for foreground, at length 1,
+            (B, d + c).
         fine: stride-4 features (B, T, c, H / 4, W / 4).
         shape: (T, h, w).
     """
@@ -52,7 +54,7 @@ class SupportFeatures:
 
     Attributes:
         tokens: E_s, (B, k, T·h·w, d).
-        prototypes: of each support, (B, k, d).
+        prototypes: of each support, (B, k, d + c).
     """
 
     tokens: Tensor
@@ -108,8 +110,8 @@ class SelfShotVIS(nn.Module):
             nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, dim), nn.ReLU(True), correction
         )
         self.object_head = nn.Linear(dim, 1)
-        self.likeness_embedding = nn.Linear(2, dim)
-        self.likeness_head = nn.Linear(2, 1)
+        self.likeness_embedding = nn.Linear(4, dim)
+        self.likeness_head = nn.Linear(4, 1)
         self.common_head = nn.Linear(dim, 1)
         nn.init.zeros_(correction.weight)
         nn.init.zeros_(correction.bias)
@@ -124,14 +126,25 @@ class SelfShotVIS(nn.Module):
 
     def _likeness(
         self, query: ClipFeatures, support: SupportFeatures
-    ) -> Float[Tensor, "batch pixels 2"]:
+    ) -> Float[Tensor, "batch pixels 4"]:
         """How like each query pixel is to the supports' prototypes: mean and best cosine.
 
-        The mean is a consensus: what one wrong support shows is outvoted by the others.
+        Of tokens, which know the seen classes, and of stride-4 features, which know parts and
+        edges: on unseen classes each sees what the other misses. The mean is a consensus: what
+        one wrong support shows is outvoted by the others.
         """
-        cosines = query.directions @ support.prototypes.transpose(1, 2)
-        likeness = torch.stack([cosines.mean(-1), cosines.amax(-1)], -1)
-        return (likeness - LIKENESS_CENTRE) / LIKENESS_SCALE
+        sizes = [self.dim, self.backbone.fine_channels]
+        likeness = []
+        for directions, prototypes, centre, scale in zip(
+            query.directions.split(sizes, -1),
+            support.prototypes.split(sizes, -1),
+            LIKENESS_CENTRE,
+            LIKENESS_SCALE,
+            strict=True,
+        ):
+            cosines = (directions @ prototypes.transpose(1, 2) - centre) / scale
+            likeness += [cosines.mean(-1), cosines.amax(-1)]
+        return torch.stack(likeness, -1)
 
     def _guide(
         self,
@@ -202,11 +215,17 @@ class SelfShotVIS(nn.Module):
             wanted = self.support_positions if support else self.query_positions
             positions = self._positions(shape, flat) if wanted else None
             encoded = self.encoder(flat, positions)
-            directions = functional.normalize(flat, dim=-1)
-            objects = self.object_head(flat).sigmoid()
-            prototype = functional.normalize((directions * objects).sum(1), dim=-1)
             fine_clips = c.unflatten(0, (batch, time))
-            features.append(ClipFeatures(encoded, directions, prototype, fine_clips, shape))
+            averaged = functional.adaptive_avg_pool2d(c, shape[1:]).unflatten(0, (batch, time))
+            parts = averaged.permute(0, 1, 3, 4, 2).flatten(1, 3)
+            objects = self.object_head(flat).sigmoid()
+            directions = [functional.normalize(x, dim=-1) for x in (flat, parts)]
+            prototypes = [functional.normalize((x * objects).sum(1), dim=-1) for x in directions]
+            features.append(
+                ClipFeatures(
+                    encoded, torch.cat(directions, -1), torch.cat(prototypes, -1), fine_clips, shape
+                )
+            )
         return features
 
     def forward(
@@ -246,7 +265,7 @@ class SelfShotVIS(nn.Module):
             common = self.common_head(fused)
         else:
             if support is None:
-                likeness = encoded.new_zeros(*encoded.shape[:2], 2)
+                likeness = encoded.new_zeros(*encoded.shape[:2], 4)
                 sources, num_supports = encoded[:, :0], 1
             else:
                 likeness = self._likeness(query, support)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from selfshot.config.errors import UserError
 from selfshot.models.backbone import PretrainedBackbone, SmallBackbone
-from selfshot.models.precision import use_tile_convolutions
 from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.vis import SelfShotVIS
@@ -52,7 +51,6 @@ def load_backbone(folder: Path) -> PretrainedBackbone:
 
 def load_vis(folder: Path) -> SelfShotVIS:
     """The VIS transformer, in evaluation mode."""
-    use_tile_convolutions()
     state, settings = read_weights(folder, "vis")
     backbone = SmallBackbone(**settings["backbone"])
     backbone.freeze_norms = True
@@ -112,7 +110,6 @@ class FrozenEncoder:
 def load_encoder(folder: Path | str) -> FrozenEncoder:
     """Read what `EncoderTask.export` wrote."""
     folder = Path(folder)
-    use_tile_convolutions()
     state, settings = read_weights(folder, "encoder")
     if settings["trunk"] == "backbone":
         trunk = BackboneTrunk(SmallBackbone(**settings["backbone_settings"]), frozen=True)

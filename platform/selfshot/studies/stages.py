@@ -321,8 +321,8 @@ def _make_report(context: Context, folder: StageFolder) -> Metrics:
 
 STAGES: tuple[Stage, ...] = (
     Stage("benchmark", 1, (), benchmark_settings, _make_benchmark),
-    Stage("backbone", 1, ("benchmark",), training_settings("backbone"), _make_backbone),
-    Stage("encoder", 1, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
+    Stage("backbone", 2, ("benchmark",), training_settings("backbone"), _make_backbone),
+    Stage("encoder", 2, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
     Stage(
         "embeddings", 1, ("benchmark", "encoder"),
         lambda experiment: {"num_frames": experiment.embedding.num_frames},
@@ -336,14 +336,14 @@ STAGES: tuple[Stage, ...] = (
         "supports", 1, ("benchmark", "encoder", "index"), supports_settings, _make_supports,
         needs_ray=False,
     ),
-    Stage("vis", 1, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
+    Stage("vis", 2, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
     Stage(
-        "vis_no_fuser", 1, ("benchmark", "backbone"), training_settings("vis"),
+        "vis_no_fuser", 2, ("benchmark", "backbone"), training_settings("vis"),
         _make_vis(fuser=False),
         wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
     ),
     Stage(
-        "evaluation", 2, ("benchmark", "supports", "vis", "vis_no_fuser"), evaluation_settings,
+        "evaluation", 3, ("benchmark", "supports", "vis", "vis_no_fuser"), evaluation_settings,
         _make_evaluation,
     ),
     Stage(

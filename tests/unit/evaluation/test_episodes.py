@@ -152,7 +152,9 @@ def test_a_longer_video_takes_each_frame_from_the_nearest_sampled_one() -> None:
         logits[0, 0, frame, frame] = 9.0  # one row of cells a frame says which it is
     outputs = {"foreground_logits": torch.zeros(1, 1, FRAMES, 2), "mask_logits": logits}
     (found,) = episodes._tracks(outputs, annotations, reader, [(4, "dog")], CATEGORY_IDS)
-    assert (found.video_id, found.category_id) == (4, 2) and found.score == pytest.approx(0.5)
+    assert (found.video_id, found.category_id) == (4, 2) and found.score == pytest.approx(
+        0.5, abs=1e-4
+    )
     rows = [
         int(np.flatnonzero(decode_rle(rle, HEIGHT, WIDTH)[:, 0]).mean()) // 4
         for rle in found.segmentations
@@ -160,6 +162,28 @@ def test_a_longer_video_takes_each_frame_from_the_nearest_sampled_one() -> None:
     ]
     #      frame  0  1  2  3  4  5  6  7  8  9 10 11 12; between two, the earlier one
     assert rows == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]
+
+
+def test_a_score_is_foreground_times_how_clear_the_mask_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    foreground = torch.randn(2, 3, 5, 2, generator=generator)
+    masks = 3 * torch.randn(2, 3, 5, 7, 11, generator=generator)
+    masks[1, 2] = -4.0  # no pixel at all
+    valid = torch.tensor([[True] * 5, [True, True, False, True, False]])
+    scores = episodes.track_scores(foreground, masks, valid)
+    for b, i in np.ndindex(2, 3):
+        shown = [t for t in range(5) if valid[b, t]]
+        logits = foreground[b, i].double().numpy()
+        sure = np.mean([1 / (1 + np.exp(logits[t, 1] - logits[t, 0])) for t in shown])
+        inside = [
+            1 / (1 + np.exp(-value))
+            for t in shown
+            for value in masks[b, i, t].double().numpy().ravel()
+            if value > 0
+        ]
+        clear = np.mean(inside) if inside else 0.0
+        assert scores[b, i].item() == pytest.approx(sure * clear, abs=1e-6)
+    assert scores[1, 2] == 0
 
 
 def test_a_shorter_video_leaves_the_padding_out() -> None:
@@ -176,7 +200,9 @@ def test_a_shorter_video_leaves_the_padding_out() -> None:
     assert [len(p.segmentations) for p in found] == [3, 3]
     assert found[0].segmentations[0] is not None and found[0].segmentations[1:] == (None, None)
     assert found[1].segmentations == (None, None, None)
-    assert found[0].score == pytest.approx(torch.tensor(2.0).sigmoid().item())
+    sure = torch.tensor(2.0).sigmoid().item() * torch.tensor(9.0).sigmoid().item()
+    assert found[0].score == pytest.approx(sure)
+    assert found[1].score == 0, "it has no pixel outside the padding"
 
 
 def test_percent_leaves_what_has_no_ground_truth() -> None:

@@ -25,6 +25,10 @@ def test_strides(size: tuple[int, int]) -> None:
     assert tokens.shape == (3, 13, size[0] // 8, size[1] // 8)
     assert fine.shape == (3, backbone.fine_channels, size[0] // 4, size[1] // 4)
     assert backbone.fine_channels == 16
+    same, _, deep = backbone.features(normalise_frames(_frames(3, *size, 3)))
+    assert deep.shape == (3, backbone.deep_channels, size[0] // 8, size[1] // 8)
+    assert deep.min() >= 0, "below the projection they come out of a ReLU"
+    torch.testing.assert_close(backbone.project(deep), same)
 
 
 def test_normalise_frames() -> None:

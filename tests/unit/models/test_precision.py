@@ -1,44 +1,62 @@
-"""Convolutions in bfloat16: only where the processor has tiles, and undone after each test."""
+"""Convolutions in bfloat16: in training only, and only where the processor has them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.backends import mkldnn
 
-from selfshot.models.precision import use_tile_convolutions
+from selfshot.models import precision
+from selfshot.models.backbone import SmallBackbone
 
-
-def _precision() -> str:
-    return mkldnn.conv.fp32_precision  # type: ignore[attr-defined]
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("turn", [1, 2])
-def test_it_says_what_the_processor_has(turn: int) -> None:
-    """The second turn shows that what the first one set is restored."""
-    before = _precision()
-    assert before != "bf16", f"turn {turn}: another test left its setting behind"
-    has_tiles = use_tile_convolutions()
-    assert has_tiles is bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    assert _precision() == ("bf16" if has_tiles else before)
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch):
+    """Sets what the processor says that it has."""
+
+    def say(**capabilities: bool) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        precision.has_bfloat16.cache_clear()
+
+    yield say
+    monkeypatch.undo()
+    precision.has_bfloat16.cache_clear()
 
 
-@pytest.mark.parametrize("capabilities", [{}, {"amx_bf16": False}, {"amx_bf16": True}])
-def test_nothing_changes_without_tiles(
-    capabilities: dict[str, bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    before = _precision()
-    assert use_tile_convolutions() is capabilities.get("amx_bf16", False)
-    assert _precision() == ("bf16" if capabilities.get("amx_bf16") else before)
+@pytest.mark.parametrize(
+    ("capabilities", "has"),
+    [
+        ({}, False),
+        ({"avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+    ],
+)
+def test_it_asks_the_processor(processor, capabilities: dict[str, bool], has: bool) -> None:
+    processor(**capabilities)
+    assert precision.has_bfloat16() is has
+    with precision.convolution_autocast(CPU, training=True):
+        assert torch.is_autocast_enabled("cpu") is has
+    assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_convolution_stays_close_and_float32() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 32, 12, 12, generator=generator)
-    weight = torch.randn(32, 32, 3, 3, generator=generator)
-    exact = torch.nn.functional.conv2d(x, weight)
-    use_tile_convolutions()
-    ours = torch.nn.functional.conv2d(x, weight)
-    assert ours.dtype == torch.float32
-    assert (ours - exact).norm() < 2**-7 * exact.norm()
+def test_only_training_is_rounded(processor) -> None:
+    processor(avx512_bf16=True)
+    with precision.convolution_autocast(CPU, training=False):
+        assert not torch.is_autocast_enabled("cpu")
+    with torch.no_grad(), precision.convolution_autocast(CPU, training=True):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_trained_backbone_stays_close_and_float32(processor) -> None:
+    torch.manual_seed(0)
+    backbone = SmallBackbone(8, 14).train()
+    images = torch.randn(5, 3, 24, 40)
+    processor(avx512_bf16=False)
+    exact = backbone(images)
+    processor(avx512_bf16=True)
+    rounded = backbone(images)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < (other - one).norm() < 0.02 * one.norm()

@@ -11,12 +11,13 @@ from selfshot.models.backbone import SmallBackbone
 from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
 from selfshot.models.video_encoder import VideoEncoder, update_momentum
 
-BATCH, TIME, HEIGHT, WIDTH, DIM = 2, 3, 32, 40, 14
+BATCH, TIME, HEIGHT, WIDTH, DIM = 2, 3, 32, 40, 32
+# Four times the backbone's width: what its trunk gives once it is pretrained.
 
 
 def _encoder(layers: int = 2, *, dim: int = DIM, frozen: bool = True) -> VideoEncoder:
     torch.manual_seed(0)
-    trunk = BackboneTrunk(SmallBackbone(8, DIM), frozen=frozen)
+    trunk = BackboneTrunk(SmallBackbone(8, 14), frozen=frozen)
     if frozen:
         nn.init.normal_(trunk.foreground.weight)
     return VideoEncoder(trunk, dim, layers, 2).eval()

@@ -120,7 +120,7 @@ def test_together_is_one_after_another() -> None:
         torch.stack([shot.prototype for shot in shots], 1),
     )
     assert together.tokens.shape == (BATCH, 3, 24, DIM)
-    assert together.prototypes.shape == (BATCH, 3, DIM)
+    assert together.prototypes.shape == (BATCH, 3, DIM + model.backbone.fine_channels)
     assert _same(model.predict(features, together), model(query, supports))
 
 
@@ -181,20 +181,33 @@ def test_reference_boxes_are_moments_of_the_guides_attention() -> None:
 
 
 def test_likeness_is_the_mean_and_the_best_cosine() -> None:
+    model = _model()
+    sizes = [DIM, model.backbone.fine_channels]
     generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(BATCH, 7, DIM, generator=generator)
-    prototypes = torch.randn(BATCH, 5, DIM, generator=generator)
     directions, prototypes = (
-        torch.nn.functional.normalize(part, dim=-1) for part in (directions, prototypes)
+        torch.cat(
+            [
+                torch.nn.functional.normalize(
+                    torch.randn(BATCH, count, size, generator=generator), dim=-1
+                )
+                for size in sizes
+            ],
+            -1,
+        )
+        for count in (7, 5)
     )
     nothing = torch.empty(0)
     query = ClipFeatures(nothing, directions, nothing, nothing, (1, 1, 7))
-    likeness = _model()._likeness(query, SupportFeatures(nothing, prototypes))
-    assert likeness.shape == (BATCH, 7, 2)
+    likeness = model._likeness(query, SupportFeatures(nothing, prototypes))
+    assert likeness.shape == (BATCH, 7, 4)
     for b, p in itertools.product(range(BATCH), range(7)):
-        cosines = prototypes[b].double().numpy() @ directions[b, p].double().numpy()
-        expected = np.array([cosines.mean(), cosines.max()])
-        expected = (expected - vis.LIKENESS_CENTRE) / vis.LIKENESS_SCALE
+        expected = []
+        for level, channels in enumerate((slice(None, DIM), slice(DIM, None))):
+            known = prototypes[b, :, channels].double().numpy()
+            cosines = known @ directions[b, p, channels].double().numpy()
+            for value in (cosines.mean(), cosines.max()):
+                centre, scale = vis.LIKENESS_CENTRE[level], vis.LIKENESS_SCALE[level]
+                expected.append((value - centre) / scale)
         np.testing.assert_allclose(likeness[b, p].numpy(), expected, rtol=0, atol=1e-5)
 
 
@@ -203,13 +216,21 @@ def test_prototype_is_the_mean_direction_of_objects() -> None:
     model = _model()
     clip = _frames(BATCH, 2)
     features = model.encode(clip, is_support=True)
-    tokens, _ = model.backbone(vis.normalise_frames(clip).flatten(0, 1))
-    flat = tokens.unflatten(0, (BATCH, 2)).movedim(2, -1).flatten(1, 3)
+    tokens, fine = model.backbone(vis.normalise_frames(clip).flatten(0, 1))
+    height, width = tokens.shape[-2:]
+    # Each token's stride-4 features are the mean of the four cells that it covers.
+    parts = fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).mean((3, 5))
+    flat, flat_parts = (
+        x.unflatten(0, (BATCH, 2)).movedim(2, -1).flatten(1, 3) for x in (tokens, parts)
+    )
     for b in range(BATCH):
-        units = (flat[b] / flat[b].norm(dim=-1, keepdim=True)).double().numpy()
         objects = model.object_head(flat[b])[:, 0].sigmoid().double().numpy()
-        mean = objects @ units
-        expected = mean / np.linalg.norm(mean)
+        rows = []
+        for values in (flat[b], flat_parts[b]):
+            units = (values / values.norm(dim=-1, keepdim=True)).double().numpy()
+            mean = objects @ units
+            rows.append((units, mean / np.linalg.norm(mean)))
+        units, expected = (np.concatenate(part, -1) for part in zip(*rows, strict=True))
         np.testing.assert_allclose(features.directions[b].numpy(), units, rtol=0, atol=1e-5)
         np.testing.assert_allclose(features.prototype[b].numpy(), expected, rtol=0, atol=1e-5)
 

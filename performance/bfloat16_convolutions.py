@@ -1,21 +1,22 @@
 """How much faster is a step of backbone pretraining with bfloat16 convolutions?
 
-Claim: on a processor with AMX, `use_tile_convolutions` makes the forward and backward pass of the
-quickstart's backbone on its 96 frames faster. Prints both times, in turn so that
-a drifting machine hits both alike, and their ratio; without AMX it says so.
+Claim: on a processor with AVX-512 BF16 or AMX, `convolution_autocast` makes the forward and
+backward pass of the quickstart's backbone on its 96 frames faster. Prints both times, in turn so
+that a drifting machine hits both alike, and their ratio; without such a processor it says so.
 
-    python performance/tile_convolutions.py
+    python performance/bfloat16_convolutions.py
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from unittest import mock
 
 import torch
 
+from selfshot.models import precision
 from selfshot.models.backbone import SmallBackbone
-from selfshot.models.precision import use_tile_convolutions
 
 FRAMES, SIDE, ROUNDS = 96, 64, 7
 
@@ -31,15 +32,14 @@ def step(model: SmallBackbone, images: torch.Tensor) -> float:
 def main() -> None:
     torch.manual_seed(0)
     model, images = SmallBackbone().train(), torch.randn(FRAMES, 3, SIDE, SIDE)
-    before = torch.backends.mkldnn.conv.fp32_precision
-    if not use_tile_convolutions():
-        print("this processor has no AMX tiles: nothing changes")
+    if not precision.has_bfloat16():
+        print("this processor does not multiply in bfloat16: nothing changes")
         return
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for round_number in range(ROUNDS + 1):
-        for name, precision in (("float32", before), ("bfloat16", "bf16")):
-            torch.backends.mkldnn.conv.fp32_precision = precision
-            seconds = step(model, images)
+        for name in times:
+            with mock.patch.object(precision, "has_bfloat16", lambda name=name: name == "bfloat16"):
+                seconds = step(model, images)
             if round_number:  # the first one warms up
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
