@@ -85,14 +85,14 @@ def _seen_and_unseen(benchmark: Benchmark, annotations: Annotations) -> Iterator
 
 def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
     for side, pairs in benchmark.pairs.items():
+        members = {name: set(videos) for name, videos in benchmark.supports[side].items()}
         for key, supports in pairs.items():
             number, _, name = key.partition(":")
             query = int(number)
-            allowed = set(benchmark.supports[side].get(name, ()))
             for support in sorted(set(supports)):
                 if source_of(annotations, support) == source_of(annotations, query):
                     yield f"{label(annotations, query)} has a support of its own source"
-                if support not in allowed:
+                if support not in members.get(name, ()):
                     yield (
                         f"{label(annotations, support)} helps a {side} query of {name} and is no "
                         f"{side} support of it"

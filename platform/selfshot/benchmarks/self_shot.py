@@ -166,7 +166,7 @@ def _merged(first: Found, other: Found, on_message: OnMessage) -> Found:
         known = by_source.get(video.source_id) if video.source_id else None
         if known is not None:
             unlisted = first.faults.get(known, "").startswith(NOT_LISTED.partition("{")[0])
-            if not unlisted or number in other.faults:
+            if not unlisted:
                 continue
             del videos[known], merged.faults[known]
             replaced += 1

@@ -79,15 +79,20 @@ def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) ->
     if document.data is None:
         document.data = {}
     if isinstance(document.data, dict) and not {"name", "benchmark"} & set(document.data):
+        _check_kind(document.data.get("kind", kind), kind, source)
         _wrap(document, kind)
     apply_overrides(document, overrides)
     experiment = _checked(document, source)
-    if experiment.benchmark.kind != kind:
-        raise UserError(
-            f"--config: {source} is about a benchmark of kind {experiment.benchmark.kind}, not "
-            f"{kind}; name that kind, or give another file"
-        )
+    _check_kind(experiment.benchmark.kind, kind, source)
     return experiment
+
+
+def _check_kind(said: object, kind: str, source: str) -> None:
+    if said != kind:
+        raise UserError(
+            f"--config: {source} is about a benchmark of kind {said}, not {kind}; name that kind, "
+            "or give another file"
+        )
 
 
 def _wrap(document: Document, kind: str) -> None:

@@ -215,6 +215,18 @@ def test_a_source_has_one_side(tmp_path: Path) -> None:
     assert made.counts["videos_set_aside"] == 3
 
 
+def test_the_same_frames_under_two_sources_leak(plain: dict[str, Any]) -> None:
+    def borrow(document: dict[str, Any]) -> None:
+        document["videos"][0]["file_names"] = document["videos"][4]["file_names"]
+
+    _edit(plain, borrow)
+    with pytest.raises(
+        UserError, match=r"it leaks.* frame v5/0.jpg is used for train and for test"
+    ):
+        _build(plain)
+    assert not (plain["annotations"].parent / "out" / "benchmark.json").exists()
+
+
 def test_videos_without_a_source_are_their_own(tmp_path: Path) -> None:
     made = _build(_world(tmp_path, [(letters, "") for letters, _ in PLAIN]))
     assert made.counts["videos_set_aside"] == 0
