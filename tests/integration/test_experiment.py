@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from selfshot.benchmarks.manifest import load_benchmark, read_corpus
+from selfshot.benchmarks.manifest import load_benchmark, query_key, read_corpus
 from selfshot.config.load import load_experiment
 from selfshot.config.schema import Experiment
 from selfshot.distributed.tracking import Tracker
@@ -105,12 +105,13 @@ def test_supports_of_every_query(first: Run) -> None:
     benchmark = load_benchmark(folder)
     corpus = {row["clip_id"] for row in read_corpus(folder)}
     chosen = json.loads((first.plans["supports"].path / "supports.json").read_text())
-    assert set(chosen) == {str(video) for video, _ in benchmark.queries["test"]}
+    assert set(chosen) == {query_key(*pair) for pair in benchmark.queries["test"]}
     for video, name in benchmark.queries["test"]:
-        supports = chosen[str(video)]
+        supports = chosen[query_key(video, name)]
         for kind in ("self_shot", "random"):
             assert len(set(supports[kind])) == 2 and set(supports[kind]) <= corpus
         assert len(set(supports["oracle"])) == 2
+        assert tuple(supports["oracle"]) == benchmark.pairs["test"][query_key(video, name)][:2]
         assert set(supports["oracle"]) <= set(benchmark.supports["test"][name])
         assert video not in supports["oracle"]
         assert supports["self_shot_scores"] and max(supports["self_shot_scores"]) <= 1.0

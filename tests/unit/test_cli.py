@@ -92,6 +92,12 @@ WRONG_LINES: list[tuple[list[str], list[str]]] = [
     (["train", "good.yaml"], ["good.yaml", "selfshot train --help"]),
     (["benchmark"], ["Missing command", "build"]),
     (["benchmark", "build"], ["EXPERIMENT.yaml"]),
+    (["benchmark", "build", "self_viz"], ["self_viz is no kind", "did you mean self_vis?"]),
+    (["benchmark", "build", "self_vis"], ["--config: missing"]),
+    (["benchmark", "build", "god.yaml"], ["god.yaml", "did you mean good.yaml?"]),
+    (["benchmark", "build", "good.yaml", "--config", "good.yaml"], ["--config: belongs to a KIND"]),
+    (["benchmark", "build", "davis", "--config", "good.yaml"], ["kind sprites, not davis"]),
+    (["benchmark", "build", "good.yaml", "--out", "."], ["--out: . is there already"]),
     (["embed", "--set", "seed=1"], ["EXPERIMENT.yaml"]),
     (["schema", "good.yaml"], ["good.yaml"]),
     (["evaluate"], ["EXPERIMENT.yaml", "--ground-truth", "--results"]),
@@ -233,6 +239,42 @@ def test_a_stage_command_runs_up_to_its_stage(say, study, words: str, until: str
     assert (answer.code, answer.err) == (0, "")
     assert study.calls == [("other", until)]
     assert "runs/good/report" in answer.out
+
+
+def test_a_kind_is_built_from_its_settings_alone(say, study, monkeypatch) -> None:
+    built: list[Experiment] = []
+
+    def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path:
+        assert until == "benchmark"
+        built.append(experiment)
+        made = Path("store")
+        made.mkdir(exist_ok=True)
+        (made / "corpus.parquet").write_bytes(b"rows")
+        return made
+
+    study.run_experiment = run_experiment
+    Path("clips").mkdir()
+    Path("c.yaml").write_text("seed: 4\ncorpus: clips\nsegment_s: 3.0\n")
+    words = ("benchmark", "build", "yt8m_segments", "--config", "c.yaml")
+    answer = say(*words, "--set", "benchmark.segment_s=2.0", "--out", "made/here")
+    assert (answer.code, answer.err, answer.out) == (0, "", "made/here\n")
+    assert (built[0].seed, built[0].name) == (4, "yt8m_segments")
+    assert built[0].benchmark.model_dump() == {
+        "kind": "yt8m_segments", "corpus": "clips", "segments": None, "segment_s": 2.0
+    }  # fmt: skip
+    assert Path("made/here/corpus.parquet").read_bytes() == b"rows"
+    assert_refused(say(*words, "--out", "made/here"), ["--out: made/here is there already"])
+    assert say("benchmark", "build", "sprites").code == 0
+    assert built[-1].benchmark.kind == "sprites"
+
+
+def test_wrong_settings_of_a_kind_are_named_with_their_line(say, study) -> None:
+    Path("c.yaml").write_text("corpus: clips\nsegment: 3.0\n")
+    answer = say("benchmark", "build", "yt8m_segments", "--config", "c.yaml")
+    assert_refused(answer, ["benchmark.segment: unknown key", "segment_s", "c.yaml, line 2"])
+    Path("c.yaml").write_text("corpus: clips\n")
+    answer = say("benchmark", "build", "yt8m_segments", "--config", "c.yaml")
+    assert_refused(answer, ["benchmark.corpus: clips does not exist"])
 
 
 def test_a_dry_run_shows_the_plan_and_runs_nothing(say, study) -> None:

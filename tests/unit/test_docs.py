@@ -85,7 +85,7 @@ def _name(page: Path) -> str:
 
 def test_the_walk_reaches_every_depth_and_kind() -> None:
     paths = [path for path, _ in SETTINGS]
-    assert paths.count("benchmark.height") == 2
+    assert paths.count("benchmark.height") == 6
     assert {"benchmark.annotations", "benchmark.corpus_clips", "vis.weights.l1"} <= set(paths)
     assert "vis.optimiser.steps" in paths
     assert len(paths) > 90

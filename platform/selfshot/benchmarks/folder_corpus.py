@@ -60,36 +60,62 @@ def corpus_rows(
         UserError: there is no clip, or the CSV cannot be used.
     """
     root = root.resolve()
-    known = {} if labels_csv is None else _read_labels(labels_csv)
-    uris = _find_clips(root, set_aside)
+    uris = find_clips(root, set_aside)
     if not uris:
         raise UserError(
             f"benchmark.corpus: {root} holds no clip, nor does a folder in it (a file that ends "
             f"in one of {', '.join(CLIP_SUFFIXES)})"
         )
-    ids = _clip_ids(uris)
-    rows: list[dict[str, Any]] = []
+    hashed = in_threads(
+        lambda uri: digest_file(root / uri), uris, "corpus clips hashed", on_message
+    )
+    rows = clip_rows(uris, list(hashed))
+    return rows, label_rows(rows, labels_csv, on_message)
+
+
+def clip_rows(
+    uris: Sequence[str], hashed: Sequence[tuple[int | None, str | None]]
+) -> list[dict[str, Any]]:
+    """A row for each clip, whole, with itself as its source.
+
+    Args:
+        uris: of the clips, below their root.
+        hashed: size and SHA-256 of each.
+    """
+    ids = clip_ids(uris)
+    return [
+        {
+            "clip_id": ids[uri],
+            "uri": uri,
+            "start_s": None,
+            "end_s": None,
+            "source_id": stem(uri),
+            "bytes": size,
+            "sha256": digest,
+        }
+        for uri, (size, digest) in zip(uris, hashed, strict=True)
+    ]
+
+
+def label_rows(
+    rows: Sequence[dict[str, Any]], labels_csv: Path | None, on_message: OnMessage
+) -> dict[str, str]:
+    """The rough label of each clip id; a source that the CSV names becomes the row's.
+
+    Raises:
+        UserError: the CSV cannot be used.
+    """
+    known = {} if labels_csv is None else _read_labels(labels_csv)
     labels: dict[str, str] = {}
     used: set[str] = set()
-    hashed = in_threads(lambda uri: _digest(root / uri), uris, "corpus clips hashed", on_message)
-    for uri, (size, digest) in zip(uris, hashed, strict=True):
-        stem = _stem(uri)
-        key = uri if uri in known else stem
+    for row in rows:
+        names = (row["uri"], stem(row["uri"]), row["clip_id"])
+        key = next((name for name in names if name in known), row["uri"])
         label, source = known.get(key, ("", ""))
         used.add(key)
-        labels[ids[uri]] = label
-        rows.append(
-            {
-                "clip_id": ids[uri],
-                "uri": uri,
-                "start_s": None,
-                "end_s": None,
-                "source_id": source or stem,
-                "bytes": size,
-                "sha256": digest,
-            }
-        )
-    size_mb = sum(row["bytes"] or 0 for row in rows) / 1e6
+        labels[row["clip_id"]] = label
+        row["source_id"] = source or row["source_id"]
+    size_mb = sum({row["uri"]: row["bytes"] or 0 for row in rows}.values()) / 1e6
     labelled = sum(1 for label in labels.values() if label)
     on_message(
         f"corpus: {len(rows)} clips, {size_mb:.1f} MB, {labelled} with a rough label for diagnosis"
@@ -100,14 +126,15 @@ def corpus_rows(
             f"{labels_csv}: {len(strangers)} rows name no clip of the corpus, such as "
             f"{strangers[0]!r} (a path below the corpus folder, with or without its suffix)"
         )
-    return rows, labels
+    return labels
 
 
-def _stem(uri: str) -> str:
+def stem(uri: str) -> str:
+    """A clip's path without its suffix: what it is called where nothing else names it."""
     return str(PurePosixPath(uri).with_suffix(""))
 
 
-def _find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
+def find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
     """Paths below `root` of every clip, sorted; links that lead out of it are set aside."""
 
     def leave(path: Path, reason: str) -> None:
@@ -148,9 +175,9 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _clip_ids(uris: Sequence[str]) -> dict[str, str]:
+def clip_ids(uris: Sequence[str]) -> dict[str, str]:
     """An id for each clip that is safe as a file name; those that would collide get a digest."""
-    plain = {uri: re.sub(r"[^A-Za-z0-9._-]+", "_", _stem(uri)) for uri in uris}
+    plain = {uri: re.sub(r"[^A-Za-z0-9._-]+", "_", stem(uri)) for uri in uris}
     times = Counter(plain.values())
     digests = {uri: hashlib.sha256(uri.encode()).hexdigest()[:12] for uri in uris}
     return {
@@ -158,7 +185,7 @@ def _clip_ids(uris: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _digest(path: Path) -> tuple[int | None, str | None]:
+def digest_file(path: Path) -> tuple[int | None, str | None]:
     """Size and SHA-256 of a file, read piece by piece; None where it cannot be read."""
     size = None
     try:

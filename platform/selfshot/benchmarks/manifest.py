@@ -51,7 +51,13 @@ class Benchmark:
         supports: for each side and class, the annotated videos that may be oracle supports.
         frames_root: folder of the frames, relative to the benchmark folder or absolute.
         corpus_root: folder that the corpus URIs are relative to, likewise.
+        videos: of each side: those that ask or help.
+        pairs: for val and test, the labelled supports of each `query_key`, in an order that is
+            fixed: the first k are those of k shots.
         counts: what was counted while building.
+        statistics: the figures of the paper's Table 6.
+        files: SHA-256 of each file that was written beside this one.
+        inputs: SHA-256 of each input, by its setting.
         set_aside: `(what, reason)` of everything that was left out.
     """
 
@@ -66,7 +72,12 @@ class Benchmark:
     supports: dict[str, dict[str, tuple[int, ...]]]
     frames_root: str = "frames"
     corpus_root: str = "corpus"
+    videos: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    pairs: dict[str, dict[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    statistics: dict[str, float] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     set_aside: tuple[tuple[str, str], ...] = ()
 
     def reader(self, folder: Path) -> ClipReader:
@@ -85,6 +96,11 @@ class Benchmark:
         (folder / "benchmark.json").write_text(text, encoding="utf-8")
 
 
+def query_key(video: int, name: str) -> str:
+    """What a query is called in files: one video may ask for several classes."""
+    return f"{video}:{name}"
+
+
 def load_benchmark(folder: Path) -> Benchmark:
     """Read `benchmark.json` of a folder that `Benchmark.save` wrote."""
     raw = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
@@ -96,6 +112,11 @@ def load_benchmark(folder: Path) -> Benchmark:
     raw["supports"] = {
         side: {name: tuple(videos) for name, videos in by_class.items()}
         for side, by_class in raw["supports"].items()
+    }
+    raw["videos"] = {side: tuple(ids) for side, ids in raw.get("videos", {}).items()}
+    raw["pairs"] = {
+        side: {key: tuple(videos) for key, videos in by_query.items()}
+        for side, by_query in raw.get("pairs", {}).items()
     }
     raw["set_aside"] = tuple((what, reason) for what, reason in raw["set_aside"])
     return Benchmark(**raw)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfshot.cli.app import ExperimentFile, Overrides, Resume, app, benchmark_app, train_app
+from selfshot.cli.app import ExperimentFile, Overrides, Resume, app, train_app
 from selfshot.config.errors import UserError
 
 if TYPE_CHECKING:
     from selfshot.config.schema import Experiment
 
 
-def _load(path: Path, overrides: Sequence[str] | None) -> Experiment:
+def load_checked(path: Path, overrides: Sequence[str] | None) -> Experiment:
+    """An experiment whose input files are there."""
     from selfshot.config.load import load_experiment
     from selfshot.config.paths import check_inputs
 
@@ -29,7 +30,17 @@ def run_until(
     path: Path, overrides: Sequence[str] | None, resume: bool, until: str | None = None
 ) -> None:
     """Runs an experiment up to and including a stage."""
-    experiment = _load(path, overrides)
+    experiment = load_checked(path, overrides)
+    from selfshot.studies import run
+
+    check_resume(experiment, path, resume)
+    made = run.run_experiment(experiment, until=until)
+    if made is not None:
+        print(made)
+
+
+def check_resume(experiment: Experiment, path: Path, resume: bool) -> None:
+    """Refuses --resume where there is nothing to go on with."""
     from selfshot.studies import run
 
     if resume and all(plan.status == "to do" for plan in run.plan_experiment(experiment)):
@@ -37,9 +48,6 @@ def run_until(
             f"--resume: no stage of {path} is begun in {experiment.output}; leave --resume out "
             "to start it, or check --set and output, which decide what counts as the same run"
         )
-    made = run.run_experiment(experiment, until=until)
-    if made is not None:
-        print(made)
 
 
 @app.command("run")
@@ -53,7 +61,7 @@ def run_command(
 ) -> None:
     """Run every stage that is not done, then write the report."""
     if dry_run:
-        _print_plan(_load(experiment, overrides))
+        _print_plan(load_checked(experiment, overrides))
     else:
         run_until(experiment, overrides, resume)
 
@@ -61,7 +69,7 @@ def run_command(
 @app.command()
 def validate(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment and the files it reads, and start nothing."""
-    checked = _load(experiment, overrides)
+    checked = load_checked(experiment, overrides)
     print(f"{experiment}: valid ({checked.name}, benchmark {checked.benchmark.kind})")
 
 
@@ -76,7 +84,7 @@ def schema() -> None:
 @app.command()
 def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Write the report again from the stages that are done."""
-    loaded = _load(experiment, overrides)
+    loaded = load_checked(experiment, overrides)
     from selfshot.studies import run
 
     print(run.report_experiment(loaded))
@@ -85,7 +93,7 @@ def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
 @app.command()
 def verify(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Hash the experiment's stored files again; exit with 1 if one has changed."""
-    loaded = _load(experiment, overrides)
+    loaded = load_checked(experiment, overrides)
     from selfshot.studies import run
 
     problems = run.verify_experiment(loaded)
@@ -108,7 +116,6 @@ def _stage_command(group: typer.Typer, name: str, stage: str, words: str) -> Cal
     return command
 
 
-_stage_command(benchmark_app, "build", "benchmark", "Build the videos and their splits.")
 _stage_command(train_app, "backbone", "backbone", "Pretrain the network of frames.")
 _stage_command(train_app, "encoder", "encoder", "Train the video encoder without labels.")
 _stage_command(train_app, "vis", "vis", "Train the video instance segmentation transformer.")

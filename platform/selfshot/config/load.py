@@ -56,6 +56,67 @@ def parse_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> E
     """
     document = read_document(text, source)
     apply_overrides(document, overrides)
+    return _checked(document, source)
+
+
+def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads what `selfshot benchmark build KIND --config FILE.yaml` builds.
+
+    Args:
+        kind: Of the benchmark.
+        path: An experiment with a benchmark of that kind; or only the keys of such a section,
+            with `seed` and `output` beside them if wanted. None: all defaults.
+        overrides: As in `load_experiment`, with the dotted paths of an experiment.
+
+    Returns:
+        An experiment of which only the benchmark is meant.
+
+    Raises:
+        UserError: As `load_experiment`; or the file is about another kind.
+    """
+    source = "the defaults" if path is None else str(path)
+    document = read_document("" if path is None else _read_text(path), source)
+    if document.data is None:
+        document.data = {}
+    if isinstance(document.data, dict) and not {"name", "benchmark"} & set(document.data):
+        _check_kind(document.data.get("kind", kind), kind, source)
+        _wrap(document, kind)
+    apply_overrides(document, overrides)
+    experiment = _checked(document, source)
+    _check_kind(experiment.benchmark.kind, kind, source)
+    return experiment
+
+
+def _check_kind(said: object, kind: str, source: str) -> None:
+    if said != kind:
+        raise UserError(
+            f"--config: {source} is about a benchmark of kind {said}, not {kind}; name that kind, "
+            "or give another file"
+        )
+
+
+def _wrap(document: Document, kind: str) -> None:
+    """Makes an experiment of the keys of a benchmark's section."""
+    outer = {key: document.data.pop(key) for key in ("seed", "output") if key in document.data}
+    whole = document.place_of(())
+    document.places = {
+        location if location[:1] and location[0] in outer else ("benchmark", *location): place
+        for location, place in document.places.items()
+    } | {(): whole}
+    section = {"kind": kind, **document.data}
+    document.data = {"name": kind, **outer, "benchmark": section}
+    if kind == "sprites":
+        # Batches of stages that are not meant must not be too large for a small benchmark.
+        document.data["backbone"] = {"classes_per_batch": 2}
+        document.data["encoder"] = {"videos_per_batch": 2, "queue_length": 0}
+
+
+def _checked(document: Document, source: str) -> Experiment:
+    """The experiment that a document says.
+
+    Raises:
+        UserError: It says none, or there are mistakes in it.
+    """
     if document.data is None:
         raise UserError(f"{source}: empty; an experiment needs at least a name (name: my-study)")
     if not isinstance(document.data, dict):

@@ -12,7 +12,21 @@ from typing import Any
 from selfshot.config.allowed import Rule, experiment_rule, is_path, keys_of, resolve
 from selfshot.config.document import Complaint, Document, Location, dotted
 from selfshot.config.errors import UserError
-from selfshot.config.schema import Experiment, FolderBenchmark
+from selfshot.config.schema import Experiment
+
+_INPUTS: dict[str, tuple[str, bool]] = {
+    "annotations": ("a JSON of annotated videos", False),
+    "extra_annotations": ("a YouTube-VIS JSON", False),
+    "frames": ("a folder of frames", True),
+    "masks": ("a folder of indexed PNGs", True),
+    "classes": ("a CSV with columns sequence, object, class", False),
+    "corpus": ("a folder of clips", True),
+    "corpus_labels": ("a CSV with columns clip, rough_label", False),
+    "segments": ("a CSV with columns clip, start_s", False),
+}
+"""Settings of a benchmark that name what must be there: what is wanted, and whether a folder."""
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 _VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)"
@@ -81,23 +95,23 @@ def check_inputs(experiment: Experiment) -> None:
         UserError: Something is missing or of the wrong kind; all of it in one message.
     """
     problems = [_output_problem(experiment.output)]
-    if isinstance(experiment.benchmark, FolderBenchmark):
-        benchmark = experiment.benchmark
-        problems += [
-            _input_problem("benchmark.annotations", benchmark.annotations, "a YouTube-VIS JSON"),
-            _input_problem("benchmark.frames", benchmark.frames, "a folder of frames", True),
-            _input_problem("benchmark.corpus", benchmark.corpus, "a folder of clips", True),
-        ]
-        if benchmark.corpus_labels is not None:
-            problems.append(
-                _input_problem("benchmark.corpus_labels", benchmark.corpus_labels, "a CSV")
-            )
+    for name, (wanted, folder) in _INPUTS.items():
+        value = getattr(experiment.benchmark, name, None)
+        # What lies behind an address is looked at by the builder, which has to go there anyway.
+        if value is None or (isinstance(value, str) and is_address(value)):
+            continue
+        problems.append(_input_problem(f"benchmark.{name}", Path(value), wanted, folder))
     found = [problem for problem in problems if problem]
     if len(found) == 1:
         raise UserError(found[0])
     if found:
         lines = [f"{experiment.name}: {len(found)} paths are wrong", *found]
         raise UserError("\n  ".join(lines))
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a folder elsewhere (`s3://…`), and not a path."""
+    return _ADDRESS.match(text) is not None
 
 
 def _input_problem(name: str, path: Path, wanted: str, folder: bool = False) -> str | None:

@@ -9,81 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
+from selfshot.config.fields import Count, NonNegative, Positive, Section, Share
 
 SupportKind = Literal["none", "no_fuser", "query_itself", "random", "self_shot", "oracle"]
-
-
-class Section(BaseModel):
-    """A frozen part of an experiment that accepts no unknown key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SpritesBenchmark(Section):
-    """Videos that the program composes itself; see docs/guide/sprites.md."""
-
-    kind: Literal["sprites"] = "sprites"
-    height: Annotated[int, Field(ge=32, multiple_of=8)] = 64
-    width: Annotated[int, Field(ge=32, multiple_of=8)] = 64
-    num_frames: Annotated[int, Field(ge=2)] = 8
-    train_classes: Annotated[int, Field(ge=2)] = Field(48, description="seen classes, with masks")
-    val_classes: Count = Field(8, description="unseen classes on which choices are made")
-    test_classes: Count = Field(10, description="unseen classes that are scored")
-    train_queries: Count = Field(24, description="training query videos of each seen class")
-    train_supports: Count = Field(24, description="training support videos of each seen class")
-    eval_queries: Count = Field(24, description="val and test query videos of each unseen class")
-    eval_supports: Count = Field(12, description="oracle support videos of each unseen class")
-    corpus_clips: Count = 3000
-    corpus_seen_classes: Annotated[int, Field(ge=0)] = Field(
-        12, description="seen classes in the corpus beside every val and test class"
-    )
-    multi_shot_share: Share = Field(0.5, description="share of corpus clips with several shots")
-
-    @model_validator(mode="after")
-    def _corpus_seen_within_train(self) -> SpritesBenchmark:
-        if self.corpus_seen_classes > self.train_classes:
-            raise ValueError(
-                f"corpus_seen_classes: {self.corpus_seen_classes} is more than "
-                f"train_classes: {self.train_classes}; lower the first or raise the second"
-            )
-        return self
-
-
-class FolderBenchmark(Section):
-    """Real annotated videos (YouTube-VIS JSON + frames) and a folder of real clips."""
-
-    kind: Literal["folder"]
-    annotations: Path = Field(description="YouTube-VIS JSON")
-    frames: Path = Field(description="folder that the JSON's file_names are relative to")
-    corpus: Path = Field(description="folder of unlabelled clips, searched recursively")
-    corpus_labels: Path | None = Field(
-        None, description="CSV with columns clip, rough_label; for diagnosis only"
-    )
-    height: Annotated[int, Field(ge=32, multiple_of=8)] = 96
-    width: Annotated[int, Field(ge=32, multiple_of=8)] = 160
-    num_frames: Annotated[int, Field(ge=1)] = 8
-    val_classes: tuple[str, ...] = Field(
-        description="unseen classes on which choices are made (at least one)", min_length=1
-    )
-    test_classes: tuple[str, ...] = Field(
-        description="unseen classes that are scored (at least one)", min_length=1
-    )
-
-    @model_validator(mode="after")
-    def _disjoint(self) -> FolderBenchmark:
-        both = sorted(set(self.val_classes) & set(self.test_classes))
-        if both:
-            raise ValueError(f"val_classes and test_classes share {both}; a class has one side")
-        return self
-
-
-Benchmark = Annotated[SpritesBenchmark | FolderBenchmark, Field(discriminator="kind")]
 
 
 class Optimiser(Section):
@@ -296,6 +227,14 @@ class Experiment(Section):
                 f"encoder.dim: {self.encoder.dim} differs from 4 × backbone.width: "
                 f"{4 * self.backbone.width}, the channels that it reads; set both alike, or "
                 "another trunk"
+            )
+        most = max(self.supports.shots) + max(self.supports.extra)
+        if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:
+            raise ValueError(
+                f"supports.shots: {max(self.supports.shots)} and supports.extra: "
+                f"{max(self.supports.extra)} ask for {most} supports, and a benchmark fixes "
+                f"{PAIRED_SUPPORTS} for the row 'oracle'; lower them, or take 'oracle' out of "
+                "evaluation.supports"
             )
         if isinstance(self.benchmark, SpritesBenchmark):
             classes = self.benchmark.train_classes

@@ -36,6 +36,7 @@ __all__ = [
     "Video",
     "load_annotations",
     "load_results",
+    "parse_annotations",
     "resolve_frame",
     "save_annotations",
     "save_results",
@@ -117,7 +118,13 @@ def load_annotations(path: Path | str, *, set_aside: list[SetAside] | None = Non
     Raises:
         UserError: the file is not such a file; or, without `set_aside`, an entry of it is wrong.
     """
-    content = read_json(path)
+    return parse_annotations(read_json(path), path, set_aside=set_aside)
+
+
+def parse_annotations(
+    content: Any, path: Path | str, *, set_aside: list[SetAside] | None = None
+) -> Annotations:
+    """What `load_annotations` reads, from JSON that is read already; `path` names it."""
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: {kind(content)} is not allowed "

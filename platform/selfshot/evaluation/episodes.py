@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark, query_key, read_corpus
 from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
@@ -47,10 +47,14 @@ def folds(benchmark: Benchmark, side: str, count: int, most: int | None) -> list
     for video, name in benchmark.queries[side]:
         by_class.setdefault(name, []).append(video)
     turn = 0
+    fold_of: dict[int, int] = {}
     for name in sorted(by_class):
-        for video in rng.permutation(by_class[name]):
-            dealt[turn % count].append((int(video), name))
-            turn += 1
+        for video in rng.permutation(by_class[name]).tolist():
+            # A video that asks for several classes does so in one fold.
+            if video not in fold_of:
+                fold_of[video] = turn % count
+                turn += 1
+            dealt[fold_of[video]].append((video, name))
     # Cut evenly over the classes, which stand in blocks.
     return [
         fold if most is None or len(fold) <= most
@@ -121,7 +125,7 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             query = encoded["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             supports = None
             if row["supports"] not in SUPPORT_FREE:
-                keys = [_keys(chosen, video, row) for video, _ in episodes]
+                keys = [_keys(chosen, video, name, row) for video, name in episodes]
                 supports = SupportFeatures(
                     *(
                         torch.stack(
@@ -146,14 +150,14 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     return {"rows": results, "queries": len(fold), "fold": config["fold"]}
 
 
-def _keys(chosen: dict[str, Any], video: int, row: dict[str, Any]) -> list[str]:
-    """Keys of a row's supports in the token cache."""
+def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:
+    """Keys of a row's supports in the token cache, for the query of a class in a video."""
     if row["supports"] == "query_itself":
         return [f"video:{video}"] * row["shots"]
     count = row["shots"] + row["extra"]
     return [
         f"video:{support}" if isinstance(support, int) else f"clip:{support}"
-        for support in chosen[str(video)][row["supports"]][:count]
+        for support in chosen[query_key(video, name)][row["supports"]][:count]
     ]
 
 
@@ -170,10 +174,10 @@ def _encode_supports(
     """
     needed = {
         key
-        for video, _ in episodes
+        for video, name in episodes
         for row in rows
         if row["supports"] not in SUPPORT_FREE
-        for key in _keys(chosen, video, row)
+        for key in _keys(chosen, video, name, row)
     }
     tokens: dict[str, tuple[Tensor, Tensor]] = {}
     ordered = sorted(needed)
@@ -249,13 +253,13 @@ def _episode_truth(
     annotations: Annotations, fold: list[tuple], category_ids: dict[str, int]
 ) -> Annotations:
     """Ground truth of the episodes: the tracks of the class that query and supports share."""
-    wanted = {video: category_ids[name] for video, name in fold}
-    categories = set(wanted.values())
+    wanted = {(video, category_ids[name]) for video, name in fold}
+    categories = {category for _, category in wanted}
     return Annotations(
-        videos={video: annotations.videos[video] for video in wanted},
+        videos={video: annotations.videos[video] for video, _ in fold},
         categories={i: n for i, n in annotations.categories.items() if i in categories},
         tracks=tuple(
-            track for track in annotations.tracks if wanted.get(track.video_id) == track.category_id
+            track for track in annotations.tracks if (track.video_id, track.category_id) in wanted
         ),
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from selfshot.benchmarks.manifest import (
     Benchmark,
     load_benchmark,
+    query_key,
     read_corpus,
     read_corpus_labels,
 )
@@ -41,8 +42,9 @@ def choose_supports(
 ) -> dict[str, Any]:
     """Write supports.json (query → kind → supports, best first) and retrieval.json.
 
-    `random` and `oracle` are drawn with the seed of the query's fold; `self_shot` reads no
-    label. Labels of the corpus, where there are any, only measure the retrieval.
+    `random` is drawn with the seed of the query's fold; `oracle` takes the first of the pairs that
+    the benchmark fixes; `self_shot` reads no label. Labels of the corpus, where there are any,
+    only measure the retrieval.
 
     Args:
         folder: of the stage.
@@ -103,11 +105,11 @@ def choose_supports(
                 short += 1
             source = annotations.videos[video].source_id
             pool = [clip for clip in corpus if clip not in by_source.get(source or "", ())]
-            chosen[str(video)] = {
+            chosen[query_key(video, name)] = {
                 "self_shot": _filled(list(found.clip_ids[:count]), count),
                 "self_shot_scores": list(found.scores[:count]),
                 "random": draw(pool, count, [seed, 29, video]),
-                "oracle": draw(benchmark.supports["test"][name], count, [seed, 31, video]),
+                "oracle": list(benchmark.pairs["test"][query_key(video, name)][:count]),
             }
     if short:
         on_message(f"{short} queries found fewer than {count} clips; theirs are repeated")

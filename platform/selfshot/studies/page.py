@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus_labels
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark, query_key, read_corpus_labels
 from selfshot.config.load import resolved_yaml
 from selfshot.data.clips import ClipReader
 from selfshot.data.video import VideoError
@@ -141,10 +141,11 @@ def build_gallery(
 
     def supports_of(kind: str, video: int, name: str) -> list[Support]:
         found = []
-        for position, support in enumerate(chosen[str(video)][kind]):
+        of_query = chosen[query_key(video, name)]
+        for position, support in enumerate(of_query[kind]):
             is_clip = isinstance(support, str)
             label = labels.get(support) if is_clip else name
-            scores = chosen[str(video)]["self_shot_scores"]
+            scores = of_query["self_shot_scores"]
             scored = kind == "self_shot" and position < len(scores)
             try:
                 frames = support_reader.frames(support)
@@ -165,7 +166,8 @@ def build_gallery(
     for name, video, number in order:
         predicted = {}
         for kind in shown:
-            mine = [p for p in predictions[kind, number] if p.video_id == video]
+            asked = (video, category_ids[name])
+            mine = [p for p in predictions[kind, number] if (p.video_id, p.category_id) == asked]
             masks = [_clip_masks(p.segmentations, reader, video) for p in mine]
             if masks:
                 predicted[kind] = (np.stack(masks), np.array([p.score for p in mine]))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.errors import UserError
 from selfshot.config.load import resolved_yaml
 from selfshot.config.paths import check_inputs
@@ -39,6 +40,8 @@ class StagePlan:
 def _wanted(experiment: Experiment, until: str | None = None) -> list[Stage]:
     """The stages of the experiment, up to one of them and only those that it needs."""
     stages = [stage for stage in STAGES if stage.wanted(experiment)]
+    if isinstance(experiment.benchmark, Yt8mSegments):
+        stages = stages[:1]  # A corpus alone: there is nothing to train on, and nobody asks.
     if until is None:
         return stages
     by_name = {stage.name: stage for stage in stages}
@@ -160,7 +163,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
                         progress.stage(number, stage.name, f"reused {key}")
                         context.timings.append(_timing(stage, folder, "reused"))
                     else:
-                        if stage.needs_ray and not ray_runs:
+                        if stage.needs_ray(experiment) and not ray_runs:
                             from selfshot.distributed.session import ray_session
 
                             stack.enter_context(ray_session(experiment.compute.address))

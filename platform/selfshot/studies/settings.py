@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from selfshot.config.schema import Experiment, FolderBenchmark
+from selfshot.config.schema import Experiment
+from selfshot.studies.builders import inputs_digest
 
 
 def plain(section: Any) -> dict[str, Any]:
@@ -44,14 +45,9 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
 def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the benchmark, with a digest of the files that it is made of."""
     settings = {**plain(experiment.benchmark), "seed": experiment.seed}
-    if isinstance(experiment.benchmark, FolderBenchmark):
-        from selfshot.benchmarks.folder import fingerprint
-
-        # The files are inputs: other files behind the same paths are another benchmark.
-        section = experiment.benchmark
-        settings["inputs"] = fingerprint(
-            section.annotations, section.frames, section.corpus, section.corpus_labels
-        )
+    digest = inputs_digest(experiment)
+    if digest is not None:
+        settings["inputs"] = digest
     return settings
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.schema import Experiment, FolderBenchmark, Optimiser
+from selfshot.config.benchmarks import SpritesBenchmark
+from selfshot.config.schema import Experiment, Optimiser
+from selfshot.studies.builders import build_benchmark
 from selfshot.studies.progress import Progress
 from selfshot.studies.settings import (
     benchmark_settings,
@@ -59,7 +61,7 @@ class Stage:
         inputs: earlier stages that it reads.
         settings: every setting that changes its result.
         make: makes it in a folder and returns its metrics.
-        needs_ray: whether it runs on Ray.
+        needs_ray: whether it runs on Ray, with these settings.
         wanted: whether the experiment has it at all.
     """
 
@@ -68,28 +70,12 @@ class Stage:
     inputs: tuple[str, ...]
     settings: Callable[[Experiment], dict[str, Any]]
     make: Callable[[Context, StageFolder], Metrics]
-    needs_ray: bool = True
+    needs_ray: Callable[[Experiment], bool] = lambda experiment: True
     wanted: Callable[[Experiment], bool] = lambda experiment: True
 
 
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
-    from selfshot.distributed.mapping import parallel_map
-
-    section = context.experiment.benchmark
-    seed = context.experiment.seed
-    if isinstance(section, FolderBenchmark):
-        from selfshot.benchmarks.folder import build_folder
-
-        arguments = section.model_dump(exclude={"kind"})
-        made = build_folder(folder.path, seed=seed, on_message=context.progress.note, **arguments)
-    else:
-        from selfshot.benchmarks.sprites.build import build_sprites
-
-        every = context.progress.every("units composed")
-        arguments = section.model_dump(exclude={"kind"})
-        made = build_sprites(
-            folder.path, folder.scratch / "units", parallel_map(every), seed=seed, **arguments
-        )
+    made = build_benchmark(context.experiment, folder.path, folder.scratch, context.progress)
     for what, reason in made.set_aside[:5]:
         context.progress.note(f"set aside {what}: {reason}")
     return {**made.counts, "set_aside": len(made.set_aside)}
@@ -319,8 +305,16 @@ def _make_report(context: Context, folder: StageFolder) -> Metrics:
     return make_page(context, folder.path)
 
 
+def _never(experiment: Experiment) -> bool:
+    return False
+
+
 STAGES: tuple[Stage, ...] = (
-    Stage("benchmark", 1, (), benchmark_settings, _make_benchmark),
+    Stage(
+        "benchmark", 2, (), benchmark_settings, _make_benchmark,
+        # Only what is composed is worth spreading; reading what was filmed takes threads.
+        needs_ray=lambda experiment: isinstance(experiment.benchmark, SpritesBenchmark),
+    ),
     Stage("backbone", 2, ("benchmark",), training_settings("backbone"), _make_backbone),
     Stage("encoder", 2, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
     Stage(
@@ -330,11 +324,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "index", 1, ("embeddings",), lambda experiment: plain(experiment.index), _make_index,
-        needs_ray=False,
+        needs_ray=_never,
     ),
     Stage(
-        "supports", 1, ("benchmark", "encoder", "index"), supports_settings, _make_supports,
-        needs_ray=False,
+        "supports", 2, ("benchmark", "encoder", "index"), supports_settings, _make_supports,
+        needs_ray=_never,
     ),
     Stage("vis", 2, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
     Stage(
@@ -356,6 +350,6 @@ STAGES: tuple[Stage, ...] = (
             **plain(experiment.report),
         },
         _make_report,
-        needs_ray=False,
+        needs_ray=_never,
     ),
 )  # fmt: skip

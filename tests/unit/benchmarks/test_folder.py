@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfshot.benchmarks.folder import build_folder, fingerprint
+from selfshot.benchmarks.fingerprint import fingerprint
+from selfshot.benchmarks.folder import build_folder
 from selfshot.benchmarks.manifest import (
     Benchmark,
     load_benchmark,
     read_corpus,
     read_corpus_labels,
 )
+from selfshot.config.benchmarks import FolderBenchmark
 from selfshot.config.errors import UserError
 from selfshot.config.load import load_experiment
-from selfshot.config.schema import FolderBenchmark
 from selfshot.data.ytvis import load_annotations
 from selfshot.ops.masks import encode_rle
 
@@ -140,6 +141,14 @@ def _check_promises(made: Benchmark, settings: dict[str, Any]) -> None:
     assert all(videos for by_class in made.supports.values() for videos in by_class.values())
     assert set(made.supports["train"]) == set(made.classes["train"])
 
+    assert set(made.pairs) == {"val", "test"}
+    for side, pairs in made.pairs.items():
+        assert set(pairs) == {f"{video}:{name}" for video, name in made.queries[side]}
+        for key, supports in pairs.items():
+            name = key.partition(":")[2]
+            pool = made.supports[side][name]
+            assert set(supports) <= set(pool) and len(set(supports)) == min(10, len(pool))
+
     total = sum(map(len, used.values()))
     assert made.counts["videos"] == total + made.counts["videos_set_aside"]
     reasons = " ".join(what for what, _ in made.set_aside)
@@ -204,6 +213,18 @@ def test_a_source_has_one_side(tmp_path: Path) -> None:
     assert "not be used for val" in _reason(made, 9)
     assert "val side" in _reason(made, 10)
     assert made.counts["videos_set_aside"] == 3
+
+
+def test_the_same_frames_under_two_sources_leak(plain: dict[str, Any]) -> None:
+    def borrow(document: dict[str, Any]) -> None:
+        document["videos"][0]["file_names"] = document["videos"][4]["file_names"]
+
+    _edit(plain, borrow)
+    with pytest.raises(
+        UserError, match=r"it leaks.* frame v5/0.jpg is used for train and for test"
+    ):
+        _build(plain)
+    assert not (plain["annotations"].parent / "out" / "benchmark.json").exists()
 
 
 def test_videos_without_a_source_are_their_own(tmp_path: Path) -> None:
@@ -410,7 +431,7 @@ def test_wrong_labels(plain: dict[str, Any], tmp_path: Path, text: str, message:
 
 
 def test_fingerprint_follows_the_inputs(plain: dict[str, Any]) -> None:
-    inputs = (plain["annotations"], plain["frames"], plain["corpus"])
+    inputs = ({"annotations": plain["annotations"]}, [plain["frames"], plain["corpus"]])
     seen = {fingerprint(*inputs)}
     assert fingerprint(*inputs) in seen
     (plain["corpus"] / "new.mp4").write_bytes(b"")
@@ -423,7 +444,7 @@ def test_fingerprint_follows_the_inputs(plain: dict[str, Any]) -> None:
     seen.add(fingerprint(*inputs))
     assert len(seen) == 5
     with pytest.raises(UserError, match=r"benchmark\.annotations"):
-        fingerprint(plain["frames"] / "none.json", *inputs[1:])
+        fingerprint({"annotations": plain["frames"] / "none.json"}, inputs[1])
 
 
 def test_real_videos(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

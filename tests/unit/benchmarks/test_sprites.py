@@ -165,6 +165,25 @@ class TestManifest:
         assert len(seen_ids) == len(set(seen_ids)), "no video has two roles"
         assert len(seen_ids) + len(benchmark.set_aside) == len(annotations.videos)
 
+    def test_pairs_hashes_and_table_6(
+        self,
+        folder: Path,
+        benchmark: Benchmark,
+        annotations: Annotations,
+        check_promises: Callable[[Benchmark, Annotations], None],
+    ) -> None:
+        check_promises(benchmark, annotations)
+        assert benchmark.pairs["test"] and benchmark.videos["test"]
+        digests = _digests(folder)
+        names = ("annotations.json", "corpus.parquet", "corpus_labels.csv")
+        assert benchmark.files == {name: digests[name] for name in names}
+        assert benchmark.inputs == {}, "it is made of nothing"
+        used = {video for videos in benchmark.videos.values() for video in videos}
+        lengths = [annotations.videos[video].length for video in used]
+        assert benchmark.statistics["mean_length"] == sum(lengths) / len(lengths)
+        assert benchmark.statistics["train_classes"] == 6
+        assert benchmark.statistics["val_test_classes"] == 3
+
     def test_a_query_and_a_support_show_their_class(
         self, benchmark: Benchmark, annotations: Annotations
     ) -> None:

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from selfshot.config.benchmarks import KINDS
+from selfshot.config.document import write_yaml
 from selfshot.config.errors import UserError
 from selfshot.config.load import (
     json_schema,
+    load_builder,
     load_experiment,
     parse_experiment,
     resolved_yaml,
@@ -354,3 +357,104 @@ def test_any_bytes_are_an_experiment_or_a_user_error(
         load_experiment(path)
     except UserError as error:
         assert str(error)
+
+
+class TestBuilders:
+    """The settings of one kind of benchmark, alone or within an experiment."""
+
+    PLACES = {"frames": "f", "corpus": "c"}
+    NAMED = {"val_classes": ["a"], "test_classes": ["b"]}
+    NEEDED = {
+        "sprites": {},
+        "folder": {**PLACES, **NAMED, "annotations": "a.json"},
+        "davis": {**PLACES, **NAMED, "masks": "m"},
+        "self_vis": {**PLACES, "annotations": "a.json"},
+        "self_ovis": {**PLACES, "annotations": "a.json"},
+        "coco_one_shot": {**PLACES, "annotations": "a.json"},
+        "yt8m_segments": {"corpus": "s3://bucket/clips"},
+    }
+
+    def _load(self, folder: Path, kind: str, content: object, *overrides: str) -> Experiment:
+        (folder / "c.yaml").write_text(write_yaml(content))
+        return load_builder(kind, folder / "c.yaml", overrides)
+
+    def test_every_kind_is_listed(self) -> None:
+        assert set(KINDS) == set(self.NEEDED)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_alone_and_within_an_experiment(self, tmp_path: Path, kind: str) -> None:
+        section = {**self.NEEDED[kind], "kind": kind}
+        whole = self._load(tmp_path, kind, {"name": "x", "seed": 7, "benchmark": section})
+        for keys in (section, self.NEEDED[kind]):
+            alone = self._load(tmp_path, kind, {**keys, "seed": 7, "output": "elsewhere"})
+            assert alone.benchmark == whole.benchmark and alone.seed == whole.seed == 7
+            assert (alone.name, str(alone.output)) == (kind, "elsewhere")
+        again = parse(resolved_yaml(whole))
+        assert again == whole
+
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sprites"])
+    def test_what_is_missing_is_named(self, tmp_path: Path, kind: str) -> None:
+        with pytest.raises(UserError) as caught:
+            self._load(tmp_path, kind, {})
+        for key in self.NEEDED[kind]:
+            assert f"benchmark.{key}: missing" in str(caught.value)
+
+    def test_an_address_keeps_its_slashes(self, tmp_path: Path) -> None:
+        made = self._load(tmp_path, "yt8m_segments", self.NEEDED["yt8m_segments"])
+        assert made.benchmark.corpus == "s3://bucket/clips"  # type: ignore[union-attr]
+        check_inputs(made)  # Nobody is asked about it.
+
+    def test_variables_are_filled_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BUCKET", "s3://other")
+        made = self._load(tmp_path, "yt8m_segments", {"corpus": "$BUCKET/clips"})
+        assert made.benchmark.corpus == "s3://other/clips"  # type: ignore[union-attr]
+
+    def test_a_small_benchmark_needs_no_small_batches(self, tmp_path: Path) -> None:
+        small = {"train_classes": 3, "corpus_seen_classes": 1, "corpus_clips": 4}
+        made = self._load(tmp_path, "sprites", small, "benchmark.height=40")
+        assert made.benchmark.height == 40  # type: ignore[union-attr]
+        assert load_builder("sprites", None).benchmark == Experiment(name="a").benchmark
+
+    @pytest.mark.parametrize(
+        ("kind", "content", "parts"),
+        [
+            ("davis", {"kind": "folder"}, ["about a benchmark of kind folder, not davis"]),
+            ("davis", {"name": "x"}, ["about a benchmark of kind sprites, not davis"]),
+            ("self_vis", {"val_share": 1.0}, ["benchmark.val_share: 1.0 is not allowed", "< 1"]),
+            ("coco_one_shot", {"fold": 5}, ["benchmark.fold: 5 is not allowed", "≤ 4"]),
+            ("coco_one_shot", {"num_frames": 2}, ["benchmark.num_frames: 2 is not allowed (1)"]),
+            ("yt8m_segments", {"segment_s": 0}, ["benchmark.segment_s: 0 is not allowed"]),
+            ("self_vis", ["a"], ["not keys and values"]),
+        ],
+    )
+    def test_wrong_settings(
+        self, tmp_path: Path, kind: str, content: object, parts: list[str]
+    ) -> None:
+        with pytest.raises(UserError) as caught:
+            self._load(tmp_path, kind, content)
+        for part in parts:
+            assert part in str(caught.value)
+
+    def test_files_that_are_missing(self, tmp_path: Path) -> None:
+        made = self._load(tmp_path, "davis", {**self.NEEDED["davis"], "classes": "k.csv"})
+        with pytest.raises(UserError) as caught:
+            check_inputs(made)
+        for name in ("frames: f", "masks: m", "classes: k.csv", "corpus: c"):
+            assert f"benchmark.{name} does not exist" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "allowed"),
+    [
+        (["supports.shots=[1, 10]"], True),
+        (["supports.shots=[5]", "supports.extra=[0, 5]"], True),
+        (["supports.shots=[1, 11]"], False),
+        (["supports.shots=[8]", "supports.extra=[3]"], False),
+        (["supports.shots=[50]", "evaluation.supports=[random, self_shot]"], True),
+    ],
+)
+def test_a_benchmark_fixes_ten_oracle_supports(overrides: list[str], allowed: bool) -> None:
+    if allowed:
+        assert parse("name: a", *overrides)
+    else:
+        assert "supports.shots: " in refusal("name: a", *overrides)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfshot.benchmarks.manifest import Benchmark, write_corpus
+from selfshot.benchmarks.manifest import Benchmark, query_key, write_corpus
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import Annotations, Track, Video, load_results, save_annotations
 from selfshot.evaluation import episodes
@@ -65,6 +65,28 @@ def test_folds_depend_on_the_seed_alone() -> None:
     assert dealt == episodes.folds(benchmark(queries), "test", 3, None)
     assert dealt != episodes.folds(benchmark(queries, seed=1), "test", 3, None)
     assert episodes.folds(benchmark(queries), "val", 2, None) == [[], []]
+
+
+def test_a_video_that_asks_for_several_classes_has_one_fold() -> None:
+    queries = [(video, name) for video in range(9) for name in ("cat", "dog")]
+    dealt = episodes.folds(benchmark(queries), "test", 3, None)
+    assert sorted(pair for fold in dealt for pair in fold) == sorted(queries)
+    assert [len(fold) for fold in dealt] == [6, 6, 6]
+    for fold in dealt:
+        assert {Counter(video for video, _ in fold)[video] for video, _ in fold} == {2}
+
+
+def test_a_video_of_several_queries_has_the_truth_of_each() -> None:
+    annotations = small_annotations()
+    shown_by = {v: {t.category_id for t in annotations.tracks_of(v)} for v in annotations.videos}
+    video = next(v for v, shown in shown_by.items() if len(shown) > 1)
+    shown = shown_by[video]
+    fold = [(video, CATEGORIES[category]) for category in sorted(shown)]
+    truth = episodes._episode_truth(annotations, fold, CATEGORY_IDS)
+    assert truth.tracks == annotations.tracks_of(video) and set(truth.categories) == shown
+    first = episodes._episode_truth(annotations, fold[:1], CATEGORY_IDS)
+    (one,) = {track.category_id for track in first.tracks}
+    assert CATEGORIES[one] == fold[0][1]
 
 
 def test_folds_that_are_cut_keep_every_class() -> None:
@@ -215,17 +237,17 @@ def test_percent_leaves_what_has_no_ground_truth() -> None:
 
 
 def test_keys_of_supports() -> None:
-    chosen = {"7": {"self_shot": ["a", "b", "c"], "oracle": [4, 5, 6]}}
-    assert episodes._keys(chosen, 7, {"supports": "self_shot", "shots": 1, "extra": 1}) == [
+    chosen = {"7:cat": {"self_shot": ["a", "b", "c"], "oracle": [4, 5, 6]}}
+    assert episodes._keys(chosen, 7, "cat", {"supports": "self_shot", "shots": 1, "extra": 1}) == [
         "clip:a",
         "clip:b",
     ]
-    assert episodes._keys(chosen, 7, {"supports": "oracle", "shots": 2, "extra": 0}) == [
+    assert episodes._keys(chosen, 7, "cat", {"supports": "oracle", "shots": 2, "extra": 0}) == [
         "video:4",
         "video:5",
     ]
     own = {"supports": "query_itself", "shots": 1, "extra": 0}
-    assert episodes._keys(chosen, 7, own) == ["video:7"]
+    assert episodes._keys(chosen, 7, "cat", own) == ["video:7"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +301,10 @@ def folder(tmp_path: Path) -> Path:
             Image.fromarray(pixels).save(tmp_path / "frames" / f"{number}/{frame:03d}.jpg")
     write_corpus(tmp_path, [])
     benchmark(QUERIES).save(tmp_path)
-    chosen = {str(number): {"oracle": [n for n in LENGTHS if n != number]} for number in LENGTHS}
+    chosen = {
+        query_key(number, name): {"oracle": [n for n in LENGTHS if n != number]}
+        for number, name in QUERIES
+    }
     (tmp_path / "supports.json").write_text(json.dumps(chosen))
     return tmp_path
 

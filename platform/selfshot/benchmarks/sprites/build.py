@@ -15,10 +15,12 @@ import av
 import numpy as np
 from PIL import Image
 
+from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.sprites.classes import GLYPHS
 from selfshot.benchmarks.sprites.scenes import Shot, shot
 from selfshot.config.errors import UserError
+from selfshot.data.ytvis import load_annotations
 from selfshot.ops.masks import encode_rle, rle_area, rle_to_box
 
 FPS = 8
@@ -370,5 +372,6 @@ def build_sprites(
         },
         set_aside=tuple(set_aside),
     )
-    benchmark.save(folder)
-    return benchmark
+    return finish_benchmark(
+        folder, benchmark, load_annotations(folder / "annotations.json"), corpus
+    )

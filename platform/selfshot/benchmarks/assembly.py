@@ -1,0 +1,201 @@
+"""Annotated videos and clips → a benchmark folder: what the builders of filmed videos share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from selfshot.benchmarks.annotated import Found, check_frames, sha256_of
+from selfshot.benchmarks.corpus import gather_corpus
+from selfshot.benchmarks.finish import finish_benchmark
+from selfshot.benchmarks.folder_corpus import OnMessage
+from selfshot.benchmarks.leakage import query_sources
+from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
+from selfshot.benchmarks.split import SIDES, UNSEEN, Split, label, split_videos
+from selfshot.config.errors import UserError
+from selfshot.data.clips import ClipReader
+from selfshot.data.ytvis import save_annotations
+
+
+def assemble(
+    folder: Path,
+    found: Found,
+    *,
+    name: str,
+    kind: str,
+    side_of: Mapping[str, str],
+    frames: Path,
+    corpus: Path,
+    corpus_labels: Path | None,
+    seed: int,
+    height: int,
+    width: int,
+    num_frames: int,
+    val_share: float = 0.0,
+    on_message: OnMessage,
+) -> Benchmark:
+    """Check, split, list the corpus and write the manifest of `found` into `folder`.
+
+    Args:
+        folder: where it is written; nothing is copied into it.
+        found: the videos.
+        name: of the benchmark.
+        kind: its builder.
+        side_of: the side of each class, or `UNSEEN`.
+        frames: what the videos' file names are relative to.
+        corpus: a folder of clips, or of a corpus manifest.
+        corpus_labels: CSV with columns clip, rough_label and, optionally, source; for diagnosis.
+        seed: of every draw.
+        height: of a clip as the model sees it, in pixels.
+        width: likewise.
+        num_frames: of such a clip.
+        val_share: see `split_videos`.
+        on_message: is told what was found, a line at a time.
+
+    Raises:
+        UserError: an input cannot be read, a side that is needed has nothing left, or it leaks.
+    """
+    loaded = found.annotations
+    for field, path in (("frames", frames), ("corpus", corpus)):
+        if not path.is_dir():
+            raise UserError(f"benchmark.{field}: {path} is no folder; give the path of one")
+    on_message(
+        f"{found.name}: {len(loaded.videos)} videos, {len(loaded.tracks)} instances of "
+        f"{len(loaded.categories)} classes"
+    )
+    check_frames(found, frames, on_message)
+    faults = [(label(loaded, video), reason) for video, reason in sorted(found.faults.items())]
+    reader = ClipReader(loaded, frames, num_frames=num_frames, height=height, width=width)
+    split = split_videos(reader, side_of, found.faults, seed, val_share=val_share)
+    unseen = _unseen(side_of)
+    _check_enough(split, unseen, found, UNSEEN in side_of.values(), faults)
+    classes = {"train": tuple(sorted(split.supports["train"])), **unseen}
+    queries = {side: tuple(pairs) for side, pairs in split.queries.items()}
+    supports = {
+        side: {name: tuple(videos) for name, videos in by_class.items()}
+        for side, by_class in split.supports.items()
+    }
+    set_aside = [*found.set_aside, *faults, *split.set_aside]
+    benchmark = Benchmark(
+        name=name,
+        kind=kind,
+        seed=seed,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        classes=classes,
+        queries=queries,
+        supports=supports,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    gathered = gather_corpus(corpus, corpus_labels, set_aside, on_message)
+    rows = gathered.without(query_sources(benchmark, loaded), set_aside, on_message)
+    write_corpus(folder, rows)
+    labels = {row["clip_id"]: gathered.labels.get(row["clip_id"], "") for row in rows}
+    inputs = {**found.inputs, "corpus": gathered.digest}
+    if corpus_labels is not None:
+        write_corpus_labels(folder, labels)
+        inputs["corpus_labels"] = sha256_of(corpus_labels)
+    save_annotations(folder / "annotations.json", loaded, {"description": found.name})
+
+    num_videos = len(loaded.videos) + found.unread
+    used = {side: split.videos(side) for side in SIDES}
+    counts = {
+        "videos": num_videos,
+        "tracks": len(loaded.tracks),
+        "corpus_clips": len(rows),
+        "corpus_clips_of_query_sources": len(gathered.rows) - len(rows),
+        "corpus_classes": len(set(labels.values()) - {""}),
+        "videos_of_seen_and_unseen": split.mixed,
+        "videos_set_aside": num_videos - sum(map(len, used.values())),
+        **_count_sides(split, classes, on_message),
+    }
+    if not split.queries["val"]:
+        on_message("val: no class has readable videos of two sources, so nothing is chosen on it")
+    if split.mixed:
+        on_message(f"{split.mixed} videos show seen and unseen classes; none of them trains")
+    if set_aside:
+        on_message(
+            f"set aside: {len(set_aside)} entries of benchmark.json, "
+            f"{counts['videos_set_aside']} of {num_videos} videos as a whole"
+        )
+    whole = dataclasses.replace(
+        benchmark,
+        frames_root=str(frames.resolve()),
+        corpus_root=gathered.root,
+        counts=counts,
+        inputs=inputs,
+        set_aside=tuple(set_aside),
+    )
+    return finish_benchmark(folder, whole, loaded, rows)
+
+
+def _unseen(side_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The classes of val and of test; a class whose videos are dealt is one of both."""
+    return {
+        one: tuple(name for name, side in side_of.items() if side in (one, UNSEEN))
+        for one in ("val", "test")
+    }
+
+
+def _count_sides(
+    split: Split, classes: Mapping[str, Sequence[str]], on_message: OnMessage
+) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for side in SIDES:
+        videos = split.videos(side)
+        helpers = {video for members in split.supports[side].values() for video in members}
+        counts |= {
+            f"{side}_classes": len(classes[side]),
+            f"{side}_videos": len(videos),
+            f"{side}_queries": len(split.queries[side]),
+            f"{side}_supports": len(helpers),
+        }
+        on_message(
+            f"{side}: {len(classes[side])} classes, {len(videos)} videos, "
+            f"{len(split.queries[side])} queries, {len(helpers)} supports"
+        )
+    return counts
+
+
+def _check_enough(
+    split: Split,
+    unseen: Mapping[str, Sequence[str]],
+    found: Found,
+    dealt: bool,
+    faults: Sequence[tuple[str, str]],
+) -> None:
+    """Refuse a benchmark that cannot train or cannot be scored.
+
+    Raises:
+        UserError: no seen class, no training query or no test query is left.
+    """
+    able = ", ".join(split.two_sources) or "none"
+    mend = f"classes of {found.name} with readable videos of two sources, as both need: {able}"
+    lost = f"; {len(faults)} videos were set aside, {': '.join(faults[0])}" if faults else ""
+    if dealt:
+        for side, what in (("train", "seen"), ("test", UNSEEN)):
+            if not split.queries[side]:
+                raise UserError(
+                    f"benchmark: no {what} class of {found.name} has a query and a support of two "
+                    f"sources ({mend}{lost}); are the frames and the file whole?"
+                )
+        return
+    if not split.supports["train"]:
+        raise UserError(
+            "benchmark: no seen class is left to train on beside the "
+            f"{sum(map(len, unseen.values()))} of val_classes and test_classes and the videos "
+            f"that show them; name fewer there ({mend}{lost})"
+        )
+    if not split.queries["train"]:
+        raise UserError(
+            "benchmark: no seen class is left with a query and a support of two sources; name "
+            f"fewer in val_classes and test_classes ({mend}{lost})"
+        )
+    if not split.queries["test"]:
+        raise UserError(
+            f"benchmark.test_classes: no query of {', '.join(unseen['test'])} is left; name other "
+            f"classes or add videos ({mend}{lost})"
+        )

@@ -1,0 +1,116 @@
+"""The corpus of an annotated benchmark: a folder of clips, or a corpus that was built before."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from selfshot.benchmarks.folder_corpus import OnMessage, corpus_rows, label_rows
+from selfshot.benchmarks.manifest import load_benchmark, read_corpus
+from selfshot.config.errors import UserError
+from selfshot.config.paths import is_address
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Unlabelled clips.
+
+    Attributes:
+        rows: of the manifest, as `CORPUS_SCHEMA` has them.
+        labels: rough label by clip id, for diagnosis; empty text where none is known.
+        root: absolute folder that the rows' paths are relative to.
+    """
+
+    rows: list[Row]
+    labels: dict[str, str]
+    root: str
+
+    @property
+    def digest(self) -> str:
+        """A digest of what the clips are: their names, times and bytes."""
+        return digest_of(self.rows)
+
+    def without(
+        self, sources: Collection[str], set_aside: list[tuple[str, str]], on_message: OnMessage
+    ) -> list[Row]:
+        """Rows of no source among `sources`, which are those of val and test queries.
+
+        The encoder trains on the corpus, and another query might retrieve such a clip: so it is
+        left out here, and not only where its own query is asked.
+
+        Raises:
+            UserError: none is left.
+        """
+        kept = []
+        for row in self.rows:
+            if row["source_id"] in sources:
+                reason = f"it is of the source of a val or test query, {row['source_id']}"
+                set_aside.append((f"corpus: {row['uri']}", reason))
+            else:
+                kept.append(row)
+        if len(kept) < len(self.rows):
+            on_message(
+                f"corpus: {len(self.rows) - len(kept)} clips are of a val or test query's source "
+                "and are left out"
+            )
+        if not kept:
+            raise UserError(
+                f"benchmark.corpus: every clip of {self.root} is of the source of a val or test "
+                "query; add clips of other videos"
+            )
+        return kept
+
+
+def digest_of(rows: Collection[Row]) -> str:
+    """A digest of corpus rows that does not depend on their order."""
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: row["clip_id"]):
+        facts = (row[name] for name in ("clip_id", "uri", "start_s", "end_s", "sha256"))
+        digest.update("\0".join(map(str, facts)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def gather_corpus(
+    folder: Path,
+    labels_csv: Path | None,
+    set_aside: list[tuple[str, str]],
+    on_message: OnMessage,
+) -> Corpus:
+    """The clips of a folder, or of a manifest folder that `selfshot benchmark build` wrote.
+
+    Args:
+        folder: of the clips, or of the manifest.
+        labels_csv: see `corpus_rows`.
+        set_aside: receives what is no clip of the corpus, with the reason.
+        on_message: is told what was found.
+
+    Raises:
+        UserError: there is no clip, the CSV cannot be used, or the manifest's clips are elsewhere.
+    """
+    if not is_manifest(folder):
+        rows, labels = corpus_rows(folder, labels_csv, set_aside, on_message)
+        return Corpus(rows, labels, str(folder.resolve()))
+    root = load_benchmark(folder).corpus_root
+    if is_address(root):
+        raise UserError(
+            f"benchmark.corpus: the clips of {folder} are at {root}, and decoding reads files; "
+            "mount it as a folder, and build the corpus from that folder again"
+        )
+    clips = (folder / root).resolve()
+    if not clips.is_dir():
+        raise UserError(
+            f"benchmark.corpus: the clips of {folder} were in {clips}, which is no folder now; put "
+            "them back, or build the corpus again"
+        )
+    rows = read_corpus(folder)
+    return Corpus(rows, label_rows(rows, labels_csv, on_message), str(clips))
+
+
+def is_manifest(folder: Path) -> bool:
+    """Whether a folder holds a corpus manifest, and not the clips themselves."""
+    return (folder / "benchmark.json").is_file() and (folder / "corpus.parquet").is_file()

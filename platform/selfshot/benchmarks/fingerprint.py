@@ -1,0 +1,55 @@
+"""What a benchmark is made of, looked at quickly: has anything behind these paths changed?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from selfshot.benchmarks.remote import list_clips
+from selfshot.config.errors import UserError
+from selfshot.config.paths import is_address
+
+
+def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
+    """A digest that changes when the inputs do: the texts' bytes, the other files' size and time.
+
+    Args:
+        files: texts, by the setting that names them.
+        roots: folders of frames, masks or clips, or addresses of such.
+
+    Raises:
+        UserError: a text cannot be read.
+    """
+    digest = hashlib.sha256()
+    for field, path in files.items():
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"benchmark.{field}: {path}: {error.strerror}") from None
+    for root in roots:
+        states = _elsewhere(root) if isinstance(root, str) and is_address(root) else _here(root)
+        for name, facts in states:
+            digest.update(name + b"\0" + facts.encode() + b"\0")
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _here(root: str | Path) -> Iterator[tuple[bytes, str]]:
+    for parent, folders, names in os.walk(root):
+        folders.sort()
+        for one in sorted(os.path.join(parent, name) for name in names):
+            try:
+                state = os.stat(one)
+                facts = f"{state.st_size} {state.st_mtime_ns}"
+            except OSError:
+                facts = "unreadable"
+            yield os.fsencode(os.path.relpath(one, root)), facts
+
+
+def _elsewhere(root: str) -> Iterator[tuple[bytes, str]]:
+    _, clips = list_clips(root)
+    for clip in clips:
+        yield clip.uri.encode(), f"{clip.size} {clip.changed}"

@@ -1,0 +1,108 @@
+"""The check that nothing of a test query has been trained on, or may be retrieved for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from selfshot.benchmarks.manifest import Benchmark
+from selfshot.benchmarks.split import SIDES, UNSEEN, label, source_of
+from selfshot.config.errors import UserError
+from selfshot.data.ytvis import Annotations
+
+SHOWN = 5
+
+
+def used_videos(benchmark: Benchmark, side: str) -> set[int]:
+    """Videos that ask or help on a side."""
+    helpers = {video for videos in benchmark.supports[side].values() for video in videos}
+    return helpers | {video for video, _ in benchmark.queries[side]}
+
+
+def query_sources(benchmark: Benchmark, annotations: Annotations) -> set[str]:
+    """Sources of the val and test queries: no clip of the corpus may be of one."""
+    pairs = [*benchmark.queries["val"], *benchmark.queries["test"]]
+    return {source_of(annotations, video) for video, _ in pairs}
+
+
+def check_leakage(
+    benchmark: Benchmark, annotations: Annotations, corpus: Collection[Mapping[str, Any]]
+) -> None:
+    """Refuse a benchmark that leaks; every builder calls it last.
+
+    Args:
+        benchmark: with its pairs.
+        annotations: of its videos.
+        corpus: rows of its corpus.
+
+    Raises:
+        UserError: a video, its frames or its source is on two sides; a training video shows an
+            unseen class; a support is of its query's own source, or of another side or class; or
+            a clip of the corpus is of a query's source.
+    """
+    leaks = [
+        *_across_sides(benchmark, annotations),
+        *_seen_and_unseen(benchmark, annotations),
+        *_within_pairs(benchmark, annotations),
+        *_into_corpus(benchmark, annotations, corpus),
+    ]
+    if leaks:
+        more = [f"and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
+        raise UserError(
+            "benchmark: it leaks, so its scores would mean nothing: "
+            + "; ".join([*leaks[:SHOWN], *more])
+            + "; give videos that were cut from one recording the same source_id, or remove one"
+        )
+
+
+def _across_sides(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
+    used = {side: used_videos(benchmark, side) for side in SIDES}
+    sources = {side: {source_of(annotations, v) for v in used[side]} for side in SIDES}
+    # Two entries may name the same frames, whatever sources they claim.
+    frames = {
+        side: {annotations.videos[v].file_names[0] for v in used[side] if
+               annotations.videos[v].file_names}
+        for side in SIDES
+    }  # fmt: skip
+    for one, other in combinations(SIDES, 2):
+        for video in sorted(used[one] & used[other]):
+            yield f"{label(annotations, video)} is used for {one} and for {other}"
+        for what, of_side in (("source", sources), ("frame", frames)):
+            for name in sorted(of_side[one] & of_side[other]):
+                yield f"the {what} {name} is used for {one} and for {other}"
+
+
+def _seen_and_unseen(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
+    unseen = {*benchmark.classes["val"], *benchmark.classes["test"]}
+    for name in sorted(unseen & set(benchmark.classes["train"])):
+        yield f"the class {name} is seen and {UNSEEN}"
+    for video in sorted(used_videos(benchmark, "train")):
+        shown = {annotations.categories[t.category_id] for t in annotations.tracks_of(video)}
+        for name in sorted(shown & unseen):
+            yield f"{label(annotations, video)} trains and shows {name}, which is {UNSEEN}"
+
+
+def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
+    for side, pairs in benchmark.pairs.items():
+        members = {name: set(videos) for name, videos in benchmark.supports[side].items()}
+        for key, supports in pairs.items():
+            number, _, name = key.partition(":")
+            query = int(number)
+            for support in sorted(set(supports)):
+                if source_of(annotations, support) == source_of(annotations, query):
+                    yield f"{label(annotations, query)} has a support of its own source"
+                if support not in members.get(name, ()):
+                    yield (
+                        f"{label(annotations, support)} helps a {side} query of {name} and is no "
+                        f"{side} support of it"
+                    )
+
+
+def _into_corpus(
+    benchmark: Benchmark, annotations: Annotations, corpus: Collection[Mapping[str, Any]]
+) -> Iterator[str]:
+    sources = query_sources(benchmark, annotations)
+    for row in corpus:
+        if row["source_id"] in sources:
+            yield f"the corpus clip {row['clip_id']} is of a query's source, {row['source_id']}"

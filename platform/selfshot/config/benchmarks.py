@@ -1,0 +1,164 @@
+"""The `benchmark` section, one model for each kind; docs/guide/benchmarks.md describes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from selfshot.config.fields import Count, Positive, Section, Share
+
+PAIRED_SUPPORTS = 10
+"""Supports that a manifest fixes for each val and test query; the first k are those of k shots."""
+
+Side = Annotated[int, Field(ge=32, multiple_of=8)]
+PathText = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
+"""A path, or the address of a folder elsewhere; a `Path` would lose a slash of `s3://`."""
+
+
+class SpritesBenchmark(Section):
+    """Videos that the program composes itself; see docs/guide/sprites.md."""
+
+    kind: Literal["sprites"] = "sprites"
+    height: Side = 64
+    width: Side = 64
+    num_frames: Annotated[int, Field(ge=2)] = 8
+    train_classes: Annotated[int, Field(ge=2)] = Field(48, description="seen classes, with masks")
+    val_classes: Count = Field(8, description="unseen classes on which choices are made")
+    test_classes: Count = Field(10, description="unseen classes that are scored")
+    train_queries: Count = Field(24, description="training query videos of each seen class")
+    train_supports: Count = Field(24, description="training support videos of each seen class")
+    eval_queries: Count = Field(24, description="val and test query videos of each unseen class")
+    eval_supports: Count = Field(12, description="oracle support videos of each unseen class")
+    corpus_clips: Count = 3000
+    corpus_seen_classes: Annotated[int, Field(ge=0)] = Field(
+        12, description="seen classes in the corpus beside every val and test class"
+    )
+    multi_shot_share: Share = Field(0.5, description="share of corpus clips with several shots")
+
+    @model_validator(mode="after")
+    def _corpus_seen_within_train(self) -> SpritesBenchmark:
+        if self.corpus_seen_classes > self.train_classes:
+            raise ValueError(
+                f"corpus_seen_classes: {self.corpus_seen_classes} is more than "
+                f"train_classes: {self.train_classes}; lower the first or raise the second"
+            )
+        return self
+
+
+class FilmedVideos(Section):
+    """What every benchmark of videos that were filmed says."""
+
+    frames: Path = Field(description="folder of the frames")
+    corpus: Path = Field(
+        description="folder of unlabelled clips, searched recursively, or a corpus that "
+        "`selfshot benchmark build yt8m_segments` wrote"
+    )
+    corpus_labels: Path | None = Field(
+        None, description="CSV with columns clip, rough_label; for diagnosis only"
+    )
+    height: Side = 96
+    width: Side = 160
+    num_frames: Count = 8
+
+
+class NamedSides(FilmedVideos):
+    """The unseen classes are named; all others are seen."""
+
+    val_classes: tuple[str, ...] = Field(
+        description="unseen classes on which choices are made (at least one)", min_length=1
+    )
+    test_classes: tuple[str, ...] = Field(
+        description="unseen classes that are scored (at least one)", min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> NamedSides:
+        both = sorted(set(self.val_classes) & set(self.test_classes))
+        if both:
+            raise ValueError(f"val_classes and test_classes share {both}; a class has one side")
+        return self
+
+
+class DealtSides(FilmedVideos):
+    """The unseen classes are published; their videos are dealt to val and test."""
+
+    val_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.5, description="share of each unseen class's sources that goes to val"
+    )
+
+
+class FolderBenchmark(NamedSides):
+    """Real annotated videos (YouTube-VIS JSON + frames) and a folder of real clips."""
+
+    kind: Literal["folder"]
+    annotations: Path = Field(description="YouTube-VIS JSON")
+
+
+class DavisBenchmark(NamedSides):
+    """A folder of frames and one of indexed PNG masks for each sequence."""
+
+    kind: Literal["davis"]
+    masks: Path = Field(description="folder of the sequences' folders of indexed PNGs")
+    classes: Path | None = Field(
+        None, description="CSV with columns sequence, object, class; none: the sequences' names"
+    )
+
+
+class SelfVisBenchmark(DealtSides):
+    """Self-VIS: YouTube-VIS's training videos of one class each."""
+
+    kind: Literal["self_vis"]
+    annotations: Path = Field(description="YouTube-VIS 2021 or 2019 training JSON")
+    extra_annotations: Path | None = Field(None, description="the other edition's JSON")
+
+
+class SelfOvisBenchmark(DealtSides):
+    """Self-OVIS: OVIS's training videos."""
+
+    kind: Literal["self_ovis"]
+    annotations: Path = Field(description="OVIS training JSON")
+
+
+class CocoOneShotBenchmark(DealtSides):
+    """COCO's images as videos of one frame, a quarter of the classes unseen."""
+
+    kind: Literal["coco_one_shot"]
+    annotations: Path = Field(description="COCO instances JSON")
+    fold: Annotated[int, Field(ge=1, le=4)] = Field(
+        1, description="unseen: every fourth class from this one on, in the order of the ids"
+    )
+    height: Side = 128
+    width: Side = 128
+    num_frames: Literal[1] = 1
+
+
+class Yt8mSegments(Section):
+    """A corpus alone: unlabelled clips, or segments of longer videos."""
+
+    kind: Literal["yt8m_segments"]
+    corpus: PathText = Field(
+        description="folder of clips or source videos, or its address, such as s3://bucket/clips"
+    )
+    segments: Path | None = Field(
+        None, description="CSV with columns clip (or uri), start_s and, optionally, end_s, source"
+    )
+    segment_s: Positive = Field(5.0, description="length of a segment that names no end")
+
+
+Benchmark = Annotated[
+    SpritesBenchmark
+    | FolderBenchmark
+    | DavisBenchmark
+    | SelfVisBenchmark
+    | SelfOvisBenchmark
+    | CocoOneShotBenchmark
+    | Yt8mSegments,
+    Field(discriminator="kind"),
+]
+
+KINDS: tuple[str, ...] = tuple(
+    get_args(section.model_fields["kind"].annotation)[0]
+    for section in get_args(get_args(Benchmark)[0])
+)

@@ -1,0 +1,71 @@
+"""The door to every builder: a benchmark's section in, its manifest folder out."""
+
+from __future__ import annotations
+
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfshot.config.benchmarks import SpritesBenchmark
+from selfshot.config.paths import is_address
+from selfshot.config.schema import Experiment
+from selfshot.studies.progress import Progress
+
+if TYPE_CHECKING:
+    from selfshot.benchmarks.manifest import Benchmark
+
+BUILDERS = {
+    "folder": "selfshot.benchmarks.folder:build_folder",
+    "davis": "selfshot.benchmarks.davis:build_davis",
+    "self_vis": "selfshot.benchmarks.self_shot:build_self_vis",
+    "self_ovis": "selfshot.benchmarks.self_shot:build_self_ovis",
+    "coco_one_shot": "selfshot.benchmarks.coco:build_coco_one_shot",
+    "yt8m_segments": "selfshot.benchmarks.yt8m_segments:build_yt8m_segments",
+}
+"""Builders of what was filmed. Each takes the settings of its section by their names."""
+
+
+def build_benchmark(
+    experiment: Experiment, folder: Path, scratch: Path, progress: Progress
+) -> Benchmark:
+    """Build an experiment's benchmark.
+
+    Args:
+        experiment: whose `benchmark` and `seed`.
+        folder: where the manifest is written.
+        scratch: where parts of it may be noted, so that a killed build goes on.
+        progress: is told what was found.
+
+    Raises:
+        UserError: it cannot be built from these inputs.
+    """
+    section = experiment.benchmark
+    arguments: dict[str, Any] = section.model_dump(exclude={"kind"})
+    if isinstance(section, SpritesBenchmark):
+        from selfshot.benchmarks.sprites.build import build_sprites
+        from selfshot.distributed.mapping import parallel_map
+
+        units = parallel_map(progress.every("units composed"))
+        return build_sprites(folder, scratch / "units", units, seed=experiment.seed, **arguments)
+    build = pkgutil.resolve_name(BUILDERS[section.kind])
+    made: Benchmark = build(folder, seed=experiment.seed, on_message=progress.note, **arguments)
+    return made
+
+
+def inputs_digest(experiment: Experiment) -> str | None:
+    """A digest of the files that a benchmark is made of; None if it is made of none.
+
+    The files are inputs: other files behind the same paths are another benchmark.
+    """
+    if isinstance(experiment.benchmark, SpritesBenchmark):
+        return None
+    from selfshot.benchmarks.fingerprint import fingerprint
+
+    files: dict[str, Path] = {}
+    roots: list[str | Path] = []
+    for name, value in experiment.benchmark:
+        if isinstance(value, Path) and not value.is_dir():
+            files[name] = value
+        elif isinstance(value, Path) or name == "corpus":
+            roots.append(value if is_address(str(value)) else Path(value))
+    return fingerprint(files, roots)

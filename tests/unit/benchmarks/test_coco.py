@@ -1,0 +1,151 @@
+"""COCO's images as videos of one frame, and the four folds of its classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfshot.benchmarks.coco import build_coco_one_shot, fold_sides
+from selfshot.benchmarks.manifest import Benchmark
+from selfshot.benchmarks.split import UNSEEN
+from selfshot.config.errors import UserError
+from selfshot.ops.masks import decode_rle
+
+NUMBERS = [1, 2, 3, 5, 8, 13, 21, 34]
+"""Ids with gaps, as COCO's have: 80 classes up to number 90."""
+
+POLYGON = [[2, 2, 11, 2, 11, 8, 2, 8]]
+CROWD = {"size": [10, 14], "counts": [20, 30, 90]}
+
+
+def instances(root: Path, images: list[list[int]]) -> dict[str, Any]:
+    """Images given as the positions of their classes, from 1."""
+    (root / "images").mkdir()
+    document: dict[str, Any] = {
+        "categories": [{"id": n, "name": f"class{i}"} for i, n in enumerate(NUMBERS, start=1)],
+        "images": [],
+        "annotations": [],
+    }
+    for number, positions in enumerate(images, start=100):
+        name = f"{number:012d}.jpg"
+        Image.new("RGB", (14, 10), (number, 90, 200)).save(root / "images" / name)
+        document["images"].append({"id": number, "file_name": name, "width": 14, "height": 10})
+        for position in positions:
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": NUMBERS[position - 1],
+                    "segmentation": POLYGON,
+                    "bbox": [2, 2, 9, 6],
+                    "area": 54.0,
+                    "iscrowd": 0,
+                }
+            )
+    (root / "clips").mkdir()
+    (root / "clips" / "one.mp4").write_bytes(b"one")
+    (root / "instances.json").write_text(json.dumps(document))
+    return {
+        "annotations": root / "instances.json",
+        "frames": root / "images",
+        "corpus": root / "clips",
+        "corpus_labels": None,
+        "fold": 2,
+        "val_share": 0.5,
+        "seed": 0,
+        "height": 32,
+        "width": 32,
+        "num_frames": 1,
+        "on_message": lambda message: None,
+    }
+
+
+def edit(settings: dict[str, Any], **changes: Any) -> None:
+    document = json.loads(settings["annotations"].read_text())
+    for section, change in changes.items():
+        change(document[section])
+    settings["annotations"].write_text(json.dumps(document))
+
+
+def test_folds_are_every_fourth_class_in_the_order_of_the_ids() -> None:
+    categories = {1 + i + i // 9: f"class{i:02d}" for i in reversed(range(80))}
+    unseen = []
+    for fold in (1, 2, 3, 4):
+        sides = fold_sides(categories, fold)
+        mine = [name for name, side in sides.items() if side == UNSEEN]
+        assert mine == [f"class{i:02d}" for i in range(fold - 1, 80, 4)]
+        assert sum(side == "train" for side in sides.values()) == 60
+        unseen += mine
+    assert sorted(unseen) == sorted(categories.values())
+
+
+def test_images_become_videos_of_one_frame(tmp_path: Path, check_promises, written) -> None:
+    images = [[i] for i in range(1, 9) for _ in range(4)] + [[1, 2], [2, 6], [1, 3]]
+    settings = instances(tmp_path, images)
+    made = build_coco_one_shot(tmp_path / "out", **settings)
+    annotations = written(tmp_path / "out")
+    check_promises(made, annotations)
+    assert made.classes["test"] == made.classes["val"] == ("class2", "class6")
+    assert made.name == "COCO one-shot, fold 2"
+    assert made.statistics["train_classes"] == 6 and made.statistics["val_test_classes"] == 2
+    assert made.statistics["mean_length"] == 1
+    # An image of seen and unseen classes never trains; one of two unseen classes asks for both.
+    assert made.counts["videos_of_seen_and_unseen"] == 1
+    asked = [*made.queries["val"], *made.queries["test"]]
+    assert (132, "class2") in asked
+    assert {(133, "class2"), (133, "class6")} <= set(asked)
+    assert 134 in {video for video, _ in made.queries["train"]}
+    assert len(asked) == 4 + 4 + 1 + 2
+    video, (track,) = annotations.videos[100], annotations.tracks_of(100)
+    assert (video.length, video.file_names) == (1, ("000000000100.jpg",))
+    mask = decode_rle(track.segmentations[0], 10, 14)
+    expected = np.zeros((10, 14), bool)
+    expected[2:8, 2:11] = True
+    assert (mask == expected).all()
+    assert track.boxes == ((2, 2, 9, 6),) and track.areas == (54.0,)
+    assert made.reader(tmp_path / "out").frames(100).shape == (1, 32, 32, 3)
+
+
+def test_crowds_are_no_targets(tmp_path: Path) -> None:
+    settings = instances(tmp_path, [[i] for i in range(1, 9) for _ in range(4)])
+
+    def crowd(entries: list[dict[str, Any]]) -> None:
+        entries[0].update(iscrowd=1, segmentation=CROWD)
+
+    edit(settings, annotations=crowd)
+    made = build_coco_one_shot(tmp_path / "out", **settings)
+    (reason,) = [why for what, why in made.set_aside if what.startswith("video 100")]
+    assert reason == "no train class is visible in the 1 frames of its clip"
+
+
+def test_broken_entries_are_set_aside_by_cocos_names(tmp_path: Path) -> None:
+    settings = instances(tmp_path, [[i] for i in range(1, 9) for _ in range(4)])
+
+    def no_name(entries: list[dict[str, Any]]) -> None:
+        del entries[1]["file_name"]
+
+    def two_points(entries: list[dict[str, Any]]) -> None:
+        entries[2]["segmentation"] = [[1, 2, 3, 4]]
+
+    edit(settings, images=no_name, annotations=two_points)
+    made: Benchmark = build_coco_one_shot(tmp_path / "out", **settings)
+    reasons = dict(made.set_aside)
+    assert "file_names[0]: None is not allowed" in reasons["images[1] (id 101)"]
+    (reason,) = [why for what, why in made.set_aside if what.startswith("video 102")]
+    assert "one of its instances cannot be read (annotations[2] (id 3)" in reason
+    assert made.counts["videos"] == 32 and made.counts["videos_set_aside"] == 2
+
+
+def test_another_json_is_refused(tmp_path: Path) -> None:
+    settings = instances(tmp_path, [[1]])
+    settings["annotations"].write_text('{"videos": [], "categories": [], "annotations": []}')
+    with pytest.raises(UserError, match=r'no list "images" in it.*kind .folder.'):
+        build_coco_one_shot(tmp_path / "out", **settings)
+    settings["annotations"].write_text("[]")
+    with pytest.raises(UserError, match='no list "images"'):
+        build_coco_one_shot(tmp_path / "out", **settings)
