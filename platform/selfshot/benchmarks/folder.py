@@ -19,19 +19,14 @@ from selfshot.benchmarks.folder_split import SIDES, Split, label, split_videos
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
-from selfshot.data.frames import read_frames
+from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import read_json
-from selfshot.data.video import VideoError
 from selfshot.data.ytvis import (
     Annotations,
     SetAside,
     load_annotations,
-    resolve_frame,
     save_annotations,
 )
-
-CHECK_SIDE = 8
-"""Frames are decoded this small, only to see that they can be: a JPEG then costs a millisecond."""
 
 
 def fingerprint(
@@ -239,21 +234,16 @@ def _sides_of_classes(
 
 def _frame_faults(annotations: Annotations, frames: Path, on_message: OnMessage) -> dict[int, str]:
     """Videos of which a frame is missing or cannot be decoded, with the reason."""
-
-    def fault(video: int) -> str | None:
-        names = annotations.videos[video].file_names
-        if not names:
-            return "it names no frames (file_names)"
-        for name in names:
-            try:
-                read_frames([resolve_frame(frames, name)], CHECK_SIDE, CHECK_SIDE)
-            except VideoError as error:
-                return f"frame {name}: {error.reason}"
-        return None
-
-    videos = sorted(annotations.videos)
-    found = zip(videos, in_threads(fault, videos, "videos checked", on_message), strict=True)
-    return {video: reason for video, reason in found if reason is not None}
+    reader = FrameReader(frames)
+    numbers = sorted(annotations.videos)
+    videos = [annotations.videos[number] for number in numbers]
+    try:
+        faults = list(in_threads(reader.fault, videos, "videos checked", on_message))
+    finally:
+        reader.close()
+    return {
+        number: reason for number, reason in zip(numbers, faults, strict=True) if reason is not None
+    }
 
 
 def _check_enough(split: Split, unseen: dict[str, tuple[str, ...]], file_name: str) -> None:
