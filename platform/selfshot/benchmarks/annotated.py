@@ -12,13 +12,9 @@ from typing import Any
 
 from selfshot.benchmarks.folder_corpus import OnMessage, in_threads
 from selfshot.config.errors import UserError
-from selfshot.data.frames import read_frames
+from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import read_json
-from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, SetAside, parse_annotations, resolve_frame
-
-CHECK_SIDE = 8
-"""Frames are decoded this small, only to see that they can be: a JPEG then costs a millisecond."""
 
 
 @dataclasses.dataclass
@@ -113,24 +109,24 @@ def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
         frames: what their file names are relative to.
         on_message: is told how far it is.
     """
+    reader = FrameReader(frames)
 
     def look(video: int) -> tuple[str | None, str]:
-        names = found.annotations.videos[video].file_names
-        if not names:
-            return "it names no frames (file_names)", ""
+        entry = found.annotations.videos[video]
+        reason = reader.fault(entry)
+        if reason is not None:
+            return reason, ""
         digest = hashlib.sha256()
-        for name in names:
-            path = resolve_frame(frames, name)
-            try:
-                read_frames([path], CHECK_SIDE, CHECK_SIDE)
-            except VideoError as error:
-                return f"frame {name}: {error.reason}", ""
-            digest.update(f"{name}\0{sha256_of(path)}\n".encode())
+        for name in entry.file_names:
+            digest.update(f"{name}\0{sha256_of(resolve_frame(frames, name))}\n".encode())
         return None, digest.hexdigest()
 
     videos = [video for video in sorted(found.annotations.videos) if video not in found.faults]
     whole = hashlib.sha256()
-    looked = in_threads(look, videos, "videos checked", on_message)
+    try:
+        looked = list(in_threads(look, videos, "videos checked", on_message))
+    finally:
+        reader.close()
     for video, (reason, digest) in zip(videos, looked, strict=True):
         if reason is None:
             whole.update(digest.encode())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from selfshot.data.frames import read_frames
-from selfshot.data.ytvis import Annotations, resolve_frame
+from selfshot.data.frames import FrameReader
+from selfshot.data.ytvis import Annotations
 from selfshot.ops.masks import decode_rle
 
 
@@ -47,6 +47,7 @@ class ClipReader:
     ) -> None:
         self.annotations = annotations
         self.frames_root = frames_root
+        self.frame_reader = FrameReader(frames_root)
         self.num_frames, self.height, self.width = num_frames, height, width
 
     def frame_indices(self, video_id: int) -> np.ndarray:
@@ -62,9 +63,7 @@ class ClipReader:
 
     def frames(self, video_id: int) -> np.ndarray:
         """Pixels, uint8 (T, H, W, 3)."""
-        names = self.annotations.videos[video_id].file_names
-        paths = [resolve_frame(self.frames_root, names[i]) for i in self.frame_indices(video_id)]
-        return read_frames(paths, self.height, self.width)
+        return self._read(video_id, self.frame_indices(video_id))
 
     def tracks(self, video_id: int, *, stride: int, category_id: int | None = None) -> TrackMasks:
         """Masks of the video's tracks, averaged over cells of `stride` × `stride` pixels.
@@ -78,10 +77,12 @@ class ClipReader:
 
     def frame(self, video_id: int, index: int, stride: int) -> tuple[np.ndarray, TrackMasks]:
         """One frame, uint8 (H, W, 3), and all its tracks with T = 1."""
-        name = self.annotations.videos[video_id].file_names[index]
-        path = resolve_frame(self.frames_root, name)
-        pixels = read_frames([path], self.height, self.width)[0]
+        pixels = self._read(video_id, np.array([index]))[0]
         return pixels, self._tracks_at(video_id, np.array([index]), stride, None)
+
+    def _read(self, video_id: int, indices: np.ndarray) -> np.ndarray:
+        video = self.annotations.videos[video_id]
+        return self.frame_reader.read(video, indices, self.height, self.width)
 
     def _tracks_at(
         self, video_id: int, indices: np.ndarray, stride: int, category_id: int | None

@@ -1,15 +1,130 @@
-"""Frames kept as image files."""
+"""Frames of annotated videos, kept as image files or in one video file a video."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from selfshot.data.guard import DECODE_AT, FileFrames, GuardedDecoder
 from selfshot.data.video import VideoError
+from selfshot.data.ytvis import Video, resolve_frame
+
+PIECE = 16
+"""Frames that are held at a time where a video is read piece by piece."""
+
+CHECK_SIDE = 8
+"""Frames are decoded this small, only to see that they can be: a JPEG then costs a millisecond."""
+
+CHECKED_AT_ONCE = 256
+"""Frames of a video file that are asked for at a time to see the same."""
+
+
+class FrameReader:
+    """Reads frames of annotated videos by their index.
+
+    A video file is decoded in a process of its own, which starts at the first one. Each thread,
+    and each process that this one forks, has another: their answers would get mixed up.
+    """
+
+    def __init__(self, frames_root: Path, *, time_limit_s: float = 20.0) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            frames_root: what the videos' file names are relative to.
+            time_limit_s: of reading from a video file once.
+        """
+        self.frames_root = frames_root
+        self.time_limit_s = time_limit_s
+        self._decoders: dict[tuple[int, int], GuardedDecoder] = {}
+
+    def read(
+        self, video: Video, indices: Sequence[int] | np.ndarray, height: int, width: int
+    ) -> UInt8[np.ndarray, "time height width 3"]:
+        """Frames of a video, resized, as RGB.
+
+        Args:
+            video: whose frames.
+            indices: of the frames in the video, in the order to give them back.
+            height: of the frames given back, in pixels.
+            width: of the frames given back, in pixels.
+
+        Raises:
+            VideoError: a file is missing or cannot be decoded, a video file has another number
+                of frames than the annotations say, or no file is named.
+        """
+        (frames,) = self.pieces(video, indices, height, width, size=max(len(indices), 1))
+        return frames
+
+    def pieces(
+        self,
+        video: Video,
+        indices: Sequence[int] | np.ndarray,
+        height: int,
+        width: int,
+        *,
+        size: int = PIECE,
+    ) -> Iterator[UInt8[np.ndarray, "time height width 3"]]:
+        """As `read`, but at most `size` frames at a time; a video file is decoded ahead."""
+        wanted = [int(index) for index in indices]
+        parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        if not video.file_names:
+            raise VideoError("it names no frames (file_names)", f"video {video.id}")
+        if video.video_file is None:
+            for part in parts:
+                names = (video.file_names[index] for index in part)
+                paths = [resolve_frame(self.frames_root, name) for name in names]
+                yield read_frames(paths, height, width)
+            return
+        path = str(resolve_frame(self.frames_root, video.video_file))
+        asked = (FileFrames(path, tuple(part), video.length, height, width) for part in parts)
+        for frames in self._decoder().decode_many(asked):
+            if isinstance(frames, VideoError):
+                raise frames
+            yield frames
+
+    def fault(self, video: Video) -> str | None:
+        """Why a frame of a video cannot be read; None where all can. They are decoded small."""
+        if not video.file_names:
+            return "it names no frames (file_names)"
+        one_file = video.video_file
+        # Images one by one, so that the one that cannot be read is named.
+        pieces = self.pieces(
+            video,
+            range(video.length),
+            CHECK_SIDE,
+            CHECK_SIDE,
+            size=CHECKED_AT_ONCE if one_file else 1,
+        )
+        num_read = 0
+        try:
+            for piece in pieces:
+                num_read += len(piece)
+        except VideoError as error:
+            name = f"video {one_file}" if one_file else f"frame {video.file_names[num_read]}"
+            return f"{name}: {error.reason}"
+        return None
+
+    def close(self) -> None:
+        """End the processes that decode; reading again starts them again."""
+        while self._decoders:
+            self._decoders.popitem()[1].close()
+
+    def _decoder(self) -> GuardedDecoder:
+        asker = os.getpid(), threading.get_ident()
+        if asker not in self._decoders:
+            self._decoders[asker] = GuardedDecoder(time_limit_s=self.time_limit_s, decode=DECODE_AT)
+        return self._decoders[asker]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the processes, so that a reader can be sent to another process."""
+        return self.__dict__ | {"_decoders": {}}
 
 
 def read_frames(

@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +32,7 @@ from jaxtyping import UInt8
 from selfshot.data.video import VideoError
 
 DECODE = "selfshot.data.video:sample_frames"
+DECODE_AT = "selfshot.data.video:frames_at"
 
 # Answers begin with a kind and a length: of the frames, of a reason, or of nothing.
 _HEADER = struct.Struct("<cQ")
@@ -53,6 +54,17 @@ class Clip:
     end_s: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class FileFrames:
+    """Frames of a video file by their index, at a size of their own; for `DECODE_AT`."""
+
+    path: str
+    indices: tuple[int, ...]
+    length: int
+    height: int
+    width: int
+
+
 class GuardedDecoder:
     """Decodes clips in a child process with a time limit, restarted after a crash or a hang.
 
@@ -62,20 +74,21 @@ class GuardedDecoder:
     def __init__(
         self,
         *,
-        num_frames: int,
-        height: int,
-        width: int,
+        num_frames: int = 0,
+        height: int = 0,
+        width: int = 0,
         time_limit_s: float = 20.0,
         decode: str = DECODE,
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            num_frames: frames of each clip.
-            height: of a frame, in pixels.
-            width: of a frame, in pixels.
+            num_frames: frames of each `Clip`; `FileFrames` say theirs.
+            height: of its frames, in pixels.
+            width: of its frames, in pixels.
             time_limit_s: of one clip; above 0.
-            decode: `module:function` with the signature of `sample_frames`.
+            decode: `module:function` with the signature of `sample_frames`, or of `frames_at` if
+                it is asked for `FileFrames`.
         """
         if not time_limit_s > 0:
             raise ValueError(f"time_limit_s: {time_limit_s} must be above 0")
@@ -86,7 +99,9 @@ class GuardedDecoder:
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
 
-    def decode(self, clip: Clip | Path | str) -> UInt8[np.ndarray, "time height width 3"]:
+    def decode(
+        self, clip: Clip | FileFrames | Path | str
+    ) -> UInt8[np.ndarray, "time height width 3"]:
         """The frames of one clip.
 
         Raises:
@@ -98,7 +113,7 @@ class GuardedDecoder:
         return answer
 
     def decode_many(
-        self, clips: Iterable[Clip | Path | str]
+        self, clips: Iterable[Clip | FileFrames | Path | str]
     ) -> Iterator[UInt8[np.ndarray, "time height width 3"] | VideoError]:
         """For each clip, in order, its frames or the error that it gave.
 
@@ -106,11 +121,11 @@ class GuardedDecoder:
             RuntimeError: the child does not start at all.
         """
         waiting = iter(clips)
-        asked: deque[Clip] = deque()
+        asked: deque[Clip | FileFrames] = deque()
         try:
             while True:
                 for clip in waiting:
-                    asked.append(clip if isinstance(clip, Clip) else Clip(str(clip)))
+                    asked.append(Clip(str(clip)) if isinstance(clip, Path | str) else clip)
                     self._ask(asked)
                     if len(asked) >= _AHEAD:
                         break
@@ -147,7 +162,7 @@ class GuardedDecoder:
         with contextlib.suppress(Exception):
             self.close()
 
-    def _ask(self, asked: deque[Clip]) -> None:
+    def _ask(self, asked: deque[Clip | FileFrames]) -> None:
         """Send the newest clip; a child that is new has to be told all of them."""
         if self._child is None:
             self._start()
@@ -155,11 +170,23 @@ class GuardedDecoder:
         else:
             to_send = [asked[-1]]
         assert self._child is not None and self._child.stdin is not None
-        lines = "".join(json.dumps(dataclasses.astuple(clip)) + "\n" for clip in to_send)
+        lines = "".join(json.dumps(self._request(clip)) + "\n" for clip in to_send)
         with contextlib.suppress(BrokenPipeError):  # It died: reading will tell.
             os.write(self._child.stdin.fileno(), lines.encode())
 
-    def _answer(self, asked: deque[Clip]) -> np.ndarray | VideoError:
+    def _request(self, clip: Clip | FileFrames) -> dict[str, Any]:
+        """The arguments of the function that decodes."""
+        request = dataclasses.asdict(clip)
+        if isinstance(clip, Clip):
+            request |= zip(("num_frames", "height", "width"), self.shape[:3], strict=True)
+        return request
+
+    def _shape(self, clip: Clip | FileFrames) -> tuple[int, ...]:
+        if isinstance(clip, Clip):
+            return self.shape
+        return (len(clip.indices), clip.height, clip.width, 3)
+
+    def _answer(self, asked: deque[Clip | FileFrames]) -> np.ndarray | VideoError:
         """What the child says of the oldest clip, or what became of the child."""
         if self._child is None:
             self._ask(asked)
@@ -169,7 +196,7 @@ class GuardedDecoder:
             kind, length = _HEADER.unpack(self._read(_HEADER.size, deadline))
             if kind == _REASON:
                 return VideoError(self._read(length, deadline).decode(), path)
-            frames = np.empty(self.shape, dtype=np.uint8)
+            frames = np.empty(self._shape(asked[0]), dtype=np.uint8)
             if kind != _FRAMES or length != frames.nbytes:
                 raise EOFError
             self._fill(frames.reshape(-1).data, deadline)
@@ -214,9 +241,6 @@ class GuardedDecoder:
         """
         settings = {
             "decode": self.decode_name,
-            "num_frames": self.shape[0],
-            "height": self.shape[1],
-            "width": self.shape[2],
             "alarm_s": self.time_limit_s + _ALARM_GRACE_S,
             "parent": os.getpid(),
         }
@@ -264,14 +288,12 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     module, _, name = settings["decode"].partition(":")
     decode = getattr(importlib.import_module(module), name)
-    size = {key: settings[key] for key in ("num_frames", "height", "width")}
     _send(answers, _READY, b"")
     for line in _lines_while_parent_lives(settings["parent"]):
-        path, start_s, end_s = json.loads(line)
         # Without a handler the kernel ends this process, whatever the decoder is stuck in.
         signal.setitimer(signal.ITIMER_REAL, settings["alarm_s"])
         try:
-            frames = np.ascontiguousarray(decode(path, start_s=start_s, end_s=end_s, **size))
+            frames = np.ascontiguousarray(decode(**json.loads(line)))
             kind, payload = _FRAMES, frames.reshape(-1).data
         except VideoError as error:
             kind, payload = _REASON, memoryview(error.reason.encode(errors="replace"))

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+"""How the name of a video file ends, in letters of either case."""
 
 DECODE_ALIGNMENT = 32
 _SMOOTH = Image.Resampling.BILINEAR
@@ -94,17 +98,66 @@ def sample_frames(
         )
     if not (start_s or 0.0) < (float("inf") if end_s is None else end_s):
         raise ValueError(f"start_s: {start_s} is not before end_s: {end_s}")
-    # decord cannot scale to some widths (16, 24, 48, 72, …: its lines are padded): those are
-    # decoded at the next multiple of 32 and resized here.
-    aligned = -(-width // DECODE_ALIGNMENT) * DECODE_ALIGNMENT
-    reader = _open(path, height=height, width=aligned)
-    try:
+
+    def middles(reader: Any) -> np.ndarray:
         indices = _middles(reader, num_frames, start_s, end_s)
         if indices is None:
             seconds = len(reader) / max(float(reader.get_avg_fps()), 1e-9)
             reason = f"no frame between {start_s} s and {end_s} s; it has {seconds:.2f} s"
             raise VideoError(reason, path)
-        frames = reader.get_batch(indices).asnumpy()
+        return indices
+
+    return _decode(path, middles, num_frames, height, width)
+
+
+def frames_at(
+    path: Path | str, *, indices: Sequence[int], length: int, height: int, width: int
+) -> UInt8[np.ndarray, "num_frames height width 3"]:
+    """Frames of a video by their index, resized while decoding.
+
+    Args:
+        path: the file.
+        indices: of the frames to take, from 0, in the order to give them back.
+        length: how many frames the video must have: with another number an index may mean
+            another moment.
+        height: of the frames given back, in pixels.
+        width: of the frames given back, in pixels.
+
+    Raises:
+        ValueError: no index, an index outside the video, or a size below 1.
+        VideoError: the file cannot be opened or decoded, or has another number of frames.
+    """
+    if not len(indices) or min(indices) < 0 or max(indices) >= length:
+        raise ValueError(f"indices: {list(indices)} must be some of 0 to {length - 1}")
+    if min(height, width) < 1:
+        raise ValueError(f"height, width: {height}, {width} must be at least 1")
+
+    def checked(reader: Any) -> np.ndarray:
+        if len(reader) != length:
+            raise VideoError(f"it has {len(reader)} frames where {length} are expected", path)
+        return np.asarray(indices, dtype=np.int64)
+
+    return _decode(path, checked, len(indices), height, width)
+
+
+def _decode(
+    path: Path | str,
+    choose: Callable[[Any], np.ndarray],
+    num_frames: int,
+    height: int,
+    width: int,
+) -> UInt8[np.ndarray, "num_frames height width 3"]:
+    """The frames whose indices `choose` gives for the opened video.
+
+    Raises:
+        VideoError: by `choose`, or the file cannot be opened or decoded.
+    """
+    # decord cannot scale to some widths (16, 24, 48, 72, …: its lines are padded): those are
+    # decoded at the next multiple of 32 and resized here.
+    aligned = -(-width // DECODE_ALIGNMENT) * DECODE_ALIGNMENT
+    reader = _open(path, height=height, width=aligned)
+    try:
+        frames = reader.get_batch(choose(reader)).asnumpy()
     except VideoError:
         raise
     except Exception as error:

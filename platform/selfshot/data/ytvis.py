@@ -6,7 +6,7 @@ Masks stay run lengths until someone asks for a frame, so memory is bounded by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -25,6 +25,7 @@ from selfshot.data.json_entries import (
     sized,
     write_json,
 )
+from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.ops.masks import Rle, rle_area, rle_to_box, to_rles
 
 __all__ = [
@@ -51,7 +52,11 @@ _MAX_PIXELS = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video and its frames' files, relative to the frames' root."""
+    """A video and its frames' files, relative to the frames' root.
+
+    There is a file for each of the `length` frames, or one video file that holds them all, or no
+    file is named.
+    """
 
     id: int
     width: int
@@ -59,6 +64,11 @@ class Video:
     length: int
     file_names: tuple[str, ...]
     source_id: str | None = None
+
+    @property
+    def video_file(self) -> str | None:
+        """The one file that holds all frames; None where each has its own, or none is named."""
+        return self.file_names[0] if _is_one_video(self.file_names) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +287,12 @@ def _inside(file_name: object) -> str:
     return file_name
 
 
+def _is_one_video(file_names: Sequence[str]) -> bool:
+    """Whether the names are that of one video file, rather than of images."""
+    suffixes = [PurePosixPath(name).suffix.lower() for name in file_names[:2]]
+    return len(suffixes) == 1 and suffixes[0] in VIDEO_SUFFIXES
+
+
 def _video(entry: Mapping[str, Any]) -> Video:
     video_id = integer(entry, "id")
     width, height = integer(entry, "width", low=1), integer(entry, "height", low=1)
@@ -292,8 +308,11 @@ def _video(entry: Mapping[str, Any]) -> Video:
             _inside(name)
         except ValueError as error:
             raise ValueError(f"file_names[{index}]: {error}") from None
+    is_one_video = _is_one_video(names)
+    if is_one_video and "length" not in entry:
+        raise ValueError(f"length: missing ({short(names[0])} holds all frames; say how many)")
     length = integer(entry, "length", low=1) if "length" in entry else len(names)
-    if length < 1 or len(names) not in (0, length):
+    if length < 1 or (len(names) not in (0, length) and not is_one_video):
         raise ValueError(f"length: {length} differs from the {len(names)} file_names")
     source_id = entry.get("source_id")
     return Video(

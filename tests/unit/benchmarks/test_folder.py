@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -465,3 +466,33 @@ def test_real_videos(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {name for _, name in made.queries["test"]} == set(section.test_classes)
     assert experiment.backbone.classes_per_batch <= len(made.classes["train"])
     assert len(experiment.evaluation.seeds) <= len(made.queries["test"])
+
+
+def _film(path: Path, length: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(length):
+            image = np.full((48, 64, 3), 9 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_frames_in_one_file_a_video(tmp_path: Path) -> None:
+    settings = _world(tmp_path, [*PLAIN, ("a", "s8"), ("a", "s9"), ("a", "s10")])
+    _film(settings["frames"] / "v2.mp4", LENGTH)
+    _film(settings["frames"] / "v8.mp4", LENGTH + 2)
+    (settings["frames"] / "v9.mp4").write_bytes(b"no video")
+
+    def in_one_file(document: dict[str, Any]) -> None:
+        for number in (2, 8, 9, 10):
+            names = [f"v{number}.mp4"]
+            document["videos"][number - 1] |= {"file_names": names, "length": LENGTH}
+
+    _edit(settings, in_one_file)
+    made = _build(settings)
+    assert 2 in _used(made, "train")
+    assert _reason(made, 8) == "video v8.mp4: it has 7 frames where 5 are expected"
+    assert _reason(made, 9) == "video v9.mp4: it cannot be opened as a video"
+    assert _reason(made, 10) == "video v10.mp4: No such file or directory"
+    assert made.reader(tmp_path / "out").frames(2).shape == (3, 16, 24, 3)

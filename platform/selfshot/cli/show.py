@@ -1,0 +1,241 @@
+"""`selfshot show`: draw annotations and results over their frames."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfshot.cli.app import app
+from selfshot.config.errors import UserError
+
+if TYPE_CHECKING:
+    from selfshot.benchmarks.manifest import Benchmark
+    from selfshot.data.ytvis import Annotations
+
+
+class Format(enum.StrEnum):
+    """What is written for each video."""
+
+    MP4 = "mp4"
+    GIF = "gif"
+    PNG = "png"
+
+
+@app.command()
+def show(
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", metavar="G.json", help="Annotations, YouTube-VIS JSON."),
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option("--frames", metavar="FOLDER", help="What their file names are relative to."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="R.json", help="Predictions, drawn beside them."),
+    ] = None,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option("--benchmark", metavar="FOLDER", help="Take those of a built benchmark."),
+    ] = None,
+    supports: Annotated[
+        Path | None,
+        typer.Option(
+            "--supports",
+            metavar="S.json",
+            help="With --benchmark: show these supports beside their queries.",
+        ),
+    ] = None,
+    videos: Annotated[
+        list[str] | None,
+        typer.Option("--video", metavar="ID", help="Only this video, by id or name; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where pictures are written.")
+    ] = Path("shown"),
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Repeatable; mp4 and png by default. png: contact sheet."),
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option("--min-score", metavar="S", help="Leave weaker predictions out.")
+    ] = 0.0,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", help="Predictions of a video at most.")
+    ] = 5,
+    fps: Annotated[
+        float, typer.Option("--fps", metavar="F", help="Frames a second of mp4 and gif.")
+    ] = 6.0,
+) -> None:
+    """Draw annotations and results over their frames: films, contact sheets and a page."""
+    if not math.isfinite(min_score):
+        raise UserError(f"--min-score: {min_score} is not allowed (a finite number)")
+    if top < 1:
+        raise UserError(f"--top: {top} is not allowed (an integer ≥ 1)")
+    if not 0.01 <= fps <= 240:
+        raise UserError(f"--fps: {fps:g} is not allowed (0.01 to 240 frames a second)")
+    source, frames_root, manifest = _sources(annotations, frames, benchmark, supports)
+    if results is not None and not results.is_file():
+        raise UserError(f"--results: {results} is no file (allowed: a YouTube-VIS JSON)")
+
+    from selfshot.data.frames import FrameReader
+    from selfshot.data.ytvis import load_annotations, load_results
+    from selfshot.evaluation.showing import Selection, show_videos
+
+    loaded = load_annotations(source)
+    selection = None
+    if results is not None:
+        try:
+            predictions = load_results(results, loaded)
+        except UserError as error:
+            raise UserError(f"{error} (are these results of {source}?)") from None
+        selection = Selection(predictions, min_score, top)
+    chosen = None
+    if benchmark is not None and supports is not None and manifest is not None:
+        from selfshot.evaluation.support_rows import ChosenSupports
+
+        chosen = ChosenSupports(supports, benchmark, manifest, manifest.reader(benchmark))
+    wanted = _wanted(loaded, videos, chosen.queries if chosen else list(loaded.videos), source)
+    with _Progress(len(wanted)) as progress:
+        drawn, left_out = show_videos(
+            loaded,
+            FrameReader(frames_root),
+            out,
+            videos=wanted,
+            formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
+            fps=fps,
+            results=selection,
+            supports=chosen.rows if chosen else None,
+            title=" and ".join(str(path) for path in (benchmark or source, results) if path),
+            on_video=progress.done,
+        )
+    if not drawn:
+        name, reason = left_out[0]
+        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
+        raise UserError(
+            f"--frames: {frames_root} has no frames of video {name}: {reason}{more}; give the "
+            f"folder that the file_names of {source} are relative to"
+        )
+    for name, reason in left_out:
+        print(f"left out: video {name}: {reason}", file=sys.stderr)
+    print(f"{len(drawn)} of {len(wanted)} videos drawn: {out / 'index.html'}")
+
+
+def _sources(
+    annotations: Path | None, frames: Path | None, benchmark: Path | None, supports: Path | None
+) -> tuple[Path, Path, Benchmark | None]:
+    """The annotations, the folder of the frames, and the benchmark if they are one's."""
+    if benchmark is None:
+        if supports is not None:
+            raise UserError("show: --supports needs --benchmark, whose clips they are")
+        if annotations is None or frames is None:
+            missing = "--frames" if annotations else "--annotations" if frames else None
+            raise UserError(
+                f"show: {missing} is missing; give both, or --benchmark"
+                if missing
+                else "show: nothing to draw; give --annotations and --frames, or --benchmark"
+            )
+        if not annotations.is_file():
+            raise UserError(
+                f"--annotations: {annotations} is no file (allowed: a YouTube-VIS JSON)"
+            )
+        if not frames.is_dir():
+            raise UserError(f"--frames: {frames} is no folder; give the folder of the frames")
+        return annotations, frames, None
+    if annotations is not None or frames is not None:
+        raise UserError("show: --benchmark brings its own --annotations and --frames; leave them")
+    if supports is not None and not supports.is_file():
+        raise UserError(f"--supports: {supports} is no file (allowed: a run's supports.json)")
+    if not (benchmark / "benchmark.json").is_file():
+        raise UserError(
+            f"--benchmark: {benchmark} holds no benchmark.json; give a folder that selfshot "
+            "benchmark build has made"
+        )
+    from selfshot.benchmarks.manifest import load_benchmark
+
+    try:
+        manifest = load_benchmark(benchmark)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"--benchmark: {benchmark / 'benchmark.json'} cannot be read: {error}; build the "
+            "benchmark again"
+        ) from None
+    root = (benchmark / manifest.frames_root).resolve()
+    if not root.is_dir():
+        raise UserError(
+            f"--benchmark: the frames of {benchmark} are not in {root}; build the benchmark again"
+        )
+    return benchmark / "annotations.json", root, manifest
+
+
+def _wanted(
+    annotations: Annotations, asked: Sequence[str] | None, otherwise: list[int], source: Path
+) -> list[int]:
+    """Ids of the videos to draw.
+
+    Raises:
+        UserError: a video that was asked for is none of the file's, or the file has none.
+    """
+    from selfshot.evaluation.showing import video_name
+
+    if not otherwise:
+        raise UserError(f"{source}: it has no videos; give annotations of some")
+    if not asked:
+        return otherwise
+    by_word: dict[str, list[int]] = {}
+    for number, video in annotations.videos.items():
+        by_word.setdefault(video_name(video), []).append(number)
+    # An id counts more than a name that looks like it.
+    by_word |= {str(number): [number] for number in annotations.videos}
+    wanted: list[int] = []
+    for word in asked:
+        if word not in by_word or not word:
+            close = difflib.get_close_matches(word, by_word, 3, 0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "give an id or a name of it"
+            raise UserError(f"--video: {word} is no video of {source} ({hint})")
+        wanted += by_word[word]
+    return list(dict.fromkeys(wanted))
+
+
+class _Progress:
+    """A bar on standard error, where that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def done(self, name: str) -> None:
+        self._bar.update(self._task, advance=1, description=name)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
