@@ -338,30 +338,3 @@ def test_version_schema_and_help(say) -> None:
     answer = say("train", "--help")
     assert answer.code == 0
     assert "encoder" in answer.out
-
-
-def test_evaluate_scores_files(say, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
-
-    class Truth:
-        categories = {3: "cat"}
-
-    def evaluate_tracks(truth, predictions, *, class_agnostic):
-        seen["class_agnostic"] = class_agnostic
-        return {"AP": 0.25, "APs": -1.0, "AP50_per_category": {3: 0.5}}
-
-    ytvis = ModuleType("selfshot.data.ytvis")
-    ytvis.load_annotations = lambda path: Truth()  # type: ignore[attr-defined]
-    ytvis.load_results = lambda path, truth: []  # type: ignore[attr-defined]
-    video_ap = ModuleType("selfshot.evaluation.video_ap")
-    video_ap.evaluate_tracks = evaluate_tracks  # type: ignore[attr-defined]
-    for module in (ytvis, video_ap):
-        parent = module.__name__.rpartition(".")[0]
-        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    files = ["--ground-truth", "good.yaml", "--results", "good.yaml"]
-    answer = say("evaluate", *files, "--class-agnostic", "--json", "out.json")
-    assert (answer.code, answer.err) == (0, "")
-    assert "25.0" in answer.out and "–" in answer.out and "AP50 cat" in answer.out
-    assert seen == {"class_agnostic": True}
-    assert json.loads(Path("out.json").read_text())["AP"] == 0.25

@@ -59,6 +59,8 @@ def read_annotated(
     content = read_json(path)
     if convert is not None:
         content = convert(content, path)
+    # Parsing empties the lists that it reads.
+    video_of = _videos_of_entries(content)
     entries: list[SetAside] = []
     loaded = parse_annotations(content, path, set_aside=entries)
     for name, count in Counter(loaded.categories.values()).items():
@@ -70,8 +72,7 @@ def read_annotated(
     found = Found(path.name, loaded, inputs={field: sha256_of(path)})
     for entry in entries:
         number = re.match(r"annotations\[(\d+)\]", entry.entry)
-        track = content["annotations"][int(number[1])] if number else None
-        video = track.get("video_id") if isinstance(track, dict) else None
+        video = video_of[int(number[1])] if number else None
         if isinstance(video, int) and video in loaded.videos:
             found.faults[video] = (
                 f"one of its instances cannot be read ({entry.entry}: {entry.reason})"
@@ -79,6 +80,14 @@ def read_annotated(
     found.unread = sum(entry.entry.startswith("videos[") for entry in entries)
     found.set_aside = [(entry.entry, entry.reason) for entry in entries]
     return found
+
+
+def _videos_of_entries(content: Any) -> list[Any]:
+    """What each annotation of a file names as its video; None where it names none."""
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return []
+    return [entry.get("video_id") if isinstance(entry, dict) else None for entry in entries]
 
 
 def sha256_of(path: Path) -> str:

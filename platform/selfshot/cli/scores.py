@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from selfshot.cli.app import Overrides, Resume, app
 from selfshot.cli.experiments import run_until
+from selfshot.cli.reading import ReadingProgress
+from selfshot.cli.score_tables import print_set_aside, print_tables
 from selfshot.config.errors import UserError
+
+if TYPE_CHECKING:
+    from selfshot.data.ytvis import Annotations, Prediction, SetAside
+
+DEFAULT_RESAMPLES = 1000
 
 
 @app.command()
@@ -34,14 +42,55 @@ def evaluate(
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Also write the figures here.")
     ] = None,
+    breakdown: Annotated[
+        bool,
+        typer.Option(
+            "--breakdown",
+            help="Also by instances, classes and length of a video, area and absence of a track.",
+        ),
+    ] = False,
+    resamples: Annotated[
+        int | None,
+        typer.Option(
+            "--bootstrap",
+            metavar="N",
+            min=1,
+            help="Also 95% intervals, by drawing the videos N times again.",
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="OTHER.json",
+            help="Also the interval of the difference to these predictions.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the draws of --bootstrap and --compare.")
+    ] = 0,
+    skip_invalid: Annotated[
+        bool,
+        typer.Option("--skip-invalid", help="Set wrong entries aside, count and list them."),
+    ] = False,
 ) -> None:
     """Score an experiment, or any results file against any annotations."""
-    files = ground_truth is not None or results is not None
+    of_files = {
+        "--ground-truth": ground_truth is not None,
+        "--results": results is not None,
+        "--class-agnostic": class_agnostic,
+        "--json": json_out is not None,
+        "--breakdown": breakdown,
+        "--bootstrap": resamples is not None,
+        "--compare": compare is not None,
+        "--skip-invalid": skip_invalid,
+    }
     if experiment is not None:
-        if files or class_agnostic or json_out is not None:
+        given = [option for option, is_given in of_files.items() if is_given]
+        if given:
             raise UserError(
-                "evaluate: EXPERIMENT.yaml and --ground-truth, --results, --class-agnostic or "
-                "--json exclude each other; give an experiment, or two files"
+                f"evaluate: EXPERIMENT.yaml and {', '.join(given)} exclude each other; give an "
+                "experiment, or two files"
             )
         run_until(experiment, overrides, resume, until="evaluation")
     elif ground_truth is None or results is None:
@@ -54,47 +103,92 @@ def evaluate(
     elif overrides or resume:
         raise UserError("evaluate: --set and --resume belong to EXPERIMENT.yaml, not to two files")
     else:
-        _evaluate_files(ground_truth, results, class_agnostic, json_out)
+        _check_files(ground_truth, results, compare, json_out)
+        files = _read_files(ground_truth, results, compare, skip_invalid)
+        if compare is not None and resamples is None:
+            resamples = DEFAULT_RESAMPLES
+        scores = _score(files, class_agnostic, breakdown, resamples, seed)
+        print_tables(scores, dict(files.annotations.categories))
+        if skip_invalid:
+            print_set_aside(files.set_aside)
+            scores["set_aside"] = [
+                {"file": str(path)} | dataclasses.asdict(one) for path, one in files.set_aside
+            ]
+        if json_out is not None:
+            _write_json(json_out, scores)
 
 
-def _evaluate_files(
-    ground_truth: Path, results: Path, class_agnostic: bool, json_out: Path | None
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """What was read, and what was set aside on the way."""
+
+    annotations: Annotations
+    predictions: list[Prediction]
+    other: list[Prediction] | None
+    set_aside: list[tuple[Path, SetAside]]
+
+
+def _check_files(
+    ground_truth: Path, results: Path, compare: Path | None, json_out: Path | None
 ) -> None:
-    for option, path in (("--ground-truth", ground_truth), ("--results", results)):
-        if not path.is_file():
+    named = {"--ground-truth": ground_truth, "--results": results, "--compare": compare}
+    for option, path in named.items():
+        if path is not None and not path.is_file():
             raise UserError(f"{option}: {path} is no file (allowed: a YouTube-VIS JSON)")
     if json_out is not None and (json_out.is_dir() or not json_out.parent.is_dir()):
         raise UserError(f"--json: {json_out} cannot be written (allowed: a file in a folder)")
-    from selfshot.data.ytvis import load_annotations, load_results
-    from selfshot.evaluation.video_ap import evaluate_tracks
-
-    annotations = load_annotations(ground_truth)
-    predictions = load_results(results, annotations)
-    scores = evaluate_tracks(annotations, predictions, class_agnostic=class_agnostic)
-    _print_scores(scores, dict(annotations.categories))
-    if json_out is not None:
-        try:
-            json_out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {json_out} cannot be written: {error.strerror}") from None
 
 
-def _print_scores(scores: dict[str, Any], categories: dict[int, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _read_files(
+    ground_truth: Path, results: Path, compare: Path | None, skip_invalid: bool
+) -> _Files:
+    from selfshot.data.ytvis import EntryError, load_annotations, load_results
 
-    def percent(value: float) -> str:
-        return "–" if value == -1 else f"{100 * value:.1f}"
+    noted: list[tuple[Path, list[SetAside]]] = []
 
-    table = Table(title="Video AP, percent", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in scores.items():
-        if isinstance(value, dict):
-            for category, one in value.items():
-                label = f"AP50 {categories.get(int(category), category)}"
-                table.add_row(Text(label), percent(float(one)))
-        else:
-            table.add_row(Text(name), percent(float(value)))
-    Console().print(table)
+    def note(path: Path) -> list[SetAside] | None:
+        noted.append((path, []))
+        return noted[-1][1] if skip_invalid else None
+
+    def read_results(path: Path) -> list[Prediction]:
+        with ReadingProgress(path) as progress:
+            return load_results(path, truth, set_aside=note(path), watch=progress.watch)
+
+    try:
+        with ReadingProgress(ground_truth) as progress:
+            truth = load_annotations(
+                ground_truth, set_aside=note(ground_truth), watch=progress.watch
+            )
+        predictions = read_results(results)
+        other = None if compare is None else read_results(compare)
+    except EntryError as error:
+        raise UserError(f"{error}, or set it aside with --skip-invalid") from None
+    set_aside = [(path, one) for path, entries in noted for one in entries]
+    return _Files(truth, predictions, other, set_aside)
+
+
+def _score(
+    files: _Files, class_agnostic: bool, breakdown: bool, resamples: int | None, seed: int
+) -> dict[str, Any]:
+    from selfshot.evaluation.bootstrap import bootstrap
+    from selfshot.evaluation.breakdown import break_down
+    from selfshot.evaluation.matches import compare_tracks
+    from selfshot.evaluation.video_ap import score_tracks
+
+    compared = compare_tracks(files.annotations, files.predictions)
+    scores = score_tracks(compared, class_agnostic=class_agnostic)
+    if breakdown:
+        scores["breakdown"] = break_down(compared, class_agnostic=class_agnostic)
+    if resamples is not None:
+        other = None if files.other is None else compare_tracks(files.annotations, files.other)
+        scores["bootstrap"] = bootstrap(
+            compared, other, class_agnostic=class_agnostic, resamples=resamples, seed=seed
+        )
+    return scores
+
+
+def _write_json(path: Path, scores: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json: {path} cannot be written: {error.strerror}") from None

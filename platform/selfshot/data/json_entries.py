@@ -13,6 +13,14 @@ from typing import Any, TypeGuard
 from selfshot.config.errors import UserError
 
 _MEND = "correct or remove the entry"
+_CHUNK = 2**22
+_ENTRIES_AT_ONCE = 64
+
+Watch = Callable[[str, int, int], None]
+"""Is told of a file being read: the step, how much of it is done, and how much there is.
+
+Steps are `bytes`, `parsing` (of unknown length: 0 of 0) and the sections of entries.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +31,26 @@ class SetAside:
     reason: str
 
 
+class EntryError(UserError):
+    """An entry of a file is wrong; without it the file can be read."""
+
+
 def read_entries(
     path: Path | str,
     section: str,
     entries: list[Any],
     add: Callable[[Mapping[str, Any]], None],
     set_aside: list[SetAside] | None,
+    watch: Watch | None = None,
 ) -> None:
-    """Add each entry; one that is wrong is named, and is an error or is set aside."""
+    """Add each entry; one that is wrong is named, and is an error or is set aside.
+
+    The list is emptied on the way, so that a large file is not held twice.
+    """
     for index, entry in enumerate(entries):
+        entries[index] = None
+        if watch and index % _ENTRIES_AT_ONCE == 0:
+            watch(section, index, len(entries))
         try:
             if not isinstance(entry, dict):
                 raise ValueError(f"{short(entry)} is not allowed (an object)")
@@ -40,19 +59,24 @@ def read_entries(
             number = entry.get("id") if isinstance(entry, dict) else None
             name = f"{section}[{index}]" + (f" (id {number})" if isinstance(number, int) else "")
             if set_aside is None:
-                raise UserError(f"{path}: {name}: {error}; {_MEND}") from None
+                raise EntryError(f"{path}: {name}: {error}; {_MEND}") from None
             set_aside.append(SetAside(name, str(error)))
+    if watch:
+        watch(section, len(entries), len(entries))
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, watch: Watch | None = None) -> Any:
     """The content of a JSON file.
+
+    Args:
+        path: the file.
+        watch: is told how far the reading is.
 
     Raises:
         UserError: it cannot be opened, or is not JSON.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(_read_text(path, watch))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the path of a JSON file") from None
     except json.JSONDecodeError as error:
@@ -64,6 +88,20 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}; is it JSON?") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: JSON that cannot be read: {error}") from None
+
+
+def _read_text(path: Path | str, watch: Watch | None) -> str:
+    content = bytearray()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while chunk := file.read(_CHUNK):
+            content += chunk
+            if watch:
+                watch("bytes", len(content), max(size, len(content)))
+    text = content.decode("utf-8")
+    if watch:
+        watch("parsing", 0, 0)
+    return text
 
 
 def write_json(path: Path | str, content: object) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 from selfshot.config.errors import UserError
 from selfshot.data.json_entries import (
+    EntryError,
     SetAside,
+    Watch,
     integer,
     is_finite,
     kind,
@@ -26,15 +28,17 @@ from selfshot.data.json_entries import (
     write_json,
 )
 from selfshot.data.video import VIDEO_SUFFIXES
-from selfshot.ops.masks import Rle, rle_area, rle_to_box, to_rles
+from selfshot.ops.masks import Rle, measured_rles, rle_to_box
 
 __all__ = [
     "Annotations",
     "Box",
+    "EntryError",
     "Prediction",
     "SetAside",
     "Track",
     "Video",
+    "Watch",
     "load_annotations",
     "load_results",
     "parse_annotations",
@@ -82,6 +86,10 @@ class Track:
     boxes: tuple[Box | None, ...]
     areas: tuple[float | None, ...]
     iscrowd: bool = False
+    pixels: tuple[int, ...] | None = dataclasses.field(
+        default=None, init=False, compare=False, repr=False
+    )
+    """Of each mask, if the reader counted them. Who replaces the masks loses the counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +100,10 @@ class Prediction:
     category_id: int
     score: float
     segmentations: tuple[Rle | None, ...]
+    pixels: tuple[int, ...] | None = dataclasses.field(
+        default=None, init=False, compare=False, repr=False
+    )
+    """As those of a track."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +126,9 @@ class Annotations:
         return {video_id: tuple(tracks) for video_id, tracks in found.items()}
 
 
-def load_annotations(path: Path | str, *, set_aside: list[SetAside] | None = None) -> Annotations:
+def load_annotations(
+    path: Path | str, *, set_aside: list[SetAside] | None = None, watch: Watch | None = None
+) -> Annotations:
     """Read a YouTube-VIS annotation file.
 
     Masks may be compressed or uncompressed RLE, polygons, or null (an empty list is read as null).
@@ -124,15 +138,20 @@ def load_annotations(path: Path | str, *, set_aside: list[SetAside] | None = Non
         path: the JSON file.
         set_aside: where given, an entry that cannot be used is appended here with its reason,
             and reading goes on without it and without what refers to it.
+        watch: is told how far the reading is.
 
     Raises:
         UserError: the file is not such a file; or, without `set_aside`, an entry of it is wrong.
     """
-    return parse_annotations(read_json(path), path, set_aside=set_aside)
+    return parse_annotations(read_json(path, watch), path, set_aside=set_aside, watch=watch)
 
 
 def parse_annotations(
-    content: Any, path: Path | str, *, set_aside: list[SetAside] | None = None
+    content: Any,
+    path: Path | str,
+    *,
+    set_aside: list[SetAside] | None = None,
+    watch: Watch | None = None,
 ) -> Annotations:
     """What `load_annotations` reads, from JSON that is read already; `path` names it."""
     if not isinstance(content, dict):
@@ -166,9 +185,9 @@ def parse_annotations(
         once(track.id, tracks)
         tracks[track.id] = track
 
-    read_entries(path, "videos", content["videos"], add_video, set_aside)
-    read_entries(path, "categories", content["categories"], add_category, set_aside)
-    read_entries(path, "annotations", content["annotations"], add_track, set_aside)
+    read_entries(path, "videos", content["videos"], add_video, set_aside, watch)
+    read_entries(path, "categories", content["categories"], add_category, set_aside, watch)
+    read_entries(path, "annotations", content["annotations"], add_track, set_aside, watch)
     return Annotations(videos, categories, tuple(tracks.values()))
 
 
@@ -215,7 +234,11 @@ def save_annotations(
 
 
 def load_results(
-    path: Path | str, annotations: Annotations, *, set_aside: list[SetAside] | None = None
+    path: Path | str,
+    annotations: Annotations,
+    *,
+    set_aside: list[SetAside] | None = None,
+    watch: Watch | None = None,
 ) -> list[Prediction]:
     """Read a results file: a list of `{video_id, category_id, score, segmentations}`.
 
@@ -223,11 +246,12 @@ def load_results(
         path: the JSON file.
         annotations: the ground truth, whose videos and categories the results may name.
         set_aside: as in `load_annotations`.
+        watch: likewise.
 
     Raises:
         UserError: the file is not such a file; or, without `set_aside`, an entry of it is wrong.
     """
-    content = read_json(path)
+    content = read_json(path, watch)
     if not isinstance(content, list):
         raise UserError(
             f"{path}: {kind(content)} is not allowed (a list of results; is this an "
@@ -241,10 +265,12 @@ def load_results(
         score = entry.get("score")
         if not is_finite(score):
             raise ValueError(f"score: {short(score)} is not allowed (a finite number)")
-        segmentations = _segmentations(entry, video)
-        predictions.append(Prediction(video.id, category_id, float(score), segmentations))
+        segmentations, pixels = _segmentations(entry, video)
+        prediction = Prediction(video.id, category_id, float(score), segmentations)
+        object.__setattr__(prediction, "pixels", pixels)
+        predictions.append(prediction)
 
-    read_entries(path, "results", content, add, set_aside)
+    read_entries(path, "results", content, add, set_aside, watch)
     return predictions
 
 
@@ -334,16 +360,19 @@ def _track(
     iscrowd = entry.get("iscrowd", 0)
     if iscrowd not in (0, 1):
         raise ValueError(f"iscrowd: {short(iscrowd)} is not allowed (0 or 1)")
-    segmentations = _segmentations(entry, video)
+    segmentations, pixels = _segmentations(entry, video)
     boxes, areas = entry.get("bboxes"), entry.get("areas")
     if boxes is None:
         boxes = [None] * video.length
     if areas is None:
-        areas = [None if rle is None else float(rle_area(rle)) for rle in segmentations]
+        areas = [
+            None if rle is None else float(area)
+            for rle, area in zip(segmentations, pixels, strict=True)
+        ]
     for name, values in (("bboxes", boxes), ("areas", areas)):
         if not isinstance(values, list) or len(values) != video.length:
             raise ValueError(f"{name}: {sized(values)} for a video of {video.length} frames")
-    return Track(
+    track = Track(
         id=track_id,
         video_id=video.id,
         category_id=category_id,
@@ -355,16 +384,20 @@ def _track(
         areas=tuple(_checked_area(area, frame) for frame, area in enumerate(areas)),
         iscrowd=bool(iscrowd),
     )
+    object.__setattr__(track, "pixels", pixels)
+    return track
 
 
-def _segmentations(entry: Mapping[str, Any], video: Video) -> tuple[Rle | None, ...]:
+def _segmentations(
+    entry: Mapping[str, Any], video: Video
+) -> tuple[tuple[Rle | None, ...], tuple[int, ...]]:
     segmentations = entry.get("segmentations")
     if not isinstance(segmentations, list) or len(segmentations) != video.length:
         raise ValueError(
             f"segmentations: {sized(segmentations)} for video {video.id} of {video.length} frames"
         )
     try:
-        return to_rles(segmentations, video.height, video.width)
+        return measured_rles(segmentations, video.height, video.width)
     except ValueError as error:
         raise ValueError(f"segmentations, {error}") from None
 

@@ -75,29 +75,44 @@ def to_rle(segmentation: object, height: int, width: int) -> Rle:
 def to_rles(segmentations: Sequence[object], height: int, width: int) -> tuple[Rle | None, ...]:
     """Compressed RLE of each frame of a track; `None` and empty lists are absent frames.
 
-    Compressed RLEs, which the public files hold, are checked together: a track costs little more
-    than a frame does in `to_rle`.
-
     Raises:
         ValueError: as in `to_rle`, with the index of the frame.
     """
+    return measured_rles(segmentations, height, width)[0]
+
+
+def measured_rles(
+    segmentations: Sequence[object], height: int, width: int
+) -> tuple[tuple[Rle | None, ...], tuple[int, ...]]:
+    """As `to_rles`, with the pixels of each frame, 0 where the track is absent.
+
+    Compressed RLEs, which the public files hold, are checked and counted together: a track costs
+    little more than a frame does in `to_rle`. They share one list as their size.
+
+    Raises:
+        ValueError: as in `to_rles`.
+    """
     rles: list[Rle | None] = [None] * len(segmentations)
-    text: dict[int, str] = {}
+    size = [height, width]
     for frame, segmentation in enumerate(segmentations):
-        if isinstance(segmentation, dict) and segmentation.get("size") == [height, width]:
+        if isinstance(segmentation, dict) and segmentation.get("size") == size:
             counts = segmentation.get("counts")
             if isinstance(counts, str):
-                text[frame] = counts
-                rles[frame] = {"size": [height, width], "counts": counts}
+                rles[frame] = {"size": size, "counts": counts}
                 continue
         if segmentation is None or segmentation == []:
             continue
         rles[frame] = _named(frame, segmentation, height, width)
-    if text and not _all_fill(list(text.values()), height * width):
-        for frame in text:
+    seen = [frame for frame, rle in enumerate(rles) if rle]
+    areas = _areas([rle["counts"] for rle in rles if rle], height * width)
+    if areas is None:
+        for frame in seen:
             _named(frame, segmentations[frame], height, width)
         raise AssertionError("a track is refused whose frames are not")
-    return tuple(rles)
+    pixels = [0] * len(segmentations)
+    for frame, area in zip(seen, areas, strict=True):
+        pixels[frame] = area
+    return tuple(rles), tuple(pixels)
 
 
 def counts_of(counts: str | bytes) -> np.ndarray:
@@ -110,7 +125,7 @@ def counts_of(counts: str | bytes) -> np.ndarray:
 
 
 def _runs_of(strings: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Run lengths of many compressed counts, one after another, and where each begins.
+    """Run lengths of many compressed counts, one after another, and where each begins and ends.
 
     Raises:
         ValueError: as in `counts_of`.
@@ -119,47 +134,75 @@ def _runs_of(strings: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         raw = [text.encode("ascii") if isinstance(text, str) else bytes(text) for text in strings]
     except UnicodeEncodeError:
         raise ValueError("counts: a character outside the RLE code") from None
-    codes = np.frombuffer(b"".join(raw), dtype=np.uint8).astype(np.int64) - 48
-    string_ends = np.cumsum([len(text) for text in raw])
+    text_bounds = _totals(np.array([len(text) for text in raw], dtype=np.int64))
+    # What is below the code's first character wraps around and is far above its last.
+    codes = np.frombuffer(b"".join(raw), dtype=np.uint8) - np.uint8(48)
     if not len(codes):
-        return codes, np.zeros(len(raw), dtype=np.int64)
-    if codes.min() < 0 or codes.max() > 63:
+        return codes.astype(np.int64), text_bounds
+    if codes.max() > 63:
         raise ValueError("counts: a character outside the RLE code")
 
     # Five bits a character, low bits first; bit 5 says that more follow, bit 4 of the last one
-    # is the sign.
-    is_end = codes < 32
-    if not is_end[string_ends[string_ends > 0] - 1].all():
+    # is the sign. Nearly all numbers have one character.
+    follows = codes > 31
+    text_ends = text_bounds[1:]
+    if follows[text_ends[text_ends > 0] - 1].any():
         raise ValueError("counts: cut short in the middle of a number")
-    ends = np.flatnonzero(is_end)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    length = ends - starts + 1
-    if length.max() > 7:
-        raise ValueError("counts: a number beyond 32 bits")
-    place = np.arange(len(codes)) - np.repeat(starts, length)
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    numbers -= ((codes[ends] & 16) > 0) * (1 << (5 * length))
+    numbers = (codes[~follows] ^ 16).astype(np.int64) - 16
+    low = np.flatnonzero(follows)
+    if len(low):
+        begin = np.flatnonzero(np.concatenate([[True], low[1:] - low[:-1] > 1]))
+        count = np.concatenate([begin[1:], [len(low)]]) - begin
+        if count.max() > 6:
+            raise ValueError("counts: a number beyond 32 bits")
+        place = np.arange(len(low)) - begin.repeat(count)
+        parts = (codes[low] & 31).astype(np.int64) << (5 * place)
+        longer = low[begin] - begin
+        numbers[longer] = (numbers[longer] << (5 * count)) + np.add.reduceat(parts, begin)
 
-    # From the fourth on, a number is the difference to the number before last.
-    last = np.concatenate([[0], np.cumsum(is_end)])[string_ends]
-    first = np.concatenate([[0], last[:-1]])
-    index = np.arange(len(numbers)) - np.repeat(first, last - first)
-    runs = numbers.copy()
-    for chained in (index % 2 == 1, (index % 2 == 0) & (index > 1)):
-        total = np.concatenate([[0], np.cumsum(np.where(chained, numbers, 0))])
-        of_string = total[1:] - np.repeat(total[first], last - first)
-        runs[chained] = of_string[chained]
-    return runs, first
+    # From the fourth on, a number is the difference to the number before last: two chains of sums,
+    # which begin at the second and the third number. The first stands alone.
+    bounds = text_bounds - low.searchsorted(text_bounds)
+    begins = bounds[:-1][bounds[1:] > bounds[:-1]]
+    alone = numbers[begins]
+    numbers[begins] = 0
+    for parity in (0, 1):
+        chain, start = numbers[parity::2], _chain_bounds(bounds, parity)
+        total = _totals(chain)
+        chain[:] = total[1:] - total[start[:-1]].repeat(start[1:] - start[:-1])
+    numbers[begins] = alone
+    return numbers, bounds
 
 
-def _all_fill(strings: Sequence[str], pixels: int) -> bool:
-    """Whether each of many compressed counts is well formed and fills a frame."""
+def _totals(values: np.ndarray) -> np.ndarray:
+    """The sum of all values before each, and of all."""
+    totals = np.zeros(len(values) + 1, dtype=np.int64)
+    values.cumsum(out=totals[1:])
+    return totals
+
+
+def _chain_bounds(bounds: np.ndarray, parity: int) -> np.ndarray:
+    """Where texts begin and end among every second number, from the first or the second on."""
+    return (bounds + (1 - parity)) // 2
+
+
+def _areas(strings: Sequence[str | bytes], pixels: int) -> list[int] | None:
+    """The area of each of many compressed counts; None if one is malformed or fills no frame."""
     try:
-        runs, first = _runs_of(strings)
+        runs, bounds = _runs_of(strings)
     except ValueError:
-        return False
-    total = np.diff(np.concatenate([[0], np.cumsum(runs)])[np.append(first, len(runs))])
-    return bool((total == pixels).all() and runs.min() >= 0)
+        return None
+    if len(runs) and runs.min() < 0:
+        return None
+    sums = []
+    for parity in (0, 1):
+        total = _totals(runs[parity::2])[_chain_bounds(bounds, parity)]
+        sums.append(total[1:] - total[:-1])
+    if (sums[0] + sums[1] != pixels).any():
+        return None
+    # Every second run is of the object, beginning with a mask's second.
+    areas: list[int] = np.where(bounds[:-1] % 2 == 0, sums[1], sums[0]).tolist()
+    return areas
 
 
 def _named(frame: int, segmentation: object, height: int, width: int) -> Rle:

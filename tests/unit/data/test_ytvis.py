@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from selfshot.data.ytvis import (
     save_annotations,
     save_results,
 )
-from selfshot.ops.masks import decode_rle, encode_rle
+from selfshot.ops.masks import decode_rle, encode_rle, rle_area
 
 HEIGHT, WIDTH, LENGTH = 5, 7, 3
 
@@ -125,6 +126,16 @@ def test_there_and_back(annotation_file: Path, tmp_path: Path) -> None:
         "changed.json",
         "copy.json",
     ]
+
+
+def test_the_reader_counts_pixels(annotation_file: Path, tmp_path: Path) -> None:
+    annotations = load_annotations(annotation_file)
+    first, second = load_results(_write(tmp_path, _results()), annotations)
+    assert first.pixels == (6, 0, 6)
+    assert second.pixels == (rle_area(second.segmentations[0] or {}),)
+    assert annotations.tracks_of(7)[1].pixels == (6, 6, 0)
+    # A count would be wrong after its masks have been replaced.
+    assert dataclasses.replace(first, segmentations=(None, RLE, None)).pixels is None
 
 
 def test_counts_as_bytes_are_written_as_text(annotation_file: Path, tmp_path: Path) -> None:
@@ -394,3 +405,30 @@ def test_any_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError):
         load_annotations(path)
+
+
+@fuzz
+@given(st.data())
+def test_changed_characters_are_read_or_refused(
+    annotation_file: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    annotations = load_annotations(annotation_file)
+    is_results = data.draw(st.booleans())
+    content = bytearray(json.dumps(_results() if is_results else _annotations()).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(content)))
+        end = start + data.draw(st.integers(0, 3))
+        likely = st.sampled_from([b'"', b"[", b"}", b",", b"NaN", b"-1e999", b"\x80", b"null"])
+        content[start:end] = data.draw(st.binary(max_size=3) | likely)
+    path = tmp_path / "bytes.json"
+    path.write_bytes(content)
+    try:
+        if is_results:
+            for prediction in load_results(path, annotations, set_aside=[]):
+                video = annotations.videos[prediction.video_id]
+                assert len(prediction.segmentations) == video.length
+                assert np.isfinite(prediction.score)
+        else:
+            load_annotations(path, set_aside=[])
+    except UserError:
+        return

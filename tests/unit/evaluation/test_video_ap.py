@@ -19,8 +19,9 @@ from selfshot.data.ytvis import (
     load_annotations,
     load_results,
 )
-from selfshot.evaluation.video_ap import episode_scores, evaluate_tracks, track_iou
-from selfshot.ops.masks import Rle, encode_rle
+from selfshot.evaluation.track_iou import Masks, masks_iou, track_iou
+from selfshot.evaluation.video_ap import episode_scores, evaluate_tracks
+from selfshot.ops.masks import Rle, decode_rle, encode_rle
 
 CASES = ["plain", "absent", "crowd", "large", "one_frame", "many_ties"]
 HEIGHT, WIDTH = 11, 13
@@ -45,11 +46,25 @@ def test_is_the_youtube_vis_evaluator(reference: Path, name: str, mode: str) -> 
     expected = json.loads((reference / "expected.json").read_text())[name][mode]
     ground_truth, predictions = _load(reference, name)
     ours = evaluate_tracks(ground_truth, predictions, class_agnostic=mode == "class_agnostic")
-    assert set(ours) == set(expected)
+    assert set(ours) == set(expected) | {"per_class_AP50", "pooled_AP50"}
     for key, value in expected.items():
         if key == "AP50_per_category":
             value = {int(category): figure for category, figure in value.items()}
         assert ours[key] == pytest.approx(value, abs=1e-9), key
+
+
+@pytest.mark.parametrize("mode", ["class_aware", "class_agnostic"])
+@pytest.mark.parametrize("name", CASES)
+def test_both_of_the_papers_figures_in_either_mode(reference: Path, name: str, mode: str) -> None:
+    expected = json.loads((reference / "expected.json").read_text())[name]
+    ours = evaluate_tracks(*_load(reference, name), class_agnostic=mode == "class_agnostic")
+    per_class, pooled = expected["class_aware"]["AP50"], expected["class_agnostic"]["AP50"]
+    assert ours["per_class_AP50"] == pytest.approx(per_class, abs=1e-9)
+    assert ours["pooled_AP50"] == pytest.approx(pooled, abs=1e-9)
+
+
+def test_no_reference_case_is_left_out(reference: Path) -> None:
+    assert set(json.loads((reference / "expected.json").read_text())) == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,6 +141,40 @@ def test_track_iou_that_cannot_matter_is_not_computed(at_least: float) -> None:
     assert ((exact >= at_least) == (quick >= at_least)).all()
     np.testing.assert_array_equal(quick[quick > 0], exact[quick > 0])
     assert (quick[exact > 0] == 0).any()
+
+
+@pytest.mark.parametrize(("rows", "columns", "frames"), [(2, 3, 61), (1, 1, 113), (67, 53, 2)])
+def test_track_iou_over_several_calls(rows: int, columns: int, frames: int) -> None:
+    """More frames than one call compares, and so many tracks that a call has one frame."""
+    rng = np.random.default_rng(frames)
+    some = _tracks_at_random(rng, 3, frames)
+    predicted = [some[int(rng.integers(3))][::-1] for _ in range(rows)]
+    annotated = [some[int(rng.integers(3))] for _ in range(columns)]
+    dense = [
+        np.stack([_dense(rles) for rles in tracks]).reshape(len(tracks), -1).astype(float)
+        for tracks in (predicted, annotated)
+    ]
+    inter = dense[0] @ dense[1].T
+    union = dense[0].sum(1)[:, None] + dense[1].sum(1) - inter
+    expected = inter / np.maximum(union, 1)  # No pixel in either of them is 0.
+    np.testing.assert_array_equal(track_iou(predicted, annotated), expected)
+
+
+def _dense(rles: list[Rle | None]) -> np.ndarray:
+    empty = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    return np.stack([empty if rle is None else decode_rle(rle, HEIGHT, WIDTH) for rle in rles])
+
+
+def test_areas_that_are_known_are_not_counted_again() -> None:
+    rng = np.random.default_rng(3)
+    tracks = _tracks_at_random(rng, 5, 7)
+    counted = Masks.of(tracks)
+    np.testing.assert_array_equal(counted.areas, [_dense(one).sum((1, 2)) for one in tracks])
+    half: list[Any] = [counted.areas[0].tolist(), None, None, counted.areas[3].tolist(), None]
+    np.testing.assert_array_equal(Masks.of(tracks, half).areas, counted.areas)
+    np.testing.assert_array_equal(
+        masks_iou(Masks.of(tracks, half), counted), masks_iou(counted, counted)
+    )
 
 
 def test_track_iou_without_a_pixel_or_a_track() -> None:

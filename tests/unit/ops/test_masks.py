@@ -15,6 +15,7 @@ from selfshot.ops.masks import (
     counts_of,
     decode_rle,
     encode_rle,
+    measured_rles,
     rle_area,
     rle_to_box,
     to_rle,
@@ -24,6 +25,7 @@ from selfshot.ops.masks import (
 masks = st.tuples(st.integers(1, 13), st.integers(1, 11)).flatmap(
     lambda shape: arrays(np.bool_, shape)
 )
+masks_of_one_size = arrays(np.bool_, (11, 13))
 json_like = st.recursive(
     st.none()
     | st.booleans()
@@ -169,6 +171,13 @@ def test_any_compressed_counts_are_refused_or_fill_the_frame(counts: str) -> Non
 def test_a_track_is_its_frames(track: list[np.ndarray | None]) -> None:
     rles = [None if mask is None else encode_rle(mask) for mask in track]
     assert list(to_rles(rles, 5, 7)) == rles
+
+
+@given(st.lists(st.none() | masks_of_one_size, max_size=5))
+def test_the_pixels_of_a_track(track: list[np.ndarray | None]) -> None:
+    rles = [None if mask is None else encode_rle(mask) for mask in track]
+    _, areas = measured_rles(rles, 11, 13)
+    assert list(areas) == [0 if mask is None else mask.sum() for mask in track]
 
 
 def test_a_track_of_mixed_forms() -> None:
