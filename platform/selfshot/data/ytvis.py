@@ -6,12 +6,13 @@ Masks stay run lengths until someone asks for a frame, so memory is bounded by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from selfshot.config.errors import UserError
+from selfshot.data.frame_paths import inside, is_one_video, resolve_frame
 from selfshot.data.json_entries import (
     EntryError,
     SetAside,
@@ -27,7 +28,6 @@ from selfshot.data.json_entries import (
     sized,
     write_json,
 )
-from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.ops.masks import Rle, measured_rles, rle_to_box
 
 __all__ = [
@@ -72,7 +72,7 @@ class Video:
     @property
     def video_file(self) -> str | None:
         """The one file that holds all frames; None where each has its own, or none is named."""
-        return self.file_names[0] if _is_one_video(self.file_names) else None
+        return self.file_names[0] if is_one_video(self.file_names) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,35 +290,6 @@ def save_results(path: Path | str, predictions: list[Prediction]) -> None:
     )
 
 
-def resolve_frame(root: Path | str, file_name: str) -> Path:
-    """The path of a frame below the frames' root.
-
-    Raises:
-        UserError: the name is empty, absolute, or steps out of the root.
-    """
-    try:
-        return Path(root) / _inside(file_name)
-    except ValueError as error:
-        raise UserError(f"{root}: file_name: {error}") from None
-
-
-def _inside(file_name: object) -> str:
-    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
-        raise ValueError(f"{short(file_name)} is not allowed (a path below the frames' root)")
-    for form in (PurePosixPath(file_name), PureWindowsPath(file_name)):
-        if form.is_absolute() or form.drive or form.root or ".." in form.parts:
-            raise ValueError(
-                f"{short(file_name)} leaves the frames' root (give a path below it, without ..)"
-            )
-    return file_name
-
-
-def _is_one_video(file_names: Sequence[str]) -> bool:
-    """Whether the names are that of one video file, rather than of images."""
-    suffixes = [PurePosixPath(name).suffix.lower() for name in file_names[:2]]
-    return len(suffixes) == 1 and suffixes[0] in VIDEO_SUFFIXES
-
-
 def _video(entry: Mapping[str, Any]) -> Video:
     video_id = integer(entry, "id")
     width, height = integer(entry, "width", low=1), integer(entry, "height", low=1)
@@ -331,14 +302,14 @@ def _video(entry: Mapping[str, Any]) -> Video:
         raise ValueError(f"file_names: {short(names)} is not allowed (a list of paths)")
     for index, name in enumerate(names):
         try:
-            _inside(name)
+            inside(name)
         except ValueError as error:
             raise ValueError(f"file_names[{index}]: {error}") from None
-    is_one_video = _is_one_video(names)
-    if is_one_video and "length" not in entry:
+    one_video = is_one_video(names)
+    if one_video and "length" not in entry:
         raise ValueError(f"length: missing ({short(names[0])} holds all frames; say how many)")
     length = integer(entry, "length", low=1) if "length" in entry else len(names)
-    if length < 1 or (len(names) not in (0, length) and not is_one_video):
+    if length < 1 or (len(names) not in (0, length) and not one_video):
         raise ValueError(f"length: {length} differs from the {len(names)} file_names")
     source_id = entry.get("source_id")
     return Video(

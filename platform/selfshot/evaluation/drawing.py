@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 
 from selfshot.data.ytvis import Prediction, Track
 from selfshot.evaluation.pictures import PALETTE
-from selfshot.evaluation.video_ap import track_iou
+from selfshot.evaluation.track_iou import track_iou
 from selfshot.ops.masks import Rle, decode_rle
 
 Colour = tuple[int, int, int]
