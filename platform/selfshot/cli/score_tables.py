@@ -45,6 +45,7 @@ def print_set_aside(set_aside: Sequence[tuple[Path, SetAside]]) -> None:
 
 
 def _percent(value: float | None) -> str:
+    """A figure; the evaluator writes -1 for one without ground truth."""
     return "–" if value is None or value == -1 else f"{100 * value:.1f}"
 
 
@@ -92,7 +93,7 @@ def _intervals(found: dict[str, Any]) -> Table:
     table = _table(
         f"95% intervals over {found['resamples']} draws of the videos, percent",
         ["figure"],
-        ["value", "from", "to", "above 0"],
+        ["value", "from", "to", "bias", "above 0"],
     )
     rows = [(name, found[name]) for name in ("AP50", "AP")]
     if "difference" in found:
@@ -107,6 +108,7 @@ def _intervals(found: dict[str, Any]) -> Table:
                 _signed(figures[key]) if signed else _percent(figures[key])
                 for key in ("value", "low", "high")
             ),
+            _signed(figures["bias"]),
             "" if above is None else f"{100 * above:.1f}",
         )
     return table

@@ -8,6 +8,10 @@ exactly the score of the data set with those videos repeated, ties of scores apa
 Videos are drawn, not instances, because instances of one video are found or missed together. What
 the interval shows is how the score would vary with other videos of the same kind; it does not show
 how it would vary with another training.
+
+A resample has fewer different videos than there are, and average precision rises where there is
+less to rank: with few videos a category the resamples lie above the score. `bias` says by how much;
+most of it cancels in a difference.
 """
 
 from __future__ import annotations
@@ -46,11 +50,11 @@ def bootstrap(
         seed: of the draws.
 
     Returns:
-        `AP50` and `AP`, each with `value`, and `low` and `high` between which 95% of the
-        resamples lie; `resamples` and `seed`. With `other` also `other`, alike, and `difference`
-        (ours less the other), which has `above` too, the share of resamples in which ours is the
-        larger. A resample without any ground truth is left out; figures are -1 (a difference is
-        None) if that is so of all.
+        `AP50` and `AP`, each with `value`, `low` and `high` between which 95% of the resamples
+        lie, and `bias`, by which their mean exceeds the value; `resamples` and `seed`. With
+        `other` also `other`, alike, and `difference` (ours less the other), which has `above`
+        too, the share of resamples in which ours is the larger. A resample without any ground
+        truth is left out; what is then unknown is None.
     """
     counts = draw_videos(len(compared.videos), resamples, seed)
     ours = _values(compared, counts, class_agnostic)
@@ -58,13 +62,11 @@ def bootstrap(
     if other is not None:
         theirs = _values(other, counts, class_agnostic)
         found["other"] = _intervals(theirs)
+        differences = {name: ours[name] - theirs[name] for name in ours}
         found["difference"] = {
-            name: _interval(ours[name] - theirs[name]) for name in ours
-        }  # fmt: skip
-        for name in ours:
-            drawn = (ours[name] - theirs[name])[1:]
-            known = drawn[~np.isnan(drawn)]
-            found["difference"][name]["above"] = float((known > 0).mean()) if len(known) else None
+            name: interval | {"above": _share_above_0(differences[name])}
+            for name, interval in _intervals(differences).items()
+        }
     return found
 
 
@@ -150,18 +152,27 @@ def _mean_of_known(
     return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
-def _intervals(values: dict[str, Float[np.ndarray, " values"]]) -> dict[str, Any]:
-    return {
-        name: {key: -1.0 if one is None else one for key, one in _interval(some).items()}
-        for name, some in values.items()
-    }
+def _intervals(
+    values: dict[str, Float[np.ndarray, " values"]],
+) -> dict[str, dict[str, float | None]]:
+    """The first of each values, and between what most of the others lie."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, some in values.items():
+        value, drawn = float(some[0]), _known(some[1:])
+        found[name] = dict.fromkeys(("value", "low", "high", "bias"))
+        if not np.isnan(value):
+            found[name]["value"] = value
+            if len(drawn):
+                tail = (1 - CONFIDENCE) / 2
+                low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
+                found[name] |= {"low": low, "high": high, "bias": float(drawn.mean()) - value}
+    return found
 
 
-def _interval(values: Float[np.ndarray, " values"]) -> dict[str, float | None]:
-    """The first value, and between what most of the others lie."""
-    value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
-    if np.isnan(value) or not len(drawn):
-        return {"value": None if np.isnan(value) else value, "low": None, "high": None}
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
-    return {"value": value, "low": low, "high": high}
+def _share_above_0(values: Float[np.ndarray, " values"]) -> float | None:
+    drawn = _known(values[1:])
+    return float((drawn > 0).mean()) if len(drawn) else None
+
+
+def _known(values: Float[np.ndarray, " values"]) -> Float[np.ndarray, " known"]:
+    return values[~np.isnan(values)]

@@ -14,7 +14,7 @@ from selfshot.ops.masks import Rle
 
 # One call compares several frames, and the boxes of every mask with those of every other. This many
 # pairs of boxes cost about what a call costs.
-_BOXES_A_CALL = 3000
+_BOXES_A_CALL = 1500
 _ABSENT = {"size": [0, 0], "counts": "0"}
 
 
@@ -72,6 +72,34 @@ def masks_iou(
     predicted: Masks, annotated: Masks, *, at_least: float = 0.0
 ) -> Float[np.ndarray, "predictions tracks"]:
     """As `track_iou`, of tracks whose pixels are counted."""
+    chosen, same_as = _distinct(predicted)
+    return _distinct_iou(chosen, annotated, at_least)[same_as]
+
+
+def _distinct(masks: Masks) -> tuple[Masks, Int[np.ndarray, " tracks"]]:
+    """Each track once, and which of these every track is.
+
+    Many models give one track under several labels.
+    """
+    kept: list[int] = []
+    same_as = np.zeros(len(masks.rles), dtype=np.int64)
+    of_areas: dict[bytes, list[int]] = {}
+    for track, areas in enumerate(masks.areas):
+        alike = of_areas.setdefault(areas.tobytes(), [])
+        for place in alike:
+            if masks.rles[kept[place]] == masks.rles[track]:
+                same_as[track] = place
+                break
+        else:
+            same_as[track] = len(kept)
+            alike.append(len(kept))
+            kept.append(track)
+    return Masks([masks.rles[track] for track in kept], masks.areas[kept]), same_as
+
+
+def _distinct_iou(
+    predicted: Masks, annotated: Masks, at_least: float
+) -> Float[np.ndarray, "predictions tracks"]:
     inter = np.zeros((len(predicted.rles), len(annotated.rles)))
     if not inter.size:
         return inter

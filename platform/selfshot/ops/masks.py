@@ -87,7 +87,8 @@ def measured_rles(
     """As `to_rles`, with the pixels of each frame, 0 where the track is absent.
 
     Compressed RLEs, which the public files hold, are checked and counted together: a track costs
-    little more than a frame does in `to_rle`. They share one list as their size.
+    little more than a frame does in `to_rle`. They share one list as their size. A mask in which a
+    run is empty is written anew: pycocotools stops comparing where two masks have one.
 
     Raises:
         ValueError: as in `to_rles`.
@@ -104,11 +105,14 @@ def measured_rles(
             continue
         rles[frame] = _named(frame, segmentation, height, width)
     seen = [frame for frame, rle in enumerate(rles) if rle]
-    areas = _areas([rle["counts"] for rle in rles if rle], height * width)
-    if areas is None:
+    measured = _measure([rle["counts"] for rle in rles if rle], height * width)
+    if measured is None:
         for frame in seen:
             _named(frame, segmentations[frame], height, width)
         raise AssertionError("a track is refused whose frames are not")
+    areas, have_empty_runs = measured
+    for index in have_empty_runs:
+        rles[seen[index]] = encode_rle(decode_rle(rles[seen[index]], height, width))
     pixels = [0] * len(segmentations)
     for frame, area in zip(seen, areas, strict=True):
         pixels[frame] = area
@@ -186,8 +190,11 @@ def _chain_bounds(bounds: np.ndarray, parity: int) -> np.ndarray:
     return (bounds + (1 - parity)) // 2
 
 
-def _areas(strings: Sequence[str | bytes], pixels: int) -> list[int] | None:
-    """The area of each of many compressed counts; None if one is malformed or fills no frame."""
+def _measure(strings: Sequence[str | bytes], pixels: int) -> tuple[list[int], list[int]] | None:
+    """The areas of many compressed counts, and which of them have an empty run after the first.
+
+    None if one of them is malformed or does not fill a frame.
+    """
     try:
         runs, bounds = _runs_of(strings)
     except ValueError:
@@ -201,8 +208,12 @@ def _areas(strings: Sequence[str | bytes], pixels: int) -> list[int] | None:
     if (sums[0] + sums[1] != pixels).any():
         return None
     # Every second run is of the object, beginning with a mask's second.
-    areas: list[int] = np.where(bounds[:-1] % 2 == 0, sums[1], sums[0]).tolist()
-    return areas
+    areas = np.where(bounds[:-1] % 2 == 0, sums[1], sums[0])
+    empty = runs == 0
+    empty[bounds[:-1]] = False
+    places = np.flatnonzero(empty)
+    found = np.unique(bounds.searchsorted(places, side="right") - 1) if len(places) else places
+    return areas.tolist(), found.tolist()
 
 
 def _named(frame: int, segmentation: object, height: int, width: int) -> Rle:

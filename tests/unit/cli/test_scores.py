@@ -133,7 +133,7 @@ def test_intervals_and_a_comparison(say: Callable[..., Answer]) -> None:
     assert f"{100 * found['difference']['AP50']['value']:+.1f}" in answer.out
     say("evaluate", *FILES, "--compare", "results.json", "--json", "out.json")
     difference = json.loads(Path("out.json").read_text())["bootstrap"]["difference"]["AP50"]
-    assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "above": 0.0}
+    assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "bias": 0.0, "above": 0.0}
 
 
 # Bad input: one message that names the file, the entry and the mend, and exit code 2.

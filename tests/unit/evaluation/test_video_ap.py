@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_track_iou_that_cannot_matter_is_not_computed(at_least: float) -> None:
     assert (quick[exact > 0] == 0).any()
 
 
-@pytest.mark.parametrize(("rows", "columns", "frames"), [(2, 3, 61), (1, 1, 113), (67, 53, 2)])
+@pytest.mark.parametrize(("rows", "columns", "frames"), [(2, 3, 61), (1, 2, 307), (67, 53, 2)])
 def test_track_iou_over_several_calls(rows: int, columns: int, frames: int) -> None:
     """More frames than one call compares, and so many tracks that a call has one frame."""
     rng = np.random.default_rng(frames)
@@ -163,6 +164,27 @@ def test_track_iou_over_several_calls(rows: int, columns: int, frames: int) -> N
 def _dense(rles: list[Rle | None]) -> np.ndarray:
     empty = np.zeros((HEIGHT, WIDTH), dtype=bool)
     return np.stack([empty if rle is None else decode_rle(rle, HEIGHT, WIDTH) for rle in rles])
+
+
+def test_a_track_that_is_given_twice_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    first, second, other = _tracks_at_random(rng, 3, 5)
+    # Of the areas of the first one, but another mask.
+    turned = [None if rle is None else encode_rle(_dense([rle])[0][::-1]) for rle in first]
+    assert turned != first
+    compared: list[int] = []
+    plain = coco_mask.iou
+
+    def counting(one: list[Rle], *rest: Any) -> np.ndarray:
+        compared.append(len(one))
+        return plain(one, *rest)
+
+    monkeypatch.setattr(coco_mask, "iou", counting)
+    alone = track_iou([first, second, turned], [other])
+    number = sum(compared)
+    again = track_iou([first, copy.deepcopy(first), second, turned, first], [other])
+    np.testing.assert_array_equal(again, alone[[0, 0, 1, 2, 0]])
+    assert sum(compared) == 2 * number > 0
 
 
 def test_areas_that_are_known_are_not_counted_again() -> None:

@@ -180,6 +180,20 @@ def test_the_pixels_of_a_track(track: list[np.ndarray | None]) -> None:
     assert list(areas) == [0 if mask is None else mask.sum() for mask in track]
 
 
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=3))
+def test_masks_with_empty_runs_are_written_anew(tracks: list[list[int]]) -> None:
+    """Of identical masks with an empty run pycocotools says that they share nothing."""
+    forms = [{"size": [5, 7], "counts": [*runs, 35 - sum(runs)]} for runs in tracks]
+    packed = [coco_mask.frPyObjects(form, 5, 7)["counts"].decode() for form in forms]
+    some = [{"size": [5, 7], "counts": counts} for counts in packed]
+    rles, areas = measured_rles(some, 5, 7)
+    for form, rle, area in zip(forms, rles, areas, strict=True):
+        mask = decode_rle(form, 5, 7)
+        assert rle == encode_rle(mask)
+        assert area == mask.sum()
+        assert to_rles([form], 5, 7) == (rle,)
+
+
 def test_a_track_of_mixed_forms() -> None:
     mask = np.zeros((11, 13), dtype=bool)
     mask[3:5, 2:7] = True
