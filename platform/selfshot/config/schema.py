@@ -143,7 +143,7 @@ class VisConfig(Section):
     train_shots: Count = 1
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
-    optimiser: Optimiser = Optimiser(steps=700, learning_rate=8e-4)
+    optimiser: Optimiser = Optimiser(steps=600, learning_rate=8e-4)
 
     @model_validator(mode="after")
     def _shapes(self) -> VisConfig:
@@ -181,7 +181,7 @@ class ComputeConfig(Section):
     address: str | None = Field(None, description="a Ray cluster's address; none: this machine")
     num_workers: Count = Field(1, description="Ray Train workers of each training stage")
     use_gpu: bool = False
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
     threads_per_worker: Count | None = Field(None, description="none: cores / num_workers")
     parallel_trials: Count = Field(2, description="evaluation trials at one time")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="restarts of a dead worker")
