@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
-from selfshot.ops.masks import Rle
+from selfshot.ops.masks import Rle, object_runs
+from selfshot.ops.overlap import WIDEST, layers_of, shared_of_layers, shared_of_runs
 
-# One call compares several frames, and the boxes of every mask with those of every other. This many
-# pairs of boxes cost about what a call costs.
-_BOXES_A_CALL = 1500
-_ABSENT = {"size": [0, 0], "counts": "0"}
+# So many at once fit into a cache, and hopeless pairs are known before all is read.
+_MASKS_AT_ONCE = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +112,11 @@ def _distinct_iou(
     promising = _promising(left, total, at_least)
     while len(order) and promising.any():
         rows, columns = np.flatnonzero(promising.any(1)), np.flatnonzero(promising.any(0))
-        count = max(1, math.isqrt(_BOXES_A_CALL // (len(rows) * len(columns))))
+        count = max(1, _MASKS_AT_ONCE // (len(rows) + len(columns)))
         frames, order = order[:count], order[count:]
-        inter[np.ix_(rows, columns)] += _shared_pixels(predicted, annotated, rows, columns, frames)
+        inter[np.ix_(rows, columns)] += _shared_pixels(
+            predicted, annotated, rows, columns, frames, promising[np.ix_(rows, columns)]
+        )
         left -= most[..., frames].sum(-1)
         promising &= _promising(inter + left, total, at_least)
     union = total - inter
@@ -142,36 +143,39 @@ def _shared_pixels(
     rows: Int[np.ndarray, " rows"],
     columns: Int[np.ndarray, " columns"],
     frames: Int[np.ndarray, " frames"],
+    wanted: Bool[np.ndarray, "rows columns"],
 ) -> Float[np.ndarray, "rows columns"]:
-    """The pixels that tracks share in some frames, by one call of pycocotools."""
-    first = _told_apart(predicted, rows, frames)
-    second = _told_apart(annotated, columns, frames)
-    iou = coco_mask.iou(first, second, [0] * len(second))
-    iou = iou.reshape(len(frames), len(rows), len(frames), len(columns))
-    each = np.arange(len(frames))
-    iou = iou[each, :, each]
-    # IoU is shared / (total - shared); solved for shared and rounded it is exact.
-    total = predicted.areas[np.ix_(rows, frames)].T[..., None]
-    total = total + annotated.areas[np.ix_(columns, frames)].T[:, None]
-    return np.rint(iou * total / (1 + iou)).sum(0)
-
-
-def _told_apart(
-    masks: Masks, tracks: Int[np.ndarray, " some"], frames: Int[np.ndarray, " frames"]
-) -> list[Rle]:
-    """Masks of some frames, frame by frame, each frame with a width of its own.
-
-    pycocotools compares masks of one size only, so that a frame is compared with itself alone. It
-    reads the runs and the height; the width is nothing but a mark.
-    """
-    chosen = [masks.rles[track] for track in tracks.tolist()]
-    told: list[Rle] = []
-    for mark, frame in enumerate(frames.tolist()):
-        for rles in chosen:
-            rle = rles[frame]
-            if rle:
-                height, width = rle["size"]
-                told.append({"size": [height, width + mark], "counts": rle["counts"]})
-            else:
-                told.append(_ABSENT)
-    return told
+    """The pixels that tracks share in some frames; 0 for pairs that are not wanted."""
+    tracks = [predicted.rles[row] for row in rows.tolist()]
+    tracks += [annotated.rles[column] for column in columns.tolist()]
+    of_frames = [rles[frame] for rles in tracks for frame in frames.tolist()]
+    seen = np.flatnonzero([bool(rle) for rle in of_frames])
+    masks = [rle for rle in of_frames if rle]
+    height, width = masks[0]["size"]
+    runs = object_runs([mask["counts"] for mask in masks])
+    shared = np.zeros((len(rows), len(columns)))
+    if width > WIDEST:
+        whole = np.zeros(len(tracks), dtype=bool)
+    else:
+        layers = layers_of(runs, seen, len(of_frames), height, width)
+        shape = (-1, len(tracks), len(frames), width + 1)
+        tops, bottoms = layers.tops.reshape(shape), layers.bottoms.reshape(shape)
+        whole = layers.whole.reshape(len(tracks), -1).all(-1)
+        for place, column in enumerate(range(len(rows), len(tracks))):
+            some = np.flatnonzero(wanted[:, place])
+            shared[some, place] = shared_of_layers(
+                tops[:, some], bottoms[:, some], tops[:, column], bottoms[:, column]
+            )
+    if not whole.all():
+        frame_of = (seen % len(frames)).repeat(np.diff(runs.bounds)) * (height * width)
+        starts, ends = runs.starts + frame_of, runs.ends + frame_of
+        first = runs.bounds[seen.searchsorted(np.arange(len(tracks) + 1) * len(frames))]
+        parts = [slice(*bounds) for bounds in itertools.pairwise(first.tolist())]
+        for row, place in np.argwhere(wanted).tolist():
+            column = len(rows) + place
+            if not (whole[row] and whole[column]):
+                one, other = parts[row], parts[column]
+                shared[row, place] = shared_of_runs(
+                    starts[one], ends[one], starts[other], ends[other]
+                )
+    return shared

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
+import selfshot.evaluation.track_iou
 from selfshot.data.ytvis import (
     Annotations,
     Prediction,
@@ -22,7 +26,7 @@ from selfshot.data.ytvis import (
 )
 from selfshot.evaluation.track_iou import Masks, masks_iou, track_iou
 from selfshot.evaluation.video_ap import episode_scores, evaluate_tracks
-from selfshot.ops.masks import Rle, decode_rle, encode_rle
+from selfshot.ops.masks import Rle, Runs, decode_rle, encode_rle, object_runs
 
 CASES = ["plain", "absent", "crowd", "large", "one_frame", "many_ties"]
 HEIGHT, WIDTH = 11, 13
@@ -121,8 +125,16 @@ def _tracks_at_random(rng: np.random.Generator, count: int, frames: int) -> list
 def test_track_iou_as_a_loop_over_merge_and_area() -> None:
     rng = np.random.default_rng(0)
     predicted, annotated = _tracks_at_random(rng, 5, 7), _tracks_at_random(rng, 3, 7)
-    ours = track_iou(predicted, annotated)
-    for i, j in np.ndindex(5, 3):
+    np.testing.assert_array_equal(
+        track_iou(predicted, annotated), _in_loops(predicted, annotated)
+    )
+
+
+def _in_loops(
+    predicted: list[list[Rle | None]], annotated: list[list[Rle | None]]
+) -> np.ndarray:
+    iou = np.zeros((len(predicted), len(annotated)))
+    for i, j in np.ndindex(iou.shape):
         inter = union = 0.0
         for mask, other in zip(predicted[i], annotated[j], strict=True):
             both = [one for one in (mask, other) if one]
@@ -130,7 +142,44 @@ def test_track_iou_as_a_loop_over_merge_and_area() -> None:
                 inter += float(coco_mask.area(coco_mask.merge(both, intersect=True)))
             if both:
                 union += float(coco_mask.area(coco_mask.merge(both)))
-        assert ours[i, j] == (inter / union if union else 0.0)
+        iou[i, j] = inter / union if union else 0.0
+    return iou
+
+
+frames_of_masks = st.lists(
+    st.none()
+    | arrays(np.bool_, (HEIGHT, WIDTH))
+    | st.builds(np.full, st.just((HEIGHT, WIDTH)), st.booleans())
+    | st.tuples(st.integers(0, HEIGHT - 1), st.integers(0, WIDTH - 1)).map(
+        lambda yx: np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) == yx[0] * WIDTH + yx[1]
+    ),
+    min_size=3,
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("widest", [WIDTH, WIDTH - 1])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(frames_of_masks, min_size=1, max_size=3),
+    st.lists(frames_of_masks, min_size=1, max_size=3),
+    st.integers(1, 20),
+)
+def test_any_tracks_as_pycocotools_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+    widest: int,
+    predicted: list[list[np.ndarray | None]],
+    annotated: list[list[np.ndarray | None]],
+    at_once: int,
+) -> None:
+    """Empty, full, of one pixel or any others; by layers or by runs; in one call or in several."""
+    monkeypatch.setattr(selfshot.evaluation.track_iou, "WIDEST", widest)
+    monkeypatch.setattr(selfshot.evaluation.track_iou, "_MASKS_AT_ONCE", at_once)
+    first, second = (
+        [[None if mask is None else encode_rle(mask) for mask in track] for track in tracks]
+        for tracks in (predicted, annotated)
+    )
+    np.testing.assert_array_equal(track_iou(first, second), _in_loops(first, second))
 
 
 @pytest.mark.parametrize("at_least", [0.1, 0.3, 0.5])
@@ -173,13 +222,12 @@ def test_a_track_that_is_given_twice_is_compared_once(monkeypatch: pytest.Monkey
     turned = [None if rle is None else encode_rle(_dense([rle])[0][::-1]) for rle in first]
     assert turned != first
     compared: list[int] = []
-    plain = coco_mask.iou
 
-    def counting(one: list[Rle], *rest: Any) -> np.ndarray:
-        compared.append(len(one))
-        return plain(one, *rest)
+    def counting(counts: list[str]) -> Runs:
+        compared.append(len(counts))
+        return object_runs(counts)
 
-    monkeypatch.setattr(coco_mask, "iou", counting)
+    monkeypatch.setattr(selfshot.evaluation.track_iou, "object_runs", counting)
     alone = track_iou([first, second, turned], [other])
     number = sum(compared)
     again = track_iou([first, copy.deepcopy(first), second, turned, first], [other])
