@@ -141,6 +141,9 @@ class VisConfig(Section):
     support_positions: bool = True
     episodes_per_batch: Count = 4
     train_shots: Count = 1
+    support_frames: Count | None = Field(
+        None, description="frames of a support; none: benchmark.num_frames; 1: its middle frame"
+    )
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
     optimiser: Optimiser = Optimiser(steps=600, learning_rate=8e-4)
@@ -165,6 +168,11 @@ class EvaluationConfig(Section):
         (0, 1, 2, 3, 4), min_length=1, description="each a fold of the test queries, one trial"
     )
     max_queries_per_seed: Count | None = None
+    support_frames: Count | None = Field(
+        None,
+        description="frames of a support of any row; none: benchmark.num_frames; 1: its middle "
+        "frame (Table 12)",
+    )
 
 
 class ReportConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -49,6 +50,15 @@ class ClipReader:
         self.frames_root = frames_root
         self.frame_reader = FrameReader(frames_root)
         self.num_frames, self.height, self.width = num_frames, height, width
+
+    def of_length(self, num_frames: int | None) -> ClipReader:
+        """A reader of the same videos in clips of another length; of 1: their middle frames.
+
+        None leaves the length as it is.
+        """
+        other = copy.copy(self)
+        other.num_frames = num_frames or self.num_frames
+        return other
 
     def frame_indices(self, video_id: int) -> np.ndarray:
         """The video's frames that make the clip, (T,) int64; the last one repeats as padding."""

@@ -23,6 +23,7 @@ def episode_batch(
     supports: Sequence[Sequence[int]],
     categories: Sequence[int],
     rng: np.random.Generator | None = None,
+    support_frames: int | None = None,
 ) -> dict[str, Any]:
     """Read a batch of training episodes.
 
@@ -32,13 +33,15 @@ def episode_batch(
         supports: for each query its k support video ids; k is the same for all.
         categories: the class that query and supports share; other instances are background.
         rng: mirrors and reverses clips at random; none: leaves them as they are.
+        support_frames: frames of a support, S; none: T, as of the query.
 
     Returns:
-        `query` uint8 (B, T, H, W, 3); `supports` uint8 (B, k, T, H, W, 3); `targets`, for each
+        `query` uint8 (B, T, H, W, 3); `supports` uint8 (B, k, S, H, W, 3); `targets`, for each
         query `masks` (m, T, H / 2, W / 2), `boxes_cxcywh`, `present`, `valid_frames`; `common`
         (B, T, H / 8, W / 8), the share of each token that belongs to the class.
     """
-    frames, support_frames, targets, common = [], [], [], []
+    support_reader = reader.of_length(support_frames)
+    frames, support_clips, targets, common = [], [], [], []
     for query, helpers, category in zip(queries, supports, categories, strict=True):
         clip = reader.frames(query)
         tracks = reader.tracks(query, stride=MASK_STRIDE, category_id=category)
@@ -53,9 +56,9 @@ def episode_batch(
         frames.append(clip)
         shots = []
         for video in helpers:
-            shot = reader.frames(video)
+            shot = support_reader.frames(video)
             shots.append(shot[:, :, ::-1] if rng is not None and rng.random() < 0.5 else shot)
-        support_frames.append(np.stack(shots) if shots else np.empty((0, *clip.shape), np.uint8))
+        support_clips.append(np.stack(shots) if shots else np.empty((0, *clip.shape), np.uint8))
         targets.append(
             {
                 "masks": _tensor(masks),
@@ -69,7 +72,7 @@ def episode_batch(
         common.append(np.stack([average_cells(frame, (rows, columns)) for frame in cover]))
     return {
         "query": torch.from_numpy(np.stack(frames)),
-        "supports": torch.from_numpy(np.stack(support_frames)),
+        "supports": torch.from_numpy(np.stack(support_clips)),
         "targets": targets,
         "common": torch.from_numpy(np.stack(common)),
     }

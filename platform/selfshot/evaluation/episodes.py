@@ -66,15 +66,29 @@ def folds(benchmark: Benchmark, side: str, count: int, most: int | None) -> list
 class SupportReader:
     """Frames of supports, from the corpus by clip id or from annotated videos by video id."""
 
-    def __init__(self, folder: Path, benchmark: Benchmark, reader: ClipReader) -> None:
-        self.reader = reader
+    def __init__(
+        self,
+        folder: Path,
+        benchmark: Benchmark,
+        reader: ClipReader,
+        num_frames: int | None = None,
+    ) -> None:
+        """Prepare the reading.
+
+        Args:
+            folder: of the benchmark.
+            benchmark: the benchmark.
+            reader: of its annotated videos.
+            num_frames: of a support; none: as many as the benchmark's clips; 1: the middle one.
+        """
+        self.reader = reader.of_length(num_frames)
         root = (folder / benchmark.corpus_root).resolve()
         self.clips = {
             row["clip_id"]: Clip(str(root / row["uri"]), row["start_s"], row["end_s"])
             for row in read_corpus(folder)
         }
         self.decoder = GuardedDecoder(
-            num_frames=benchmark.num_frames,
+            num_frames=self.reader.num_frames,
             height=benchmark.height,
             width=benchmark.width,
             time_limit_s=DECODE_LIMIT_S,
@@ -94,7 +108,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: `benchmark` folder, `models` {"vis": folder, "no_fuser": folder}, `rows` of
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
-            `folds`, `side`, `max_queries`, and `predictions` folder for the result files.
+            `folds`, `side`, `max_queries`, `predictions` folder for the result files, and
+            `support_frames` of a support if it is not as long as the benchmark's clips.
 
     Returns:
         `rows`: for each row its name and scores in percent (AP, AP50, … and `pooled`);
@@ -104,7 +119,7 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     benchmark = load_benchmark(folder)
     reader = benchmark.reader(folder)
     annotations = reader.annotations
-    support_reader = SupportReader(folder, benchmark, reader)
+    support_reader = SupportReader(folder, benchmark, reader, config.get("support_frames"))
     models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
     chosen = json.loads(Path(config["supports"]).read_text())
     fold = folds(benchmark, config["side"], config["folds"], config["max_queries"])[config["fold"]]

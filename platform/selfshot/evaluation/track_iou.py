@@ -160,7 +160,7 @@ def _shared_pixels(
         layers = layers_of(runs, seen, len(of_frames), height, width)
         shape = (-1, len(tracks), len(frames), width + 1)
         tops, bottoms = layers.tops.reshape(shape), layers.bottoms.reshape(shape)
-        whole = layers.whole.reshape(len(tracks), -1).all(-1)
+        whole = np.all(layers.whole.reshape(len(tracks), -1), axis=-1)
         for place, column in enumerate(range(len(rows), len(tracks))):
             some = np.flatnonzero(wanted[:, place])
             shared[some, place] = shared_of_layers(

@@ -45,6 +45,7 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
     gallery = build_gallery(
         folders, benchmark, rows, len(experiment.evaluation.seeds),
         experiment.evaluation.max_queries_per_seed, experiment.report.gallery_queries,
+        support_frames=experiment.evaluation.support_frames,
     )  # fmt: skip
     write_report(
         folder,
@@ -94,6 +95,7 @@ def build_gallery(
     num_folds: int,
     most: int | None,
     count: int,
+    support_frames: int | None = None,
 ) -> list[GalleryItem]:
     """The first query of each class, then the second, until there are enough: nobody chose them.
 
@@ -104,11 +106,12 @@ def build_gallery(
         num_folds: folds of the test queries.
         most: queries of a fold.
         count: items wanted.
+        support_frames: frames of a support; none: as many as the benchmark's clips have.
     """
     folder = folders["benchmark"]
     reader = benchmark.reader(folder)
     annotations = reader.annotations
-    support_reader = SupportReader(folder, benchmark, reader)
+    support_reader = SupportReader(folder, benchmark, reader, support_frames)
     labels = read_corpus_labels(folder)
     chosen = json.loads((folders["supports"] / "supports.json").read_text())
     category_ids = {name: i for i, name in annotations.categories.items()}

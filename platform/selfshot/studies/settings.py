@@ -8,10 +8,19 @@ from typing import Any
 from selfshot.config.schema import Experiment
 from selfshot.studies.builders import inputs_digest
 
+_ADDED_LATER = {"VisConfig": ("support_frames",), "EvaluationConfig": ("support_frames",)}
+"""Settings that came after results of their stages had been made.
+
+At their default they mean what was meant before, so they are no part of a key there, and what was
+made is found."""
+
 
 def plain(section: Any) -> dict[str, Any]:
     """A section as JSON values."""
     settings: dict[str, Any] = section.model_dump(mode="json")
+    for name in _ADDED_LATER.get(type(section).__name__, ()):
+        if settings[name] == type(section).model_fields[name].default:
+            del settings[name]
     return settings
 
 

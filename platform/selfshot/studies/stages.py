@@ -235,6 +235,7 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
             "weights": section.weights.model_dump(),
             "episodes_per_batch": section.episodes_per_batch,
             "train_shots": section.train_shots,
+            "support_frames": section.support_frames,
             "learning_rate": section.optimiser.learning_rate,
             "backbone_learning_rate": section.backbone_learning_rate,
         }
@@ -265,6 +266,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "fold": fold,
             "folds": len(section.seeds),
             "max_queries": section.max_queries_per_seed,
+            "support_frames": section.support_frames,
             "predictions": str(folder.path / "predictions"),
         }
         for fold, seed in enumerate(section.seeds)

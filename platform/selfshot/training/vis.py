@@ -68,6 +68,7 @@ class VisTask:
         train_shots: int,
         learning_rate: float,
         backbone_learning_rate: float,
+        support_frames: int | None = None,
     ) -> None:
         """Build it.
 
@@ -81,11 +82,13 @@ class VisTask:
             train_shots: supports of an episode.
             learning_rate: of the transformer.
             backbone_learning_rate: of the backbone.
+            support_frames: frames of a support; none: those of a query.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
         torch.manual_seed(seed)
         self.seed, self.train_shots = seed, train_shots
+        self.support_frames = support_frames
         self.episodes_per_batch = episodes_per_batch
         self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
         whole = load_backbone(Path(backbone))
@@ -130,7 +133,9 @@ class VisTask:
             queries.append(video)
             supports.append(helpers)
             categories.append(self.category_ids[name])
-        return episode_batch(self.reader, queries, supports, categories, rng)
+        return episode_batch(
+            self.reader, queries, supports, categories, rng, support_frames=self.support_frames
+        )
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

@@ -265,8 +265,10 @@ class Perfect:
         self.annotations = annotations
         self.reader = reader_of(annotations)
         self.supports: list[tuple[int, ...] | None] = []
+        self.lengths: dict[bool, set[int]] = {True: set(), False: set()}
 
     def encode(self, frames: torch.Tensor, *, is_support: bool) -> Seen:
+        self.lengths[is_support].add(frames.shape[1])
         colours = frames[:, 0, 0, 0, :1].float()
         return Seen(colours[:, None], colours)
 
@@ -348,6 +350,28 @@ def test_perfect_masks_give_perfect_scores(folder: Path, monkeypatch: pytest.Mon
         fold = episodes.folds(benchmark(QUERIES), "test", 1, None)[0]
         truth = episodes._episode_truth(annotations, fold, CATEGORY_IDS)
         assert 100 * episode_scores(truth, again)["AP"] == pytest.approx(row["AP"])
+
+
+def test_supports_as_single_middle_frames(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Perfect(small_annotations())
+    monkeypatch.setattr(episodes, "load_vis", lambda path: model)
+    result = episodes.evaluate_fold(config_of(folder, support_frames=1))
+    assert model.lengths == {True: {1}, False: {FRAMES}}, "the queries stay whole"
+    assert all(row["AP50"] == pytest.approx(100) for row in result["rows"])
+
+
+def test_the_middle_frame_of_a_support(folder: Path) -> None:
+    whole = benchmark(QUERIES).reader(folder)
+    for number, length in LENGTHS.items():
+        pixels = np.arange(HEIGHT, dtype=np.uint8)[:, None, None].repeat(WIDTH, 1).repeat(3, 2)
+        Image.fromarray(pixels).save(folder / "frames" / f"{number}/{length // 2:03d}.jpg")
+    middle = episodes.SupportReader(folder, benchmark(QUERIES), whole, 1)
+    for number in LENGTHS:
+        (frame,) = middle.frames(number)
+        assert np.abs(frame.astype(int) - pixels).max() < 9, "JPEG is near"
+    assert whole.num_frames == FRAMES
 
 
 def test_a_fold_without_a_query_has_no_figure(

@@ -9,6 +9,7 @@ import pytest
 
 from selfshot.config.errors import UserError
 from selfshot.config.load import load_experiment
+from selfshot.config.schema import Experiment
 from selfshot.studies.run import (
     plan_experiment,
     report_experiment,
@@ -64,6 +65,8 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("encoder.optimiser.log_every=1", set()),
         ("encoder.optimiser.checkpoint_every=1", set()),
         ("vis.optimiser.checkpoint_every=1", set()),
+        ("evaluation.support_frames=1", EVALUATED),
+        ("vis.support_frames=1", VIS),
     ],
 )
 def test_a_setting_changes_its_stage_and_those_after_it(
@@ -72,6 +75,17 @@ def test_a_setting_changes_its_stage_and_those_after_it(
     before, after = keys(tmp_path), keys(tmp_path, override)
     assert set(before) == set(after) == ALL
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_setting_that_came_later_leaves_what_was_made_before(tmp_path: Path) -> None:
+    """At its default it is no part of a key: the keys of these sections are of that time."""
+    settings = {stage.name: stage.settings(Experiment(name="a")) for stage in STAGES}
+    for name in ("vis", "vis_no_fuser", "evaluation"):
+        assert "support_frames" not in settings[name]
+    changed = Experiment.model_validate({"name": "a", "evaluation": {"support_frames": 1}})
+    made = {stage.name: stage.settings(changed) for stage in STAGES}
+    assert made["evaluation"]["support_frames"] == 1
+    assert {name for name in made if made[name] != settings[name]} == {"evaluation"}
 
 
 def test_keys_do_not_depend_on_where_the_output_is(tmp_path: Path) -> None:

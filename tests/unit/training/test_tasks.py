@@ -256,7 +256,7 @@ class TestVis:
         benchmark = load_benchmark(Path(task.reader.frames_root).parent)
         asked: list[Any] = []
 
-        def note(reader: Any, *args: Any) -> dict[str, Any]:
+        def note(reader: Any, *args: Any, **settings: Any) -> dict[str, Any]:
             asked.append(args[:3])
             return {}
 
@@ -276,6 +276,15 @@ class TestVis:
         batch = make({"fuser": False}).batch(0, 0, 1)
         assert batch["supports"].shape[:2] == (2, 0)
         assert make().batch(0, 0, 1)["supports"].shape[:2] == (2, 1)
+
+    def test_supports_may_be_middle_frames(self, make: Any) -> None:
+        whole, middle = make().batch(3, 0, 1), make(support_frames=1).batch(3, 0, 1)
+        num_frames = whole["query"].shape[1]
+        assert whole["supports"].shape[2] == num_frames > 2
+        assert middle["supports"].shape[2] == 1
+        assert torch.equal(middle["query"], whole["query"])
+        # A sprites video is as long as a clip, so that its middle frame is one of the clip's.
+        assert torch.equal(middle["supports"][:, :, 0], whole["supports"][:, :, num_frames // 2])
 
     def test_every_weight_is_in_one_group(self, make: Any) -> None:
         task = make()
