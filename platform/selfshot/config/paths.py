@@ -101,6 +101,10 @@ def check_inputs(experiment: Experiment) -> None:
         if value is None or (isinstance(value, str) and is_address(value)):
             continue
         problems.append(_input_problem(f"benchmark.{name}", Path(value), wanted, folder))
+    weights = experiment.backbone.weights
+    if weights is not None:
+        wanted = "a .safetensors or PyTorch file of weights"
+        problems.append(_input_problem("backbone.weights", weights, wanted))
     found = [problem for problem in problems if problem]
     if len(found) == 1:
         raise UserError(found[0])

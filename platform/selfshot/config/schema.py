@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
-from selfshot.config.fields import Count, NonNegative, Positive, Section, Share
+from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
+from selfshot.config.vis import DeparturesConfig
 
 SupportKind = Literal["none", "no_fuser", "query_itself", "random", "self_shot", "oracle"]
 
@@ -36,13 +37,44 @@ class Optimiser(Section):
 
 
 class BackboneConfig(Section):
-    """The small residual network of frames, pretrained on the seen classes' masks."""
+    """The network that turns frames into tokens, pretrained on the seen classes' masks."""
 
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(32, description="first channels")
-    dim: Count = Field(72, description="channels of a token at stride 8")
+    kind: Annotated[
+        Literal["small", "resnet18", "resnet50_dilated", "efficientnet_lite0"], LATER
+    ] = "small"
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
+        32, description="first channels of the small one"
+    )
+    dim: Count = Field(72, description="channels of a token")
+    output_stride: Annotated[Literal[16, 32], LATER] = Field(
+        16, description="of resnet50_dilated: pixels to a token"
+    )
+    weights: Annotated[Path | None, LATER] = Field(
+        None, description="safetensors or PyTorch file of the trunk's weights to start from"
+    )
+    pretrain: Annotated[bool, LATER] = Field(
+        True, description="false: the weights are taken as they are"
+    )
     classes_per_batch: Annotated[int, Field(ge=2)] = 48
     temperature: Positive = 0.1
     optimiser: Optimiser = Optimiser(steps=640, learning_rate=4e-3, warmup_steps=20)
+
+    @property
+    def deep_channels(self) -> int:
+        """Channels of the features below the tokens' projection."""
+        wide = {"resnet18": 256, "resnet50_dilated": 1024, "efficientnet_lite0": 112}
+        return wide.get(self.kind, 4 * self.width)
+
+    @model_validator(mode="after")
+    def _kinds(self) -> BackboneConfig:
+        if self.output_stride == 32 and self.kind != "resnet50_dilated":
+            raise ValueError(f"output_stride: 32 is not for kind {self.kind} (resnet50_dilated)")
+        if self.weights is not None and not self.kind.startswith("resnet"):
+            raise ValueError(
+                f"weights: {self.weights} is not for kind {self.kind} (resnet18, "
+                "resnet50_dilated); leave weights out, or choose another kind"
+            )
+        return self
 
 
 class EncoderConfig(Section):
@@ -137,12 +169,19 @@ class VisConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     num_instances: Count = Field(5, description="n instance queries a frame")
     deformable: bool = Field(False, description="deformable convolution in the segmenter")
+    mask_channels: Annotated[Annotated[int, Field(ge=4, multiple_of=4)], LATER] = Field(
+        16, description="channels of a mask feature"
+    )
+    departures: Annotated[DeparturesConfig, LATER] = DeparturesConfig()
     query_positions: bool = True
     support_positions: bool = True
     episodes_per_batch: Count = 4
     train_shots: Count = 1
-    support_frames: Count | None = Field(
+    support_frames: Annotated[Count | None, LATER] = Field(
         None, description="frames of a support; none: benchmark.num_frames; 1: its middle frame"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again instead of keeping them"
     )
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
@@ -168,7 +207,7 @@ class EvaluationConfig(Section):
         (0, 1, 2, 3, 4), min_length=1, description="each a fold of the test queries, one trial"
     )
     max_queries_per_seed: Count | None = None
-    support_frames: Count | None = Field(
+    support_frames: Annotated[Count | None, LATER] = Field(
         None,
         description="frames of a support of any row; none: benchmark.num_frames; 1: its middle "
         "frame (Table 12)",
@@ -230,11 +269,17 @@ class Experiment(Section):
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
-        if self.encoder.trunk == "backbone" and self.encoder.dim != 4 * self.backbone.width:
+        deep = self.backbone.deep_channels
+        if self.encoder.trunk == "backbone" and self.backbone.kind == "efficientnet_lite0":
             raise ValueError(
-                f"encoder.dim: {self.encoder.dim} differs from 4 × backbone.width: "
-                f"{4 * self.backbone.width}, the channels that it reads; set both alike, or "
-                "another trunk"
+                "encoder.trunk: backbone is not for backbone.kind: efficientnet_lite0, whose "
+                "features have no roots; set encoder.trunk: efficientnet_lite0"
+            )
+        if self.encoder.trunk == "backbone" and self.encoder.dim != deep:
+            what = "4 × backbone.width" if self.backbone.kind == "small" else "the channels"
+            raise ValueError(
+                f"encoder.dim: {self.encoder.dim} differs from {what}: "
+                f"{deep}, the channels that it reads; set both alike, or another trunk"
             )
         most = max(self.supports.shots) + max(self.supports.extra)
         if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:

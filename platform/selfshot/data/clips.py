@@ -80,7 +80,7 @@ class ClipReader:
 
         Args:
             video_id: which video.
-            stride: cell side in pixels of the resized frame.
+            stride: cell side in pixels of the resized frame; the last cell may be cut.
             category_id: only the tracks of this class; none: all.
         """
         return self._tracks_at(video_id, self.frame_indices(video_id), stride, category_id)
@@ -98,7 +98,7 @@ class ClipReader:
         self, video_id: int, indices: np.ndarray, stride: int, category_id: int | None
     ) -> TrackMasks:
         video = self.annotations.videos[video_id]
-        size = (self.height // stride, self.width // stride)
+        size = (-(-self.height // stride), -(-self.width // stride))
         tracks = [
             track
             for track in self.annotations.tracks_of(video_id)

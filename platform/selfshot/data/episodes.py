@@ -11,11 +11,6 @@ from torch import Tensor
 
 from selfshot.data.clips import ClipReader, average_cells
 
-MASK_STRIDE = 2
-"""Masks are compared at twice the resolution that they are predicted at, after enlarging: the
-place of an edge between two cells is then learned too."""
-TOKEN_STRIDE = 8
-
 
 def episode_batch(
     reader: ClipReader,
@@ -23,6 +18,9 @@ def episode_batch(
     supports: Sequence[Sequence[int]],
     categories: Sequence[int],
     rng: np.random.Generator | None = None,
+    *,
+    token_stride: int = 8,
+    mask_stride: int = 2,
     support_frames: int | None = None,
 ) -> dict[str, Any]:
     """Read a batch of training episodes.
@@ -33,6 +31,8 @@ def episode_batch(
         supports: for each query its k support video ids; k is the same for all.
         categories: the class that query and supports share; other instances are background.
         rng: mirrors and reverses clips at random; none: leaves them as they are.
+        token_stride: pixels to a token.
+        mask_stride: pixels to a cell of the targets' masks.
         support_frames: frames of a support, S; none: T, as of the query.
 
     Returns:
@@ -44,7 +44,7 @@ def episode_batch(
     frames, support_clips, targets, common = [], [], [], []
     for query, helpers, category in zip(queries, supports, categories, strict=True):
         clip = reader.frames(query)
-        tracks = reader.tracks(query, stride=MASK_STRIDE, category_id=category)
+        tracks = reader.tracks(query, stride=mask_stride, category_id=category)
         masks, boxes, present = tracks.masks, tracks.boxes_cxcywh, tracks.present
         valid = reader.valid_frames(query)
         if rng is not None and rng.random() < 0.5:
@@ -68,7 +68,7 @@ def episode_batch(
             }
         )
         cover = masks.sum(0).clip(max=1)
-        rows, columns = reader.height // TOKEN_STRIDE, reader.width // TOKEN_STRIDE
+        rows, columns = -(-reader.height // token_stride), -(-reader.width // token_stride)
         common.append(np.stack([average_cells(frame, (rows, columns)) for frame in cover]))
     return {
         "query": torch.from_numpy(np.stack(frames)),

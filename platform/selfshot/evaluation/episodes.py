@@ -16,7 +16,8 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
 from selfshot.evaluation.video_ap import episode_scores
-from selfshot.models.vis import SelfShotVIS, SupportFeatures, masks_at
+from selfshot.models.features import ClipFeatures, stack_supports
+from selfshot.models.vis import SelfShotVIS, masks_at
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
 
@@ -141,14 +142,7 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             supports = None
             if row["supports"] not in SUPPORT_FREE:
                 keys = [_keys(chosen, video, name, row) for video, name in episodes]
-                supports = SupportFeatures(
-                    *(
-                        torch.stack(
-                            [torch.stack([encoded_supports[k][part] for k in ks]) for ks in keys]
-                        )
-                        for part in (0, 1)
-                    )
-                )
+                supports = stack_supports([[encoded_supports[k] for k in ks] for ks in keys])
             outputs = model.predict(query, supports)
             predictions[row_name(row)] += _tracks(
                 outputs, annotations, reader, episodes, category_ids
@@ -182,8 +176,8 @@ def _encode_supports(
     chosen: dict[str, Any],
     episodes: list[tuple],
     rows: list[dict[str, Any]],
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """E_s (T·h·w, d) and prototype (d,) of every support that any row of these episodes needs.
+) -> dict[str, ClipFeatures]:
+    """Features of every support that any row of these episodes needs, each a batch of one.
 
     Each is encoded once, however many rows and queries it helps.
     """
@@ -194,7 +188,7 @@ def _encode_supports(
         if row["supports"] not in SUPPORT_FREE
         for key in _keys(chosen, video, name, row)
     }
-    tokens: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, ClipFeatures] = {}
     ordered = sorted(needed)
     for start in range(0, len(ordered), 2 * QUERIES_AT_ONCE):
         keys = ordered[start : start + 2 * QUERIES_AT_ONCE]
@@ -203,9 +197,8 @@ def _encode_supports(
             kind, _, name = key.partition(":")
             frames.append(support_reader.frames(int(name) if kind == "video" else name))
         encoded = model.encode(torch.from_numpy(np.stack(frames)), is_support=True)
-        pairs = zip(encoded.tokens, encoded.prototype, strict=True)
-        tokens |= dict(zip(keys, pairs, strict=True))
-    return tokens
+        found |= dict(zip(keys, encoded.clips(), strict=True))
+    return found
 
 
 def track_scores(

@@ -70,6 +70,9 @@ class MultiHeadAttention(nn.Module):
         The sources are of `num_groups` clips: the sink counts as many times, so that its share
         does not fall as clips are added and one clip given twice changes nothing.
         """
+        if self.sink_score is None and not k.shape[1]:
+            # Nothing to attend to, and no sink: nothing is added.
+            return self.out(torch.zeros_like(q))
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.q, q), (self.k, k), (self.v, v))

@@ -1,6 +1,8 @@
-"""The small residual network that turns frames into tokens."""
+"""What turns frames into tokens: the interface of backbones, and the small residual network."""
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -41,13 +43,89 @@ class ResidualBlock(nn.Module):
         return functional.relu(y + self.shortcut(x), inplace=True)
 
 
-class SmallBackbone(nn.Module):
+class Backbone(nn.Module):
+    """Frames to tokens of `dim` channels, and to finer features below them.
+
+    Attributes:
+        dim: channels d of a token.
+        token_stride: pixels of a frame to a token; the last one of an axis may be cut.
+        fine_channels: channels of the finer features.
+        fine_stride: pixels of a frame to one of them.
+        deep_channels: channels of the features before they are projected to tokens.
+        freeze_norms: keep the statistics of BatchNorm: they are those of pretraining, on frames
+            of many videos, and a handful of episodes would spoil them.
+        frozen_affine: with `freeze_norms`, keep its scale and shift too.
+    """
+
+    dim: int
+    token_stride: int
+    fine_channels: int
+    fine_stride: int
+    deep_channels: int
+    frozen_affine = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freeze_norms = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `build_backbone` that make this network again."""
+        raise NotImplementedError
+
+    def normalise(
+        self, frames: UInt8[Tensor, "*batch height width 3"]
+    ) -> Float[Tensor, "*batch 3 height width"]:
+        """Pixels as the network wants them."""
+        return normalise_frames(frames)
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, finer features, and the features below the tokens' projection."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; with `freeze_norms` the norms stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_norms:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+                    if self.frozen_affine:
+                        module.requires_grad_(False)
+        return self
+
+    def features(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[
+        Float[Tensor, "batch dim token_height token_width"],
+        Float[Tensor, "batch fine fine_height fine_width"],
+        Float[Tensor, "batch deep token_height token_width"],
+    ]:
+        """Tokens, the finer features, and the features below the tokens' projection."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with convolution_autocast(images.device, training=self.training):
+            tokens, fine, deep = self.maps(images)
+        return tokens.float(), fine.float(), deep.float()
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[
+        Float[Tensor, "batch dim token_height token_width"],
+        Float[Tensor, "batch fine fine_height fine_width"],
+    ]:
+        """Tokens and finer features of normalised frames."""
+        tokens, fine, _ = self.features(images)
+        return tokens, fine
+
+
+class SmallBackbone(Backbone):
     """A residual network with BatchNorm: tokens at stride 8, finer features at stride 4.
 
     BatchNorm, as it learns classes in a third of the steps that GroupNorm needs
-    (docs/decisions). Its statistics are those of pretraining, on frames of many videos:
-    `freeze_norms` keeps them when the network is fine-tuned on a handful of episodes.
+    (docs/decisions).
     """
+
+    token_stride, fine_stride = 8, 4
 
     def __init__(self, width: int = 32, dim: int = 72) -> None:
         """Build it.
@@ -58,7 +136,7 @@ class SmallBackbone(nn.Module):
         """
         super().__init__()
         self.width, self.dim = width, dim
-        self.freeze_norms = False
+        self.fine_channels, self.deep_channels = 2 * width, 4 * width
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -71,51 +149,21 @@ class SmallBackbone(nn.Module):
         self.project = nn.Conv2d(4 * width, dim, 1)
 
     @property
-    def fine_channels(self) -> int:
-        """Channels of the stride-4 features."""
-        return 2 * self.width
+    def settings(self) -> dict[str, Any]:
+        """Width and channels of a token."""
+        return {"width": self.width, "dim": self.dim}
 
-    def train(self, mode: bool = True) -> SmallBackbone:
-        """Set the mode; with `freeze_norms` the norms stay in evaluation mode."""
-        super().train(mode)
-        if self.freeze_norms:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
-
-    @property
-    def deep_channels(self) -> int:
-        """Channels of the stride-8 features before they are projected to tokens."""
-        return 4 * self.width
-
-    def features(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[
-        Float[Tensor, "batch dim h8 w8"],
-        Float[Tensor, "batch fine h4 w4"],
-        Float[Tensor, "batch deep h8 w8"],
-    ]:
-        """Tokens (B, d, H / 8, W / 8) and the ReLU features at strides 4 and 8 below them."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        with convolution_autocast(images.device, training=self.training):
-            fine = self.stage4(self.stem(images))
-            deep = self.stage8(fine)
-            tokens = self.project(deep)
-        return tokens.float(), fine.float(), deep.float()
-
-    def forward(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, "batch dim h8 w8"], Float[Tensor, "batch fine h4 w4"]]:
-        """Tokens (B, d, H / 8, W / 8) and fine features (B, c, H / 4, W / 4)."""
-        tokens, fine, _ = self.features(images)
-        return tokens, fine
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backbone`."""
+        fine = self.stage4(self.stem(images))
+        deep = self.stage8(fine)
+        return self.project(deep), fine, deep
 
 
 class PretrainedBackbone(nn.Module):
     """The pretrained backbone and the head that tells how much of a token is foreground."""
 
-    def __init__(self, backbone: SmallBackbone) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.foreground = nn.Linear(backbone.dim, 1)

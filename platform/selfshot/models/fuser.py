@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfshot.models.attention import FeedForward, MultiHeadAttention
+from selfshot.models.checkpointing import call
 
 IDENTITY_GAIN = 1.5
 """Start of Q and K in cross-attention: like attends to like before anything is learned."""
@@ -22,15 +23,29 @@ class FuserLayer(nn.Module):
     F̃ = LN(f_q←s + MA(Q(f_q←s), K(f_s←q), V(f_s←q))) and 𝓕 = LN(F̃ + FFN(F̃)).
     """
 
-    def __init__(self, dim: int, heads: int, ffn_dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        ffn_dim: int,
+        dropout: float,
+        *,
+        sinks: bool = True,
+        identity_start: bool = True,
+    ) -> None:
+        """Build it; see `Departures` for the two switches."""
         super().__init__()
-        start = {"identity_gain": IDENTITY_GAIN, "sink_score": SINK_SCORE}
+        start = {
+            "identity_gain": IDENTITY_GAIN if identity_start else None,
+            "sink_score": SINK_SCORE if sinks else None,
+        }
         self.query_from_support = MultiHeadAttention(dim, heads, **start)
         self.support_from_query = MultiHeadAttention(dim, heads, **start)
         self.fuse = MultiHeadAttention(dim, heads, **start)
         self.query_norm = nn.LayerNorm(dim)
         self.support_norm = nn.LayerNorm(dim)
         self.fuse_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout)
 
     def forward(
@@ -42,34 +57,46 @@ class FuserLayer(nn.Module):
         num_supports: int = 1,
     ) -> tuple[Float[Tensor, "batch query_tokens dim"], Float[Tensor, "batch support_tokens dim"]]:
         """(𝓕, f_s←q) of one layer; without support tokens all attention goes to the sink."""
-        enhanced_query = self.query_norm(
-            query
-            + self.query_from_support(
-                query, support, support, support_padding_mask, num_groups=num_supports
-            )
+        told = self.query_from_support(
+            query, support, support, support_padding_mask, num_groups=num_supports
         )
-        enhanced_support = self.support_norm(
-            support + self.support_from_query(support, query, query, query_padding_mask)
+        enhanced_query = self.query_norm(query + self.dropout(told))
+        told = self.support_from_query(support, query, query, query_padding_mask)
+        enhanced_support = self.support_norm(support + self.dropout(told))
+        told = self.fuse(
+            enhanced_query,
+            enhanced_support,
+            enhanced_support,
+            support_padding_mask,
+            num_groups=num_supports,
         )
-        fused = self.fuse_norm(
-            enhanced_query
-            + self.fuse(
-                enhanced_query,
-                enhanced_support,
-                enhanced_support,
-                support_padding_mask,
-                num_groups=num_supports,
-            )
-        )
+        fused = self.fuse_norm(enhanced_query + self.dropout(told))
         return self.feed_forward(fused), enhanced_support
 
 
 class QuerySupportFuser(nn.Module):
     """Layers of `FuserLayer`; each reads the support branch that the one before enhanced."""
 
-    def __init__(self, dim: int, heads: int, ffn_dim: int, layers: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        ffn_dim: int,
+        layers: int,
+        dropout: float,
+        *,
+        sinks: bool = True,
+        identity_start: bool = True,
+    ) -> None:
+        """Build it; see `Departures` for the two switches."""
         super().__init__()
-        self.layers = nn.ModuleList(FuserLayer(dim, heads, ffn_dim, dropout) for _ in range(layers))
+        self.checkpointing = False
+        self.layers = nn.ModuleList(
+            FuserLayer(
+                dim, heads, ffn_dim, dropout, sinks=sinks, identity_start=identity_start
+            )
+            for _ in range(layers)
+        )
 
     def forward(
         self,
@@ -81,7 +108,8 @@ class QuerySupportFuser(nn.Module):
     ) -> Float[Tensor, "batch query_tokens dim"]:
         """E_q and E_s, of `num_supports` clips, to 𝓕."""
         for layer in self.layers:
-            query, support = layer(
-                query, support, query_padding_mask, support_padding_mask, num_supports
-            )
+            query, support = call(
+                layer, query, support, query_padding_mask, support_padding_mask, num_supports,
+                checkpointing=self.checkpointing,
+            )  # fmt: skip
         return query

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import deform_conv2d
 
+from selfshot.models.departures import Departures
 from selfshot.models.precision import convolution_autocast
 
 
@@ -31,46 +32,82 @@ class MaskConvolution(nn.Module):
         """(B, inputs, h, w) to (B, outputs, h, w)."""
         if self.offsets is None:
             return self.convolution(x)
+        offsets = self.offsets(x)
         weight, bias = self.convolution.weight, self.convolution.bias
-        return deform_conv2d(x, self.offsets(x), weight, bias, padding=1)
+        # torchvision's kernel knows no bfloat16 on CPU.
+        with torch.autocast(x.device.type, enabled=False):
+            return deform_conv2d(x.float(), offsets.float(), weight, bias, padding=1)
 
 
 class InstanceSegmenter(nn.Module):
     """Instance features 𝓓, E_q and 𝓕 to a mask sequence for each instance.
 
     The attention maps are the scaled scores of each instance feature against every pixel of
-    its own frame. They are left before the softmax: a softmax over hundreds of pixels makes
-    values that hardly move the convolutions that follow, and masks then learn slowly.
+    its own frame. By default they are left before the softmax: a softmax over hundreds of pixels
+    makes values that hardly move the convolutions that follow, and masks then learn slowly.
     """
 
     def __init__(
-        self, dim: int, heads: int, fine_channels: int, *, channels: int = 16, deformable: bool
+        self,
+        dim: int,
+        heads: int,
+        fine_channels: int,
+        *,
+        channels: int = 16,
+        deformable: bool,
+        departures: Departures = Departures(),
     ) -> None:
         """Build it.
 
         Args:
             dim: channels d of 𝓓, E_q and 𝓕.
             heads: attention maps of an instance in a frame.
-            fine_channels: channels of the backbone's stride-4 features.
-            channels: a, channels of a mask feature.
+            fine_channels: channels of the backbone's finer features.
+            channels: a, channels of a mask feature; a multiple of 4.
             deformable: see `MaskConvolution`.
+            departures: see there.
         """
         super().__init__()
-        self.heads = heads
+        self.heads, self.departures = heads, departures
         self.instance_projection = nn.Linear(dim, dim)
         self.pixel_projection = nn.Conv2d(dim, dim, 1)
-        self.context = nn.Conv2d(2 * dim + 1, 2 * channels, 1)
-        self.fine = nn.Conv2d(fine_channels, 2 * channels, 1)
-        self.fine_pixels = nn.Conv2d(2 * channels, dim, 3, padding=1)
-        self.mask_convolution = MaskConvolution(
-            2 * heads + 2 + 2 * channels, channels, deformable=deformable
+        pixels = 2 * dim + departures.common_class
+        shared = 2 * channels if departures.short_context else pixels
+        self.context = (
+            nn.Conv2d(pixels, shared, 1) if departures.short_context else nn.Identity()
         )
+        if departures.fine_masks:
+            self.fine = nn.Conv2d(fine_channels, shared, 1)
+            self.fine_pixels = nn.Conv2d(shared, dim, 3, padding=1)
+        maps = (2 if departures.fine_masks else 1) * heads + 2 * departures.box_places
+        self.mask_convolution = MaskConvolution(maps + shared, channels, deformable=deformable)
         self.norm = nn.GroupNorm(4, channels)
         self.volume = nn.Sequential(
             nn.Conv3d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU(True),
             nn.Conv3d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU(True),
-            nn.Conv3d(channels, 1, 3, padding=1),
         )  # fmt: skip
+        if departures.short_volume:
+            self.volume.append(nn.Conv3d(channels, 1, 3, padding=1))
+        else:
+            self.volume.extend(
+                [
+                    nn.Conv3d(channels, channels, 3, padding=1),
+                    nn.GroupNorm(4, channels),
+                    nn.ReLU(True),
+                    nn.Conv3d(channels, 1, 1),
+                ]
+            )
+
+    def attention_scores(
+        self,
+        queries: Float[Tensor, "batch num_instances time heads channels"],
+        pixels: Float[Tensor, "frames dim height width"],
+    ) -> Float[Tensor, "frames_and_instances heads height width"]:
+        """Scaled scores of every instance against the projected pixels of its own frame."""
+        batch, _, time, heads, channels = queries.shape
+        keys = pixels.unflatten(0, (batch, time)).unflatten(2, (heads, channels))
+        scores = torch.einsum("bnthc,bthcyx->btnhyx", queries, keys)
+        return scores.flatten(0, 2) * channels**-0.5
 
     def forward(
         self,
@@ -79,10 +116,10 @@ class InstanceSegmenter(nn.Module):
         encoded: Float[Tensor, "batch time dim height width"],
         fused: Float[Tensor, "batch time dim height width"],
         located: Float[Tensor, "batch time dim height width"],
-        common: Float[Tensor, "batch time height width"],
+        common: Float[Tensor, "batch time height width"] | None,
         fine: Float[Tensor, "batch time fine_channels fine_height fine_width"],
-    ) -> Float[Tensor, "batch num_instances time fine_height fine_width"]:
-        """Mask logits at the fine features' resolution, for all instances at once.
+    ) -> Float[Tensor, "batch num_instances time mask_height mask_width"]:
+        """Mask logits for all instances at once, at the finer features' resolution or 𝓕's.
 
         Args:
             instances: 𝓓.
@@ -90,31 +127,29 @@ class InstanceSegmenter(nn.Module):
             encoded: E_q.
             fused: 𝓕.
             located: 𝓕 with its positions, against which the attention maps are taken.
-            common: logits of the common class.
-            fine: the backbone's stride-4 features.
+            common: logits of the common class; none without that head.
+            fine: the backbone's finer features.
         """
-        batch, num_instances, time, dim = instances.shape
-        fused_frames, fine_frames = fused.flatten(0, 1), fine.flatten(0, 1)
-        size = fine_frames.shape[-2:]
-        context = self.context(
-            torch.cat([encoded.flatten(0, 1), fused_frames, common.flatten(0, 1)[:, None]], 1)
-        )
-        context = functional.interpolate(context, size=size, mode="bilinear", align_corners=False)
-        context = functional.relu(context + self.fine(fine_frames))
-
+        batch, num_instances, time, _ = instances.shape
+        parts = [encoded.flatten(0, 1), fused.flatten(0, 1)]
+        if common is not None:
+            parts.append(common.flatten(0, 1)[:, None])
+        context = self.context(torch.cat(parts, 1))
+        size = context.shape[-2:]
+        if self.departures.fine_masks:
+            fine_frames = fine.flatten(0, 1)
+            size = fine_frames.shape[-2:]
+            context = functional.interpolate(
+                context, size=size, mode="bilinear", align_corners=False
+            )
+            context = functional.relu(context + self.fine(fine_frames))
         queries = self.instance_projection(instances).unflatten(-1, (self.heads, -1))
-        maps = []
-        located_pixels = self.pixel_projection(located.flatten(0, 1))
-        for pixels in (located_pixels, self.fine_pixels(context)):
-            keys = pixels.unflatten(0, (batch, time)).unflatten(2, (self.heads, -1))
-            scores = torch.einsum("bnthc,bthcyx->btnhyx", queries, keys)
-            scores = scores.flatten(0, 2) * (dim // self.heads) ** -0.5
-            if scores.shape[-2:] != size:
-                scores = functional.interpolate(
-                    scores, size=size, mode="bilinear", align_corners=False
-                )
-            maps.append(scores)
-        maps.append(_box_coordinates(boxes_cxcywh, *size))
+        pixels = [self.pixel_projection(located.flatten(0, 1))]
+        if self.departures.fine_masks:
+            pixels.append(self.fine_pixels(context))
+        maps = [self._map(self.attention_scores(queries, x), size) for x in pixels]
+        if self.departures.box_places:
+            maps.append(_box_coordinates(boxes_cxcywh, *size))
         shared = context[:, None].expand(-1, num_instances, -1, -1, -1).flatten(0, 1)
         features = torch.cat([*maps, shared], 1)
         with convolution_autocast(features.device, training=self.training):
@@ -122,6 +157,13 @@ class InstanceSegmenter(nn.Module):
             volumes = features.unflatten(0, (batch, time, num_instances)).permute(0, 2, 3, 1, 4, 5)
             logits = self.volume(volumes.flatten(0, 1))
         return logits.float().squeeze(1).unflatten(0, (batch, num_instances))
+
+    def _map(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        if not self.departures.score_maps:
+            scores = scores.flatten(2).softmax(-1).view_as(scores)
+        if scores.shape[-2:] == size:
+            return scores
+        return functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 
 def _box_coordinates(

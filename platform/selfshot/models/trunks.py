@@ -7,13 +7,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.models.backbone import SmallBackbone, normalise_frames
+from selfshot.models.backbone import Backbone
 
 Tokens = tuple[Float[Tensor, "frames dim height width"], Float[Tensor, "frames height width"]]
 
 
 class BackboneTrunk(nn.Module):
-    """The small backbone with its foreground head, frozen where both were pretrained.
+    """The backbone with its foreground head, frozen where both were pretrained.
 
     Pretrained, its tokens are the square roots of the features before the projection to d. The
     projection is made for the seen classes; what lies below it tells unseen ones apart better,
@@ -21,7 +21,7 @@ class BackboneTrunk(nn.Module):
     scratch they are the projected tokens.
     """
 
-    def __init__(self, backbone: SmallBackbone, *, frozen: bool) -> None:
+    def __init__(self, backbone: Backbone, *, frozen: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.foreground = nn.Linear(backbone.dim, 1)
@@ -43,7 +43,7 @@ class BackboneTrunk(nn.Module):
     def forward(self, frames: UInt8[Tensor, "frames height width 3"]) -> Tokens:
         """Tokens and the probability that each is foreground."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens, _, deep = self.backbone.features(normalise_frames(frames))
+            tokens, _, deep = self.backbone.features(self.backbone.normalise(frames))
             foreground = self.foreground(tokens.permute(0, 2, 3, 1))[..., 0].sigmoid()
         return (deep.sqrt() if self.frozen else tokens), foreground
 

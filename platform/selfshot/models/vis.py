@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,55 +10,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.models.backbone import SmallBackbone, normalise_frames
+from selfshot.models.backbone import Backbone
+from selfshot.models.checkpointing import call
+from selfshot.models.departures import Departures
+from selfshot.models.features import ClipFeatures, SupportFeatures
 from selfshot.models.fuser import QuerySupportFuser
+from selfshot.models.guide import guide_bias, reference_boxes
 from selfshot.models.references import reference_tracks
 from selfshot.models.segmenter import InstanceSegmenter
 from selfshot.models.transformer import SpatioTemporalDecoder, SpatioTemporalEncoder
 from selfshot.ops.positions import sine_positions
 
-OTHER_PLACE, OTHER_FRAME = 6.0, 3.0
-"""Most that attention scores lose where nothing common is seen, and in another frame."""
-
 LIKENESS_CENTRE, LIKENESS_SCALE = (0.4, 0.6), (0.2, 0.14)
-"""Bring cosines of pretrained tokens, and of stride-4 features, to about unit deviation."""
-
-REFERENCE_REACH = 0.15
-"""Deviation, in shares of the frame, of the bell in which an instance query looks first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipFeatures:
-    """A clip after the backbone and the encoder.
-
-    Attributes:
-        tokens: E, (B, T·h·w, d), frames one after another.
-        directions: the backbone's own tokens at length 1, and beside them its stride-4 features,
-            averaged over each token, at length 1; (B, T·h·w, d + c).
-        prototype: the mean of each over what the backbone takes for foreground, at length 1,
-            (B, d + c).
-        fine: stride-4 features (B, T, c, H / 4, W / 4).
-        shape: (T, h, w).
-    """
-
-    tokens: Tensor
-    directions: Tensor
-    prototype: Tensor
-    fine: Tensor
-    shape: tuple[int, int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class SupportFeatures:
-    """The supports of a batch of queries.
-
-    Attributes:
-        tokens: E_s, (B, k, T·h·w, d).
-        prototypes: of each support, (B, k, d + c).
-    """
-
-    tokens: Tensor
-    prototypes: Tensor
+"""Bring cosines of pretrained tokens, and of finer features, to about unit deviation."""
 
 
 class SelfShotVIS(nn.Module):
@@ -66,7 +30,7 @@ class SelfShotVIS(nn.Module):
 
     def __init__(
         self,
-        backbone: SmallBackbone,
+        backbone: Backbone,
         *,
         heads: int,
         encoder_layers: int,
@@ -79,6 +43,10 @@ class SelfShotVIS(nn.Module):
         query_positions: bool,
         support_positions: bool,
         fuser: bool = True,
+        mask_channels: int = 16,
+        departures: Mapping[str, bool] | None = None,
+        clip_frames: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         """Assemble the model.
 
@@ -87,38 +55,65 @@ class SelfShotVIS(nn.Module):
             heads: attention heads.
             encoder_layers, fuser_layers, decoder_layers: depths of the three stages.
             ffn_dim: hidden channels of the feed-forward blocks.
-            dropout: in the feed-forward blocks.
+            dropout: of what attentions and feed-forward blocks add.
             num_instances: n, instance queries a frame.
             deformable: deformable convolution in the segmenter.
             query_positions, support_positions: add positions in the encoder (Table 9).
             fuser: False removes stage 2, and with it every use of supports (Table 3).
+            mask_channels: a, channels of a mask feature.
+            departures: switches of `Departures`; those that are not named are on.
+            clip_frames: T, frames of a query clip at most; only without framed queries.
+            checkpointing: compute activations again instead of keeping them for the gradient.
         """
         super().__init__()
         dim = backbone.dim
+        own = self.departures = Departures(**(departures or {}))
         self.dim, self.num_instances = dim, num_instances
         self.query_positions, self.support_positions = query_positions, support_positions
+        self.checkpointing = checkpointing
         self.backbone = backbone
         self.encoder = SpatioTemporalEncoder(dim, heads, ffn_dim, encoder_layers, dropout)
         self.fuser = (
-            QuerySupportFuser(dim, heads, ffn_dim, fuser_layers, dropout) if fuser else None
-        )
+            QuerySupportFuser(
+                dim, heads, ffn_dim, fuser_layers, dropout,
+                sinks=own.sinks, identity_start=own.identity_start,
+            )
+            if fuser
+            else None
+        )  # fmt: skip
         self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
-        self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
+        for stage in (self.encoder, self.fuser, self.decoder):
+            if stage is not None:
+                stage.checkpointing = checkpointing
+        if own.framed_queries:
+            self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
+        else:
+            assert clip_frames is not None, "n·T instance queries need T"
+            self.instance_queries = nn.Parameter(torch.randn(num_instances, clip_frames, dim))
         self.foreground_head = nn.Linear(dim, 2)
-        correction = nn.Linear(dim, 4)
+        last = nn.Linear(dim, 4)
         self.box_head = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, dim), nn.ReLU(True), correction
+            nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, dim), nn.ReLU(True), last
         )
-        self.object_head = nn.Linear(dim, 1)
-        self.likeness_embedding = nn.Linear(4, dim)
-        self.likeness_head = nn.Linear(4, 1)
-        self.common_head = nn.Linear(dim, 1)
-        nn.init.zeros_(correction.weight)
-        nn.init.zeros_(correction.bias)
-        self.reference_embedding = nn.Linear(5, dim)
-        self.common_embedding = nn.Parameter(torch.randn(dim))
+        self.object_head = nn.Linear(dim, 1) if own.likeness else None
+        self.likeness_embedding = nn.Linear(4, dim) if own.likeness else None
+        self.likeness_head = nn.Linear(4, 1) if own.likeness and own.common_class else None
+        self.common_head = nn.Linear(dim, 1) if own.common_class else None
+        if own.box_corrections:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.reference_embedding = nn.Linear(5, dim) if own.guide else None
+        self.common_embedding = nn.Parameter(torch.randn(dim)) if own.common_class else None
         self.segmenter = InstanceSegmenter(
-            dim, heads, backbone.fine_channels, deformable=deformable
+            dim, heads, backbone.fine_channels,
+            channels=mask_channels, deformable=deformable, departures=own,
+        )  # fmt: skip
+
+    @property
+    def mask_stride(self) -> int:
+        """Pixels of a frame to a cell of the mask logits."""
+        return (
+            self.backbone.fine_stride if self.departures.fine_masks else self.backbone.token_stride
         )
 
     def _positions(self, shape: tuple[int, int, int], like: Tensor) -> Tensor:
@@ -129,10 +124,11 @@ class SelfShotVIS(nn.Module):
     ) -> Float[Tensor, "batch pixels 4"]:
         """How like each query pixel is to the supports' prototypes: mean and best cosine.
 
-        Of tokens, which know the seen classes, and of stride-4 features, which know parts and
+        Of tokens, which know the seen classes, and of finer features, which know parts and
         edges: on unseen classes each sees what the other misses. The mean is a consensus: what
         one wrong support shows is outvoted by the others.
         """
+        assert query.directions is not None and support.prototypes is not None
         sizes = [self.dim, self.backbone.fine_channels]
         likeness = []
         for directions, prototypes, centre, scale in zip(
@@ -146,54 +142,6 @@ class SelfShotVIS(nn.Module):
             likeness += [cosines.mean(-1), cosines.amax(-1)]
         return torch.stack(likeness, -1)
 
-    def _guide(
-        self,
-        common: Float[Tensor, "batch time height width"],
-        centres: Float[Tensor, "batch num_instances time 2"],
-    ) -> Tensor:
-        """What the decoder's cross-attention starts from, (B, 1, n·T, T·h·w).
-
-        Instance query (i, t) looks where the common class seems to be (its log-probability), at
-        its own frame rather than at others, and near its reference track. Attention that starts
-        uniform takes thousands of steps to find an object, and queries that start alike take as
-        long to agree on who takes which: all get every object's gradient in turn.
-        """
-        batch, time, height, width = common.shape
-        places = functional.logsigmoid(common).clamp_min(-OTHER_PLACE).flatten(2)
-        other = OTHER_FRAME * (1 - torch.eye(time, device=common.device))
-        y = (torch.arange(height, device=common.device) + 0.5) / height
-        x = (torch.arange(width, device=common.device) + 0.5) / width
-        across = (centres[..., 0, None] - x) ** 2
-        down = (centres[..., 1, None] - y) ** 2
-        away = (down[..., :, None] + across[..., None, :]).flatten(3)
-        far = (away / (2 * REFERENCE_REACH**2)).clamp_max(OTHER_PLACE)
-        bias = places[:, None, None] - other[None, None, :, :, None] - far[:, :, :, None]
-        return bias.reshape(batch, 1, self.num_instances * time, -1)
-
-    def _reference_boxes(
-        self, bias: Tensor, shape: tuple[int, int, int]
-    ) -> Float[Tensor, "batch num_instances time 4"]:
-        """Where the guide alone would put the boxes: centre and spread of its attention.
-
-        A box head that starts there learns corrections. One that must read coordinates from
-        attended features learns slowly: in a mean of pixels, content varies ten times as much
-        as positions do.
-        """
-        time, height, width = shape
-        attention = bias.softmax(-1).unflatten(-1, (time, height, width)).sum(3)
-        attention = attention.squeeze(1).unflatten(1, (self.num_instances, time))
-        moments = []
-        for axis, length in ((-1, width), (-2, height)):
-            places = (torch.arange(length, device=bias.device) + 0.5) / length
-            other = -2 if axis == -1 else -1
-            share = attention.sum(other)
-            mean = (share * places).sum(-1)
-            deviation = (share * (places - mean[..., None]) ** 2).sum(-1).sqrt()
-            # Twice the root of three deviations is the length of a uniform bar.
-            moments.append((mean, 2 * 3**0.5 * deviation))
-        (x, w), (y, h) = moments
-        return torch.stack([x, y, w, h], -1)
-
     def encode(
         self, frames: UInt8[Tensor, "batch time height width 3"], *, is_support: bool
     ) -> ClipFeatures:
@@ -202,31 +150,37 @@ class SelfShotVIS(nn.Module):
 
     def encode_together(self, clips: list[Tensor], is_support: list[bool]) -> list[ClipFeatures]:
         """`encode` of several batches of clips of one frame size with one backbone call."""
-        images = torch.cat([normalise_frames(frames).flatten(0, 1) for frames in clips])
-        tokens, fine = self.backbone(images)
+        images = torch.cat([self.backbone.normalise(frames).flatten(0, 1) for frames in clips])
+        tokens, fine = call(self.backbone, images, checkpointing=self.checkpointing)
         sizes = [frames.shape[0] * frames.shape[1] for frames in clips]
-        features = []
-        for frames, support, f, c in zip(
-            clips, is_support, tokens.split(sizes), fine.split(sizes), strict=True
-        ):
-            batch, time = frames.shape[:2]
-            shape = (time, *f.shape[-2:])
-            flat = f.unflatten(0, (batch, time)).permute(0, 1, 3, 4, 2).flatten(1, 3)
-            wanted = self.support_positions if support else self.query_positions
-            positions = self._positions(shape, flat) if wanted else None
-            encoded = self.encoder(flat, positions)
-            fine_clips = c.unflatten(0, (batch, time))
-            averaged = functional.adaptive_avg_pool2d(c, shape[1:]).unflatten(0, (batch, time))
-            parts = averaged.permute(0, 1, 3, 4, 2).flatten(1, 3)
-            objects = self.object_head(flat).sigmoid()
-            directions = [functional.normalize(x, dim=-1) for x in (flat, parts)]
-            prototypes = [functional.normalize((x * objects).sum(1), dim=-1) for x in directions]
-            features.append(
-                ClipFeatures(
-                    encoded, torch.cat(directions, -1), torch.cat(prototypes, -1), fine_clips, shape
-                )
+        return [
+            self._encode_clip(frames.shape[0], f, c, support)
+            for frames, support, f, c in zip(
+                clips, is_support, tokens.split(sizes), fine.split(sizes), strict=True
             )
-        return features
+        ]
+
+    def _encode_clip(
+        self, batch: int, tokens: Tensor, fine: Tensor, is_support: bool
+    ) -> ClipFeatures:
+        """Stage 1 on the backbone's output for the frames of `batch` clips."""
+        time = len(tokens) // batch
+        shape = (time, *tokens.shape[-2:])
+        flat = tokens.unflatten(0, (batch, time)).permute(0, 1, 3, 4, 2).flatten(1, 3)
+        wanted = self.support_positions if is_support else self.query_positions
+        positions = self._positions(shape, flat) if wanted else None
+        encoded = self.encoder(flat, positions)
+        fine_clips = fine.unflatten(0, (batch, time))
+        if self.object_head is None:
+            return ClipFeatures(encoded, None, None, fine_clips, shape)
+        averaged = functional.adaptive_avg_pool2d(fine, shape[1:]).unflatten(0, (batch, time))
+        parts = averaged.permute(0, 1, 3, 4, 2).flatten(1, 3)
+        objects = self.object_head(flat).sigmoid()
+        directions = [functional.normalize(x, dim=-1) for x in (flat, parts)]
+        prototypes = [functional.normalize((x * objects).sum(1), dim=-1) for x in directions]
+        return ClipFeatures(
+            encoded, torch.cat(directions, -1), torch.cat(prototypes, -1), fine_clips, shape
+        )
 
     def forward(
         self,
@@ -240,10 +194,40 @@ class SelfShotVIS(nn.Module):
         query, support = self.encode_together(
             [query_frames, support_frames.flatten(0, 1)], [False, True]
         )
-        tokens = support.tokens.unflatten(0, (batch, shots))
-        return self.predict(
-            query, SupportFeatures(tokens, support.prototype.unflatten(0, (batch, shots)))
+        tokens, prototypes = (
+            None if part is None else part.unflatten(0, (batch, shots))
+            for part in (support.tokens, support.prototype)
         )
+        assert tokens is not None
+        return self.predict(query, SupportFeatures(tokens, prototypes))
+
+    def fuse(
+        self, query: ClipFeatures, support: SupportFeatures | None
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens 1"] | None]:
+        """Stage 2: 𝓕, and the logits of the common class."""
+        encoded = query.tokens
+        likeness = None
+        if self.fuser is None:
+            fused = encoded
+        else:
+            told = encoded
+            if self.likeness_embedding is not None:
+                likeness = (
+                    encoded.new_zeros(*encoded.shape[:2], 4)
+                    if support is None
+                    else self._likeness(query, support)
+                )
+                told = encoded + self.likeness_embedding(likeness)
+            sources, count = encoded[:, :0], 1
+            if support is not None:
+                sources, count = support.tokens.flatten(1, 2), support.tokens.shape[1]
+            fused = self.fuser(told, sources, num_supports=count)
+        if self.common_head is None:
+            return fused, None
+        common = self.common_head(fused)
+        if likeness is not None and self.likeness_head is not None:
+            common = common + self.likeness_head(likeness)
+        return fused, common
 
     def predict(self, query: ClipFeatures, support: SupportFeatures | None) -> dict[str, Any]:
         """Stages 2 and 3 on encoded clips.
@@ -254,60 +238,74 @@ class SelfShotVIS(nn.Module):
 
         Returns:
             `foreground_logits` (B, n, T, 2) with foreground first; `boxes_cxcywh`
-            (B, n, T, 4) in [0, 1]; `mask_logits` (B, n, T, H / 4, W / 4); `auxiliary`, the
-            first two of every earlier decoder layer; `common_logits` (B, T, h, w), whether
-            a token of 𝓕 belongs to what query and supports have in common.
+            (B, n, T, 4) in [0, 1]; `mask_logits` (B, n, T, H / s, W / s) at `mask_stride`;
+            `auxiliary`, the first two of every earlier decoder layer; `instances` 𝓓
+            (B, n, T, d); and with the common class `common_logits` (B, T, h, w), whether a token
+            of 𝓕 belongs to what query and supports have in common.
         """
-        encoded = query.tokens
-        batch, (time, height, width) = len(encoded), query.shape
-        if self.fuser is None:
-            fused = encoded
-            common = self.common_head(fused)
-        else:
-            if support is None:
-                likeness = encoded.new_zeros(*encoded.shape[:2], 4)
-                sources, num_supports = encoded[:, :0], 1
-            else:
-                likeness = self._likeness(query, support)
-                sources, num_supports = support.tokens.flatten(1, 2), support.tokens.shape[1]
-            told = encoded + self.likeness_embedding(likeness)
-            fused = self.fuser(told, sources, num_supports=num_supports)
-            common = self.common_head(fused) + self.likeness_head(likeness)
-
+        fused, common = self.fuse(query, support)
         positions = self._positions(query.shape, fused)
-        common_map = common.detach().reshape(batch, time, height, width)
-        centres, mass = reference_tracks(common_map.sigmoid(), self.num_instances)
-        bias = self._guide(common_map, centres)
-        reference = self._reference_boxes(bias, query.shape)
-        evidence = torch.cat([reference, mass[..., None].log1p()], -1)
-        codes = sine_positions(time, 1, 1, self.dim)[:, 0, 0].to(fused)
-        instance_positions = (
-            self.instance_queries[:, None] + codes + self.reference_embedding(evidence)
-        ).flatten(1, 2)
-        memory = fused + positions + common.sigmoid() * self.common_embedding
+        common_map = None
+        if common is not None:
+            common_map = common.reshape(len(fused), *query.shape)
+        queries, bias, reference = self._instance_queries(query.shape, common_map, fused)
+        memory, values = fused + positions, None if self.departures.located_values else fused
+        if common is not None and self.common_embedding is not None:
+            shown = common.sigmoid() * self.common_embedding
+            memory = memory + shown
+            values = None if values is None else values + shown
+        decoded = self.decoder(
+            queries, memory, bias, values, from_zeros=not self.departures.queries_start
+        )
         layers = []
-        start = reference.clamp(0.02, 0.98).logit()
-        for features in self.decoder(instance_positions, memory, bias):
-            instances = features.unflatten(1, (self.num_instances, time))
+        for features in decoded:
+            instances = features.unflatten(1, (self.num_instances, query.shape[0]))
+            boxes = self.box_head(instances)
             layers.append(
                 {
                     "foreground_logits": self.foreground_head(instances),
-                    "boxes_cxcywh": (start + self.box_head(instances)).sigmoid(),
+                    "boxes_cxcywh": (boxes if reference is None else reference + boxes).sigmoid(),
                 }
             )
+        pixels = fused + positions if self.departures.located_values else fused
         grids = [
-            x.unflatten(1, (time, height, width)).permute(0, 1, 4, 2, 3)
-            for x in (encoded, fused, fused + positions)
+            x.unflatten(1, query.shape).permute(0, 1, 4, 2, 3)
+            for x in (query.tokens, fused, pixels)
         ]
-        common = common.reshape(batch, time, height, width)
-        mask_logits = self.segmenter(
-            instances, layers[-1]["boxes_cxcywh"].detach(), *grids, common, query.fine
-        )
-        return layers[-1] | {
+        mask_logits = call(
+            self.segmenter,
+            instances, layers[-1]["boxes_cxcywh"].detach(), *grids, common_map, query.fine,
+            checkpointing=self.checkpointing,
+        )  # fmt: skip
+        outputs = layers[-1] | {
             "mask_logits": mask_logits,
             "auxiliary": layers[:-1],
-            "common_logits": common,
+            "instances": instances,
         }
+        return outputs if common_map is None else outputs | {"common_logits": common_map}
+
+    def _instance_queries(
+        self, shape: tuple[int, int, int], common_map: Tensor | None, like: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The n·T instance queries, and with the guide its bias and the logits of its boxes."""
+        time = shape[0]
+        if self.departures.framed_queries:
+            codes = sine_positions(time, 1, 1, self.dim)[:, 0, 0].to(like)
+            queries = self.instance_queries[:, None] + codes
+        else:
+            assert time <= self.instance_queries.shape[1], "a clip longer than T"
+            queries = self.instance_queries[:, :time]
+        if self.reference_embedding is None:
+            return queries.flatten(0, 1).expand(len(like), -1, -1), None, None
+        assert common_map is not None, "the guide reads the map of the common class"
+        given = common_map.detach()
+        centres, mass = reference_tracks(given.sigmoid(), self.num_instances)
+        bias = guide_bias(given, centres)
+        boxes = reference_boxes(bias, shape)
+        evidence = torch.cat([boxes, mass[..., None].log1p()], -1)
+        queries = (queries + self.reference_embedding(evidence)).flatten(1, 2)
+        start = boxes.clamp(0.02, 0.98).logit() if self.departures.box_corrections else None
+        return queries, bias, start
 
 
 def masks_at(mask_logits: Tensor, height: int, width: int) -> Tensor:

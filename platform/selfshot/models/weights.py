@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfshot.config.errors import UserError
-from selfshot.models.backbone import PretrainedBackbone, SmallBackbone
+from selfshot.models.backbone import PretrainedBackbone
+from selfshot.models.backbones import build_backbone
 from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.vis import SelfShotVIS
@@ -43,7 +44,7 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
 def load_backbone(folder: Path) -> PretrainedBackbone:
     """The pretrained backbone, in evaluation mode with its norms frozen."""
     state, settings = read_weights(folder, "backbone")
-    module = PretrainedBackbone(SmallBackbone(**settings))
+    module = PretrainedBackbone(build_backbone(**settings))
     module.load_state_dict(state)
     module.backbone.freeze_norms = True
     return module.eval()
@@ -52,7 +53,7 @@ def load_backbone(folder: Path) -> PretrainedBackbone:
 def load_vis(folder: Path) -> SelfShotVIS:
     """The VIS transformer, in evaluation mode."""
     state, settings = read_weights(folder, "vis")
-    backbone = SmallBackbone(**settings["backbone"])
+    backbone = build_backbone(**settings["backbone"])
     backbone.freeze_norms = True
     model = SelfShotVIS(backbone, **settings["model"])
     model.load_state_dict(state)
@@ -63,7 +64,7 @@ def build_encoder(
     *,
     trunk: str,
     backbone: Path | None,
-    backbone_settings: dict[str, int] | None,
+    backbone_settings: dict[str, Any] | None,
     dim: int,
     layers: int,
     heads: int,
@@ -80,7 +81,7 @@ def build_encoder(
         return VideoEncoder(EfficientNetTrunk(), dim, layers, heads)
     if trunk == "scratch":
         assert backbone_settings is not None
-        fresh = BackboneTrunk(SmallBackbone(**backbone_settings), frozen=False)
+        fresh = BackboneTrunk(build_backbone(**backbone_settings), frozen=False)
         return VideoEncoder(fresh, dim, layers, heads)
     assert backbone is not None
     pretrained = load_backbone(backbone)
@@ -112,7 +113,7 @@ def load_encoder(folder: Path | str) -> FrozenEncoder:
     folder = Path(folder)
     state, settings = read_weights(folder, "encoder")
     if settings["trunk"] == "backbone":
-        trunk = BackboneTrunk(SmallBackbone(**settings["backbone_settings"]), frozen=True)
+        trunk = BackboneTrunk(build_backbone(**settings["backbone_settings"]), frozen=True)
         shape = {key: settings[key] for key in ("dim", "layers", "heads")}
         encoder = VideoEncoder(trunk, **shape)
     else:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from selfshot.config.schema import Experiment
+from selfshot.config.benchmarks import Yt8mSegments
+from selfshot.config.fields import LATER, Section
+from selfshot.config.schema import BackboneConfig, Experiment
 from selfshot.studies.builders import inputs_digest
 
-_ADDED_LATER = {"VisConfig": ("support_frames",), "EvaluationConfig": ("support_frames",)}
-"""Settings that came after results of their stages had been made.
 
-At their default they mean what was meant before, so they are no part of a key there, and what was
-made is found."""
-
-
-def plain(section: Any) -> dict[str, Any]:
-    """A section as JSON values."""
+def plain(section: Section) -> dict[str, Any]:
+    """A section as JSON values, without what came later and has its default (see `LATER`)."""
     settings: dict[str, Any] = section.model_dump(mode="json")
-    for name in _ADDED_LATER.get(type(section).__name__, ()):
-        if settings[name] == type(section).model_fields[name].default:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if LATER in field.metadata and value == field.get_default():
             del settings[name]
+        elif isinstance(value, Section):
+            settings[name] = plain(value)
     return settings
+
+
+ALIKE = ("gradient_checkpointing",)
+"""Settings of a section that change how a network is trained and none of its weights."""
 
 
 def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +35,8 @@ def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
         for key, value in settings["optimiser"].items()
         if key not in ("checkpoint_every", "log_every")
     }
-    return {**settings, "optimiser": optimiser}
+    kept = {name: value for name, value in settings.items() if name not in ALIKE}
+    return {**kept, "optimiser": optimiser}
 
 
 def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
@@ -46,6 +51,9 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
             "use_gpu": compute.use_gpu,
             "zero_stage": compute.zero_stage,
         }
+        if name == "backbone" and experiment.backbone.weights is not None:
+            with experiment.backbone.weights.open("rb") as file:
+                section["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
         return {**section, "seed": experiment.seed, "compute": machine}
 
     return settings
@@ -88,3 +96,33 @@ def supports_settings(experiment: Experiment) -> dict[str, Any]:
         "seeds": list(experiment.evaluation.seeds),
         "max_queries": experiment.evaluation.max_queries_per_seed,
     }
+
+
+ARCHITECTURE = (
+    "heads", "encoder_layers", "fuser_layers", "decoder_layers", "ffn_dim", "dropout",
+    "num_instances", "deformable", "query_positions", "support_positions", "mask_channels",
+    "departures",
+)  # fmt: skip
+"""Settings of the VIS transformer that are arguments of the model."""
+
+
+def network_settings(section: BackboneConfig) -> dict[str, Any]:
+    """Arguments of `build_backbone`."""
+    if section.kind == "small":
+        return {"width": section.width, "dim": section.dim}
+    return {"kind": section.kind, "dim": section.dim, "output_stride": section.output_stride}
+
+
+def model_settings(experiment: Experiment, *, fuser: bool) -> dict[str, Any]:
+    """Arguments of `SelfShotVIS` but the backbone."""
+    section = experiment.vis
+    model = {
+        **section.model_dump(include=set(ARCHITECTURE)),
+        "fuser": fuser,
+        "checkpointing": section.gradient_checkpointing,
+    }
+    if not section.departures.framed_queries:
+        # A corpus alone has no clips to train on, and no stage asks for this.
+        assert not isinstance(experiment.benchmark, Yt8mSegments)
+        model["clip_frames"] = experiment.benchmark.num_frames
+    return model

@@ -19,6 +19,8 @@ from selfshot.studies.progress import Progress
 from selfshot.studies.settings import (
     benchmark_settings,
     evaluation_settings,
+    model_settings,
+    network_settings,
     plain,
     supports_settings,
     table_rows,
@@ -127,10 +129,19 @@ def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
         "seed": context.experiment.seed,
         "width": section.width,
         "dim": section.dim,
+        "kind": section.kind,
+        "output_stride": section.output_stride,
+        "weights": None if section.weights is None else str(section.weights.resolve()),
         "classes_per_batch": section.classes_per_batch,
         "temperature": section.temperature,
         "learning_rate": section.optimiser.learning_rate,
     }
+    if not section.pretrain:
+        from selfshot.training.backbone import export_untrained
+
+        report = export_untrained(folder.path / "export", kwargs)
+        context.progress.note(f"taken as they are: {report or 'weights of the network itself'}")
+        return {}
     task = "selfshot.training.backbone:BackboneTask"
     return _train(context, folder, "backbone", task, kwargs, section.optimiser)
 
@@ -142,7 +153,7 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
     kwargs = {
         "benchmark": str(context.folders["benchmark"]),
         "backbone": str(context.folders["backbone"] / "export"),
-        "backbone_settings": {"width": backbone.width, "dim": backbone.dim},
+        "backbone_settings": network_settings(backbone),
         "seed": experiment.seed,
         "steps": section.optimiser.steps,
         "learning_rate": section.optimiser.learning_rate,
@@ -224,14 +235,11 @@ def _make_supports(context: Context, folder: StageFolder) -> Metrics:
 def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
     def make(context: Context, folder: StageFolder) -> Metrics:
         section = context.experiment.vis
-        architecture = ("heads", "encoder_layers", "fuser_layers", "decoder_layers", "ffn_dim",
-                        "dropout", "num_instances", "deformable", "query_positions",
-                        "support_positions")  # fmt: skip
         kwargs = {
             "benchmark": str(context.folders["benchmark"]),
             "backbone": str(context.folders["backbone"] / "export"),
             "seed": context.experiment.seed,
-            "model": {**section.model_dump(include=set(architecture)), "fuser": fuser},
+            "model": model_settings(context.experiment, fuser=fuser),
             "weights": section.weights.model_dump(),
             "episodes_per_batch": section.episodes_per_batch,
             "train_shots": section.train_shots,
@@ -317,7 +325,10 @@ STAGES: tuple[Stage, ...] = (
         # Only what is composed is worth spreading; reading what was filmed takes threads.
         needs_ray=lambda experiment: isinstance(experiment.benchmark, SpritesBenchmark),
     ),
-    Stage("backbone", 2, ("benchmark",), training_settings("backbone"), _make_backbone),
+    Stage(
+        "backbone", 2, ("benchmark",), training_settings("backbone"), _make_backbone,
+        needs_ray=lambda experiment: experiment.backbone.pretrain,
+    ),
     Stage("encoder", 2, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
     Stage(
         "embeddings", 1, ("benchmark", "encoder"),

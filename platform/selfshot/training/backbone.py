@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.models.backbone import SmallBackbone, normalise_frames
+from selfshot.models.backbone import Backbone
+from selfshot.models.backbones import build_backbone
+from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
 from selfshot.models.weights import save_weights
 
-TOKEN_STRIDE = 8
 MIN_TOKEN_COVER = 0.5
 """A token lies inside an object that covers more than this share of it."""
 
@@ -33,7 +34,7 @@ class BackbonePretraining(nn.Module):
     class; it is kept, as retrieval asks where the objects are.
     """
 
-    def __init__(self, backbone: SmallBackbone, num_classes: int, temperature: float) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, temperature: float) -> None:
         super().__init__()
         self.backbone = backbone
         self.foreground = nn.Linear(backbone.dim, 1)
@@ -48,7 +49,7 @@ class BackbonePretraining(nn.Module):
                 (R,) and `classes` (R,) from 0; `unseen` bool (B, h, w), tokens that show
                 objects of unseen classes.
         """
-        tokens, _ = self.backbone(normalise_frames(batch["frames"]))
+        tokens, _ = self.backbone(self.backbone.normalise(batch["frames"]))
         masks, frame_of = batch["masks"], batch["frame_of"]
         weights = masks / masks.sum((1, 2), keepdim=True).clamp_min(1e-6)
         pooled = torch.einsum("rdhw,rhw->rd", tokens[frame_of], weights)
@@ -94,13 +95,17 @@ class BackboneTask:
         classes_per_batch: int,
         temperature: float,
         learning_rate: float,
+        kind: str = "small",
+        output_stride: int = 16,
+        weights: str | None = None,
     ) -> None:
         """Build it.
 
         Args:
             benchmark: benchmark folder.
             seed: of weights and batches.
-            width, dim: of the backbone.
+            width, dim, kind, output_stride: of the backbone, see `build_backbone`.
+            weights: file of the trunk's weights to start from; none: those of `build_backbone`.
             classes_per_batch: seen classes of one batch; two videos of each, one frame a video.
             temperature: of the softmax.
             learning_rate: of all weights.
@@ -113,7 +118,6 @@ class BackboneTask:
             learning_rate,
             classes_per_batch,
         )
-        self.settings = {"width": width, "dim": dim}
         reader = manifest.reader(folder)
         annotations = reader.annotations
         seen = set(manifest.classes["train"])
@@ -123,7 +127,18 @@ class BackboneTask:
                 sorted(i for i, name in annotations.categories.items() if name in seen)
             )
         }
-        self.module = BackbonePretraining(SmallBackbone(width, dim), len(self.labels), temperature)
+        backbone = build_backbone(kind, width=width, dim=dim, output_stride=output_stride)
+        self.settings = backbone.settings
+        self.weights_report: WeightsReport | None = None
+        if weights is not None:
+            trunk = getattr(backbone, "trunk", backbone)
+            self.weights_report = fit_foreign_weights(
+                trunk, Path(weights), optional=("project.",), setting="backbone.weights"
+            )
+            # Loaded statistics are of many more frames than a batch here has.
+            backbone.freeze_norms = True
+        self.token_stride = backbone.token_stride
+        self.module = BackbonePretraining(backbone, len(self.labels), temperature)
         self.reader = reader
         self.videos: dict[str, list[int]] = {
             name: list(videos) for name, videos in manifest.supports["train"].items()
@@ -147,7 +162,9 @@ class BackboneTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group."""
-        return [{"name": "all", "params": list(self.module.parameters()), "lr": self.learning_rate}]
+        self.module.train()
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return [{"name": "all", "params": trained, "lr": self.learning_rate}]
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Frames of `classes_per_batch` / `world_size` classes, two videos of each."""
@@ -163,12 +180,13 @@ class BackboneTask:
         masks: list[np.ndarray] = []
         frame_of: list[int] = []
         classes: list[int] = []
-        grid = (self.reader.height // TOKEN_STRIDE, self.reader.width // TOKEN_STRIDE)
+        stride = self.token_stride
+        grid = (-(-self.reader.height // stride), -(-self.reader.width // stride))
         unseen = np.zeros((len(chosen), *grid), bool)
         for i, video in enumerate(chosen):
             choices = self.useful_frames(video)
             index = choices[int(rng.integers(len(choices)))]
-            picture, tracks = self.reader.frame(video, index, TOKEN_STRIDE)
+            picture, tracks = self.reader.frame(video, index, self.token_stride)
             if rng.random() < 0.5:
                 picture, tracks.masks[:] = picture[:, ::-1], tracks.masks[..., ::-1].copy()
             frames.append(picture)
@@ -198,3 +216,12 @@ class BackboneTask:
         state = self.module.state_dict()
         del state["prototypes"]
         save_weights(folder, "backbone", state, self.settings)
+
+
+def export_untrained(folder: Path, kwargs: dict[str, Any]) -> WeightsReport | None:
+    """Write a backbone as it is before any training; returns what its weights file gave."""
+    task = BackboneTask(**kwargs)
+    folder.mkdir(parents=True, exist_ok=True)
+    task.module.eval()
+    task.export(folder)
+    return task.weights_report

@@ -42,6 +42,9 @@ class VisTraining(nn.Module):
             weight_focal=self.weights["focal"],
             no_object=self.weights["no_object"],
         )
+        logged = {name: value.detach() for name, value in terms.items() if name not in ("total",)}
+        if "common_logits" not in outputs:
+            return {"loss": terms["total"], **logged}
         # As in every other term, frames that are padding do not count.
         valid = torch.stack([target["valid_frames"] for target in batch["targets"]])
         surprise = functional.binary_cross_entropy_with_logits(
@@ -49,7 +52,6 @@ class VisTraining(nn.Module):
         )
         common = surprise.mean((2, 3))[valid].mean()
         loss = terms["total"] + self.weights["common"] * common
-        logged = {name: value.detach() for name, value in terms.items() if name not in ("total",)}
         return {"loss": loss, "common": common.detach(), **logged}
 
 
@@ -93,12 +95,10 @@ class VisTask:
         self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
         whole = load_backbone(Path(backbone))
         pretrained = whole.backbone
-        self.settings = {
-            "backbone": {"width": pretrained.width, "dim": pretrained.dim},
-            "model": model,
-        }
+        self.settings = {"backbone": pretrained.settings, "model": model}
         network = SelfShotVIS(pretrained, **model)
-        network.object_head.load_state_dict(whole.foreground.state_dict())
+        if network.object_head is not None:
+            network.object_head.load_state_dict(whole.foreground.state_dict())
         self.module = VisTraining(network, weights)
         reader = manifest.reader(folder)
         annotations = reader.annotations
@@ -115,9 +115,14 @@ class VisTask:
             "backbone": list(model.backbone.parameters()),
             "transformer": [p for p in model.parameters() if id(p) not in inside],
         }
+        model.train()  # Frozen norms tell their parameters then.
         return [
-            {"name": name, "params": params, "lr": self.learning_rates[name]}
-            for name, params in groups.items()
+            {
+                "name": name,
+                "params": [p for p in parameters if p.requires_grad],
+                "lr": self.learning_rates[name],
+            }
+            for name, parameters in groups.items()
         ]
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
@@ -133,8 +138,18 @@ class VisTask:
             queries.append(video)
             supports.append(helpers)
             categories.append(self.category_ids[name])
+        model = self.module.model
         return episode_batch(
-            self.reader, queries, supports, categories, rng, support_frames=self.support_frames
+            self.reader,
+            queries,
+            supports,
+            categories,
+            rng,
+            token_stride=model.backbone.token_stride,
+            # Masks are compared at twice the resolution that they are predicted at, after
+            # enlarging: the place of an edge between two cells is then learned too.
+            mask_stride=model.mask_stride // 2,
+            support_frames=self.support_frames,
         )
 
     def after_step(self, step: int) -> None:

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from selfshot.data.clips import ClipReader
-from selfshot.data.episodes import MASK_STRIDE, TOKEN_STRIDE, episode_batch
+from selfshot.data.episodes import episode_batch
 from selfshot.data.ytvis import Annotations, Track, Video
 from selfshot.ops.boxes import boxes_of_masks
 from selfshot.ops.masks import encode_rle
 
 HEIGHT, WIDTH, NUM_FRAMES = 32, 40, 4
+MASK_STRIDE, TOKEN_STRIDE = 2, 8
 LENGTHS = {1: 4, 2: 3, 3: 4}
 CAT, DOG = 2, 5
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import Annotations, Track, Video, load_results, save_annotations
 from selfshot.evaluation import episodes
 from selfshot.evaluation.video_ap import episode_scores
+from selfshot.models.features import ClipFeatures
 from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 5
@@ -250,14 +250,6 @@ def test_keys_of_supports() -> None:
     assert episodes._keys(chosen, 7, "cat", own) == ["video:7"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What `Perfect` makes of a batch of clips: the colour of each."""
-
-    tokens: torch.Tensor
-    prototype: torch.Tensor
-
-
 class Perfect:
     """A model that answers with the annotated masks; it knows a clip by its colour."""
 
@@ -267,12 +259,13 @@ class Perfect:
         self.supports: list[tuple[int, ...] | None] = []
         self.lengths: dict[bool, set[int]] = {True: set(), False: set()}
 
-    def encode(self, frames: torch.Tensor, *, is_support: bool) -> Seen:
+    def encode(self, frames: torch.Tensor, *, is_support: bool) -> ClipFeatures:
         self.lengths[is_support].add(frames.shape[1])
         colours = frames[:, 0, 0, 0, :1].float()
-        return Seen(colours[:, None], colours)
+        # The features are the colour of each clip.
+        return ClipFeatures(colours[:, None], None, colours, colours, (1, 1, 1))
 
-    def predict(self, query: Seen, supports: Any) -> dict[str, Any]:
+    def predict(self, query: ClipFeatures, supports: Any) -> dict[str, Any]:
         self.supports.append(None if supports is None else tuple(supports.tokens.shape[:2]))
         count = len(query.tokens)
         masks = torch.full((count, 3, FRAMES, HEIGHT, WIDTH), -9.0)

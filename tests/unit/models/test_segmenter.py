@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfshot.models import precision
 from selfshot.models.segmenter import InstanceSegmenter, MaskConvolution, _box_coordinates
 
 BATCH, INSTANCES, DIM, HEADS, FINE = 2, 3, 10, 5, 7
@@ -43,6 +44,17 @@ def test_deformable_without_offsets_is_plain() -> None:
     plain.load_state_dict({k: v for k, v in state.items() if ".offsets." not in k})
     inputs = _inputs(3, 5, 7)
     torch.testing.assert_close(deformable(*inputs), plain(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_deformable_trains_where_other_convolutions_are_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    segmenter = InstanceSegmenter(DIM, HEADS, FINE, channels=4, deformable=True).train()
+    segmenter(*_inputs(2, 3, 5)).square().mean().backward()
+    offsets = segmenter.mask_convolution.offsets
+    assert offsets is not None and offsets.weight.grad is not None
+    assert offsets.weight.grad.isfinite().all() and offsets.weight.grad.any()
 
 
 def test_offsets_look_elsewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfshot.models import vis
-from selfshot.models.backbone import SmallBackbone
-from selfshot.models.vis import ClipFeatures, SelfShotVIS, SupportFeatures, masks_at
+from selfshot.models import guide, vis
+from selfshot.models.backbone import SmallBackbone, normalise_frames
+from selfshot.models.backbones import build_backbone
+from selfshot.models.departures import Departures
+from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
+from selfshot.models.guide import guide_bias, reference_boxes
+from selfshot.models.vis import SelfShotVIS, masks_at
 
 BATCH, HEIGHT, WIDTH, INSTANCES, DIM = 2, 32, 24, 3, 12
 OUTPUTS = ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits")
@@ -150,15 +155,15 @@ def test_guide_is_the_common_class_the_own_frame_and_the_track() -> None:
     generator, height, width, time = torch.Generator().manual_seed(0), 2, 3, 4
     common = torch.randn(BATCH, time, height, width, generator=generator) * 20
     centres = torch.rand(BATCH, INSTANCES, time, 2, generator=generator)
-    bias = _model()._guide(common, centres)
+    bias = guide_bias(common, centres)
     assert bias.shape == (BATCH, 1, INSTANCES * time, time * height * width)
     bias = bias.view(BATCH, INSTANCES, time, time, height, width)
     for b, i, t, s, y, x in np.ndindex(*bias.shape):
-        place = max(-math.log1p(math.exp(-common[b, s, y, x].item())), -vis.OTHER_PLACE)
+        place = max(-math.log1p(math.exp(-common[b, s, y, x].item())), -guide.OTHER_PLACE)
         across = centres[b, i, t, 0].item() - (x + 0.5) / width
         down = centres[b, i, t, 1].item() - (y + 0.5) / height
-        far = min((across**2 + down**2) / (2 * vis.REFERENCE_REACH**2), vis.OTHER_PLACE)
-        expected = place - far - (0 if s == t else vis.OTHER_FRAME)
+        far = min((across**2 + down**2) / (2 * guide.REFERENCE_REACH**2), guide.OTHER_PLACE)
+        expected = place - far - (0 if s == t else guide.OTHER_FRAME)
         assert bias[b, i, t, s, y, x].item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -167,7 +172,7 @@ def test_reference_boxes_are_moments_of_the_guides_attention() -> None:
     generator = torch.Generator().manual_seed(0)
     queries, pixels = INSTANCES * time, time * height * width
     bias = 3 * torch.randn(BATCH, 1, queries, pixels, generator=generator)
-    boxes = _model()._reference_boxes(bias, shape)
+    boxes = reference_boxes(bias, shape)
     assert boxes.shape == (BATCH, INSTANCES, time, 4)
     y, x = (np.indices((height, width)) + 0.5) / np.array([height, width])[:, None, None]
     for b, i, t in np.ndindex(BATCH, INSTANCES, time):
@@ -216,7 +221,7 @@ def test_prototype_is_the_mean_direction_of_objects() -> None:
     model = _model()
     clip = _frames(BATCH, 2)
     features = model.encode(clip, is_support=True)
-    tokens, fine = model.backbone(vis.normalise_frames(clip).flatten(0, 1))
+    tokens, fine = model.backbone(normalise_frames(clip).flatten(0, 1))
     height, width = tokens.shape[-2:]
     # Each token's stride-4 features are the mean of the four cells that it covers.
     parts = fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).mean((3, 5))
@@ -255,6 +260,111 @@ def test_every_weight_is_trained() -> None:
         if gradient is None or not gradient.isfinite().all() or not gradient.any()
     ]
     assert not still
+
+
+PAPER = dict.fromkeys((field.name for field in dataclasses.fields(Departures)), False)
+
+
+def _paper_model(time: int = 3, kind: str = "small", **changes: Any) -> SelfShotVIS:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "heads": 2, "encoder_layers": 1, "fuser_layers": 2, "decoder_layers": 2, "ffn_dim": 13,
+        "dropout": 0.1, "num_instances": INSTANCES, "deformable": True, "query_positions": True,
+        "support_positions": True, "mask_channels": 4, "departures": PAPER, "clip_frames": time,
+    }  # fmt: skip
+    return SelfShotVIS(build_backbone(kind, width=8, dim=DIM), **(settings | changes)).eval()
+
+
+class TestPaper:
+    """The same definition with every departure off."""
+
+    @pytest.mark.parametrize("shots", [0, 1, 3])
+    def test_outputs(self, shots: int) -> None:
+        model = _paper_model()
+        with torch.no_grad():
+            outputs = model(_frames(BATCH, 3), _frames(BATCH, shots, 2, seed=1))
+        assert outputs["mask_logits"].shape == (BATCH, INSTANCES, 3, HEIGHT // 8, WIDTH // 8)
+        assert outputs["boxes_cxcywh"].shape == (BATCH, INSTANCES, 3, 4)
+        assert "common_logits" not in outputs and model.mask_stride == 8
+        assert all(outputs[name].isfinite().all() for name in OUTPUTS[:3])
+
+    def test_nothing_of_the_departures_is_left(self) -> None:
+        names = [name for name, _ in _paper_model().named_parameters()]
+        marks = ("sink", "likeness", "common", "object_head", "reference", "segmenter.fine",
+                 "segmenter.context")  # fmt: skip
+        assert not [name for name in names if any(mark in name for mark in marks)]
+        assert _paper_model().instance_queries.shape == (INSTANCES, 3, DIM)
+
+    @torch.no_grad()
+    def test_supports_matter_and_their_order_does_not(self) -> None:
+        model, query, supports = _paper_model(), _frames(BATCH, 3), _frames(BATCH, 3, 2, seed=1)
+        whole, other = model(query, supports), model(query, supports[:, [2, 0, 1]])
+        fewer = model(query, supports[:, :1])
+        for name in ("foreground_logits", "boxes_cxcywh", "mask_logits"):
+            torch.testing.assert_close(other[name], whole[name], rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(fewer["boxes_cxcywh"], whole["boxes_cxcywh"], atol=1e-5)
+
+    def test_every_weight_is_trained(self) -> None:
+        model = _paper_model().train()
+        outputs = model(_frames(BATCH, 3), _frames(BATCH, 2, 2, seed=1))
+        loss = outputs["mask_logits"].square().mean()
+        for layer in [*outputs["auxiliary"], outputs]:
+            loss = loss + layer["foreground_logits"].square().mean()
+            loss = loss + layer["boxes_cxcywh"].square().mean()
+        loss.backward()
+        assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+    @pytest.mark.parametrize("switch", sorted(PAPER))
+    def test_each_departure_by_itself(self, switch: str) -> None:
+        needs = {"guide": ["common_class"], "box_corrections": ["common_class", "guide"]}
+        on = PAPER | dict.fromkeys([switch, *needs.get(switch, [])], True)
+        model = _paper_model(departures=on)
+        with torch.no_grad():
+            outputs = model(_frames(1, 3), _frames(1, 2, 2, seed=1))
+        plain = _paper_model()
+        with torch.no_grad():
+            others = plain(_frames(1, 3), _frames(1, 2, 2, seed=1))
+        masks = outputs["mask_logits"], others["mask_logits"]
+        assert masks[0].isfinite().all()
+        assert masks[0].shape != masks[1].shape or not torch.equal(*masks)
+
+    @torch.no_grad()
+    def test_starts_from_zeros(self) -> None:
+        model = _paper_model()
+        seen: list[Tensor] = []
+        model.decoder.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        model(_frames(1, 3), None)
+        assert not seen[0].any()
+
+    def test_a_longer_clip_has_no_instance_queries(self) -> None:
+        with pytest.raises(AssertionError, match="longer than T"):
+            _paper_model(time=2)(_frames(1, 3), None)
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_checkpointing_changes_nothing(paper: bool) -> None:
+    query, supports = _frames(1, 3), _frames(1, 2, 2, seed=1)
+    gradients = []
+    for checkpointing in (False, True):
+        make = _paper_model if paper else _model
+        model = make(checkpointing=checkpointing, dropout=0.3).train()
+        model.backbone.eval()
+        torch.manual_seed(5)
+        outputs = model(query, supports)
+        loss = outputs["mask_logits"].square().mean() + outputs["boxes_cxcywh"].mean()
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_features_that_were_kept_are_as_good_as_fresh_ones() -> None:
+    model, query, supports = _model(), _frames(BATCH, 3), _frames(BATCH, 2, 5, seed=1)
+    kept = [model.encode(supports[b], is_support=True).clips() for b in range(BATCH)]
+    features = model.encode(query, is_support=False)
+    assert _same(model.predict(features, stack_supports(kept)), model(query, supports))
+    other = model.predict(model.encode(query.flip(1), is_support=False), stack_supports(kept))
+    assert _same(other, model(query.flip(1), supports)), "and serve another query"
 
 
 def test_masks_at() -> None:

@@ -1,0 +1,85 @@
+"""Weights that other programs wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import resnet18
+
+from selfshot.config.errors import UserError
+from selfshot.models.backbones import build_backbone
+from selfshot.models.foreign_weights import fit_foreign_weights, read_foreign_weights
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return dict(resnet18(weights=None).state_dict())
+
+
+def _fit(path: Path) -> tuple[Any, Any]:
+    backbone: Any = build_backbone("resnet18", dim=6)
+    return backbone, fit_foreign_weights(backbone.trunk, path, setting="backbone.weights")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.body."])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped"])
+def test_any_prefix_and_file(
+    state: dict[str, torch.Tensor], tmp_path: Path, prefix: str, kind: str
+) -> None:
+    named = {prefix + name: value for name, value in state.items()}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(named, path)
+    else:
+        torch.save({"model": named, "epoch": 3} if kind == "wrapped" else named, path)
+    backbone, report = _fit(path)
+    assert report.prefix == prefix and not report.missing
+    assert {name.removeprefix(prefix).split(".")[0] for name in report.unexpected} == {
+        "layer4",
+        "fc",
+    }
+    for name, value in backbone.trunk.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, state[name])
+    assert f"{report.loaded} weights from" in str(report) and "not used" in str(report)
+
+
+def test_a_weight_that_is_missing_is_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    del state["layer2.0.conv1.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"backbone\.weights.*lacks 1 .*layer2\.0\.conv1\.weight"):
+        _fit(tmp_path / "w.safetensors")
+
+
+def test_another_shape_is_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"conv1\.weight has the shape \(64, 3, 3, 3\)"):
+        _fit(tmp_path / "w.safetensors")
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("kind", ["code", "text", "empty", "module", "absent", "numbers"])
+def test_what_is_no_weights(tmp_path: Path, kind: str, capsys: Any) -> None:
+    path = tmp_path / "w.pth"
+    if kind == "code":
+        torch.save({"model": _Evil()}, path)
+    elif kind == "module":
+        torch.save(nn.Linear(2, 3), path)
+    elif kind == "numbers":
+        torch.save({"epoch": 3}, path)
+    elif kind != "absent":
+        path.write_bytes(b"" if kind == "empty" else b"not weights")
+    with pytest.raises(UserError, match=r"w\.pth"):
+        read_foreign_weights(path)
+    assert "run" not in capsys.readouterr().out
