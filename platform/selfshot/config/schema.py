@@ -176,6 +176,9 @@ class VisConfig(Section):
     query_positions: bool = True
     support_positions: bool = True
     episodes_per_batch: Count = 4
+    accumulate: Annotated[Count, LATER] = Field(
+        1, description="parts of a batch that are computed one after another"
+    )
     train_shots: Count = 1
     support_frames: Annotated[Count | None, LATER] = Field(
         None, description="frames of a support; none: benchmark.num_frames; 1: its middle frame"
@@ -266,6 +269,12 @@ class Experiment(Section):
             raise ValueError(
                 f"vis.dim: {self.vis.dim} differs from backbone.dim: {self.backbone.dim}; "
                 "the transformer reads the backbone's tokens, so set both alike"
+            )
+        of_worker = max(1, self.vis.episodes_per_batch // self.compute.num_workers)
+        if of_worker % self.vis.accumulate:
+            raise ValueError(
+                f"vis.accumulate: {self.vis.accumulate} does not divide the {of_worker} episodes "
+                "of a worker's batch (vis.episodes_per_batch / compute.num_workers)"
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")

@@ -36,12 +36,13 @@ def episode_batch(
         support_frames: frames of a support, S; none: T, as of the query.
 
     Returns:
-        `query` uint8 (B, T, H, W, 3); `supports` uint8 (B, k, S, H, W, 3); `targets`, for each
+        `query` uint8 (B, T, H, W, 3); `supports` uint8 (B, k, S, H, W, 3);
+        `support_lengths` (B, k), frames of them that are no padding; `targets`, for each
         query `masks` (m, T, H / 2, W / 2), `boxes_cxcywh`, `present`, `valid_frames`; `common`
         (B, T, H / 8, W / 8), the share of each token that belongs to the class.
     """
     support_reader = reader.of_length(support_frames)
-    frames, support_clips, targets, common = [], [], [], []
+    frames, support_clips, support_lengths, targets, common = [], [], [], [], []
     for query, helpers, category in zip(queries, supports, categories, strict=True):
         clip = reader.frames(query)
         tracks = reader.tracks(query, stride=mask_stride, category_id=category)
@@ -51,14 +52,17 @@ def episode_batch(
             clip, masks, boxes = clip[:, :, ::-1], masks[..., ::-1], boxes.copy()
             boxes[..., 0] = np.where(present, 1 - boxes[..., 0], 0)
         if rng is not None and rng.random() < 0.5:
-            clip, masks, boxes = clip[::-1], masks[:, ::-1], boxes[:, ::-1]
-            present, valid = present[:, ::-1], valid[::-1]
+            # Padding stays at the end, and repeats what is last now.
+            order = np.r_[np.flatnonzero(valid)[::-1], np.zeros((~valid).sum(), int)]
+            clip, masks, boxes = clip[order], masks[:, order], boxes[:, order]
+            present = present[:, order]
         frames.append(clip)
         shots = []
         for video in helpers:
             shot = support_reader.frames(video)
             shots.append(shot[:, :, ::-1] if rng is not None and rng.random() < 0.5 else shot)
         support_clips.append(np.stack(shots) if shots else np.empty((0, *clip.shape), np.uint8))
+        support_lengths.append([int(support_reader.valid_frames(v).sum()) for v in helpers])
         targets.append(
             {
                 "masks": _tensor(masks),
@@ -73,6 +77,7 @@ def episode_batch(
     return {
         "query": torch.from_numpy(np.stack(frames)),
         "supports": torch.from_numpy(np.stack(support_clips)),
+        "support_lengths": torch.tensor(support_lengths, dtype=torch.int64),
         "targets": targets,
         "common": torch.from_numpy(np.stack(common)),
     }

@@ -101,6 +101,7 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     engine, peaks = _initialise(task, config)
     work_dir, steps = Path(config["work_dir"]), int(config["steps"])
     meter = loop.Meter()
+    parts = engine.gradient_accumulation_steps()
     start = _restore(engine, meter)
     history: IO[str] | None = None
 
@@ -116,15 +117,18 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier
             loop.seed_step(config["seed"], step, rank)
-            outputs = engine(loop.to_device(batch, engine.device))
-            names, values = loop.read_scalars(outputs)
-            if world_size > 1:
-                torch.distributed.all_reduce(values)
-                values /= world_size
-            metrics = dict(zip(names, values.tolist(), strict=True))
-            loop.check_finite(metrics, step)
-            engine.backward(outputs["loss"])
-            engine.step()
+            metrics: dict[str, float] = {}
+            for part in loop.parts_of(task, batch):
+                outputs = engine(loop.to_device(part, engine.device))
+                names, values = loop.read_scalars(outputs)
+                if world_size > 1:
+                    torch.distributed.all_reduce(values)
+                    values /= world_size
+                metrics = loop.add_scalars(metrics, dict(zip(names, values.tolist(), strict=True)))
+                loop.check_finite(metrics, step)
+                # The engine takes the mean over parts, and their losses are shares of the whole.
+                engine.backward(outputs["loss"] * parts if parts > 1 else outputs["loss"])
+                engine.step()
             with _whole_weights(task.module, config["zero_stage"], change=True):
                 task.after_step(step)
             meter.add(metrics)
@@ -163,7 +167,8 @@ def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
             weight_decay=config["weight_decay"],
             clip_norm=config["clip_norm"],
             use_gpu=config["use_gpu"],
-        ),
+        )
+        | {"gradient_accumulation_steps": getattr(task, "accumulate", 1)},
     )
     engine.train()
     return engine, peaks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
 from selfshot.evaluation.video_ap import episode_scores
-from selfshot.models.features import ClipFeatures, stack_supports
+from selfshot.models.features import ClipFeatures, groups_of, stack_supports
 from selfshot.models.vis import SelfShotVIS, masks_at
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
@@ -101,6 +102,11 @@ class SupportReader:
             return self.reader.frames(support)
         return self.decoder.decode(self.clips[support])
 
+    def clip(self, support: str | int) -> np.ndarray:
+        """The same without padding."""
+        frames = self.frames(support)
+        return frames[self.reader.valid_frames(support)] if isinstance(support, int) else frames
+
 
 @torch.inference_mode()
 def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
@@ -127,9 +133,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     category_ids = {name: i for i, name in annotations.categories.items()}
 
     predictions: dict[str, list[Prediction]] = {row_name(row): [] for row in config["rows"]}
-    for start in range(0, len(fold), QUERIES_AT_ONCE):
-        episodes = fold[start : start + QUERIES_AT_ONCE]
-        query_frames = torch.from_numpy(np.stack([reader.frames(video) for video, _ in episodes]))
+    for episodes in _of_one_length(fold, reader):
+        query_frames = torch.from_numpy(np.stack([_clip(reader, video) for video, _ in episodes]))
         encoded_supports = _encode_supports(
             models["vis"], support_reader, chosen, episodes, config["rows"]
         )
@@ -157,6 +162,19 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
         save_results(target / f"{name}.fold{config['fold']}.json", predictions[name])
         results.append(row | {"name": name} | _percent(episode_scores(truth, predictions[name])))
     return {"rows": results, "queries": len(fold), "fold": config["fold"]}
+
+
+def _of_one_length(fold: list[tuple], reader: ClipReader) -> Iterator[list[tuple]]:
+    """The episodes, some at a time, in such order that those together are equally long."""
+    lengths = [int(reader.valid_frames(video).sum()) for video, _ in fold]
+    for places in groups_of(lengths).values():
+        for start in range(0, len(places), QUERIES_AT_ONCE):
+            yield [fold[place] for place in places[start : start + QUERIES_AT_ONCE]]
+
+
+def _clip(reader: ClipReader, video: int) -> np.ndarray:
+    """A video's clip without padding: neither the model nor the score may see it."""
+    return reader.frames(video)[reader.valid_frames(video)]
 
 
 def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:
@@ -195,9 +213,11 @@ def _encode_supports(
         frames = []
         for key in keys:
             kind, _, name = key.partition(":")
-            frames.append(support_reader.frames(int(name) if kind == "video" else name))
-        encoded = model.encode(torch.from_numpy(np.stack(frames)), is_support=True)
-        found |= dict(zip(keys, encoded.clips(), strict=True))
+            frames.append(support_reader.clip(int(name) if kind == "video" else name))
+        for places in groups_of([len(clip) for clip in frames]).values():
+            together = torch.from_numpy(np.stack([frames[i] for i in places]))
+            clips = model.encode(together, is_support=True).clips()
+            found |= dict(zip([keys[i] for i in places], clips, strict=True))
     return found
 
 
@@ -233,16 +253,17 @@ def _tracks(
 
     A video that is longer than the clip takes each frame's mask from the nearest sampled one.
     """
-    scores = track_scores(
-        outputs["foreground_logits"],
-        outputs["mask_logits"],
-        torch.stack([torch.from_numpy(reader.valid_frames(video)) for video, _ in episodes]),
-    )
+    # Equally long, so padding, if there is any, is at the same places.
+    length = int(reader.valid_frames(episodes[0][0]).sum())
+    foreground = outputs["foreground_logits"][:, :, :length]
+    mask_logits = outputs["mask_logits"][:, :, :length]
+    every = torch.ones(len(episodes), length, dtype=torch.bool)
+    scores = track_scores(foreground, mask_logits, every)
     predictions = []
     for b, (video_id, name) in enumerate(episodes):
         video = annotations.videos[video_id]
-        masks = masks_at(outputs["mask_logits"][b], video.height, video.width).numpy()
-        sampled = reader.frame_indices(video_id)
+        masks = masks_at(mask_logits[b], video.height, video.width).numpy()
+        sampled = reader.frame_indices(video_id)[reader.valid_frames(video_id)]
         nearest = np.abs(np.arange(video.length)[:, None] - sampled[None]).argmin(1)
         for score, mask in zip(scores[b].tolist(), masks, strict=True):
             rles = [encode_rle(m) if m.any() else None for m in mask]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,15 @@ class ClipFeatures:
             for i in range(len(self.tokens))
         ]
 
+    def as_supports(self, queries: int) -> SupportFeatures:
+        """These clips as the supports of so many queries, each with as many."""
+        shots = len(self.tokens) // queries
+        prototypes = self.prototype
+        return SupportFeatures(
+            self.tokens.unflatten(0, (queries, shots)),
+            None if prototypes is None else prototypes.unflatten(0, (queries, shots)),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class SupportFeatures:
@@ -54,23 +64,43 @@ class SupportFeatures:
     Attributes:
         tokens: E_s, (B, k, T·h·w, d).
         prototypes: of each support, (B, k, d + c). None without likeness.
+        padding_mask: (B, k, T·h·w), true where a shorter clip has no token; none: nowhere.
     """
 
     tokens: Tensor
     prototypes: Tensor | None
+    padding_mask: Tensor | None = None
 
 
 def stack_supports(shots: Sequence[Sequence[ClipFeatures]]) -> SupportFeatures:
     """The supports of a batch of queries, of clips that were encoded before.
 
     Args:
-        shots: for each query its k supports, each a batch of one.
+        shots: for each query its k supports, each a batch of one, of any lengths.
     """
-    tokens = torch.stack([torch.cat([clip.tokens for clip in clips]) for clips in shots])
+    lengths = [[clip.tokens.shape[1] for clip in clips] for clips in shots]
+    most = max(max(row) for row in lengths)
+
+    def padded(clip: ClipFeatures) -> Tensor:
+        return functional.pad(clip.tokens, (0, 0, 0, most - clip.tokens.shape[1]))
+
+    tokens = torch.stack([torch.cat([padded(clip) for clip in clips]) for clips in shots])
+    padding = None
+    if any(length < most for row in lengths for length in row):
+        counts = torch.tensor(lengths, device=tokens.device)
+        padding = torch.arange(most, device=tokens.device) >= counts[..., None]
     if any(clip.prototype is None for clips in shots for clip in clips):
-        return SupportFeatures(tokens, None)
+        return SupportFeatures(tokens, None, padding)
     prototypes = [
         torch.cat([clip.prototype for clip in clips if clip.prototype is not None])
         for clips in shots
     ]
-    return SupportFeatures(tokens, torch.stack(prototypes))
+    return SupportFeatures(tokens, torch.stack(prototypes), padding)
+
+
+def groups_of(lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Places of the clips of each length."""
+    found: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        found.setdefault(int(length), []).append(place)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 from selfshot.models.backbone import Backbone
 from selfshot.models.checkpointing import call
 from selfshot.models.departures import Departures
-from selfshot.models.features import ClipFeatures, SupportFeatures
+from selfshot.models.features import ClipFeatures, SupportFeatures, groups_of, stack_supports
 from selfshot.models.fuser import QuerySupportFuser
 from selfshot.models.guide import guide_bias, reference_boxes
 from selfshot.models.references import reference_tracks
@@ -186,20 +186,54 @@ class SelfShotVIS(nn.Module):
         self,
         query_frames: UInt8[Tensor, "batch time height width 3"],
         support_frames: UInt8[Tensor, "batch shots support_time height width 3"] | None,
+        query_lengths: Sequence[int] | None = None,
+        support_lengths: Sequence[Sequence[int]] | None = None,
     ) -> dict[str, Any]:
-        """Predict from pixels; see `predict` for the outputs."""
-        if support_frames is None or self.fuser is None or support_frames.shape[1] == 0:
-            return self.predict(self.encode(query_frames, is_support=False), None)
-        batch, shots = support_frames.shape[:2]
-        query, support = self.encode_together(
-            [query_frames, support_frames.flatten(0, 1)], [False, True]
+        """Predict from pixels.
+
+        Clips of one length are computed together, so that padding is never read: a padded clip
+        gives what it gives alone, and zeros in its padding frames.
+
+        Args:
+            query_frames: of the queries, the shorter ones padded at their ends.
+            support_frames: of their supports, likewise.
+            query_lengths: frames of each query that are no padding; none: all.
+            support_lengths: frames of each support that are no padding; none: all.
+
+        Returns:
+            see `predict`.
+        """
+        batch, time = query_frames.shape[:2]
+        if support_frames is None or self.fuser is None:
+            support_frames = query_frames.new_empty(batch, 0, *query_frames.shape[1:])
+        shots = support_frames.shape[1]
+        of_query = groups_of(query_lengths or [time] * batch)
+        flat = support_frames.flatten(0, 1)
+        lengths = (
+            [support_frames.shape[2]] * len(flat)
+            if support_lengths is None or not shots
+            else [length for row in support_lengths for length in row]
         )
-        tokens, prototypes = (
-            None if part is None else part.unflatten(0, (batch, shots))
-            for part in (support.tokens, support.prototype)
-        )
-        assert tokens is not None
-        return self.predict(query, SupportFeatures(tokens, prototypes))
+        of_support = groups_of(lengths)
+        clips = [_rows(query_frames, rows)[:, :length] for length, rows in of_query.items()]
+        clips += [_rows(flat, rows)[:, :length] for length, rows in of_support.items()]
+        is_support = [False] * len(of_query) + [True] * len(of_support)
+        encoded = self.encode_together(clips, is_support)
+        queries, supports = encoded[: len(of_query)], encoded[len(of_query) :]
+        if len(of_query) == 1 and len(of_support) <= 1:
+            whole = supports[0].as_supports(batch) if supports else None
+            return _with_padding(self.predict(queries[0], whole), time)
+        single: dict[int, ClipFeatures] = {}
+        for rows, features in zip(of_support.values(), supports, strict=True):
+            single |= dict(zip(rows, features.clips(), strict=True))
+        parts = []
+        for rows, features in zip(of_query.values(), queries, strict=True):
+            own = [[single[row * shots + shot] for shot in range(shots)] for row in rows]
+            helped = self.predict(features, stack_supports(own) if shots else None)
+            parts.append(_with_padding(helped, time))
+        order = [row for rows in of_query.values() for row in rows]
+        places = torch.tensor(order, device=query_frames.device).argsort()
+        return _in_order(parts, places)
 
     def fuse(
         self, query: ClipFeatures, support: SupportFeatures | None
@@ -221,7 +255,13 @@ class SelfShotVIS(nn.Module):
             sources, count = encoded[:, :0], 1
             if support is not None:
                 sources, count = support.tokens.flatten(1, 2), support.tokens.shape[1]
-            fused = self.fuser(told, sources, num_supports=count)
+            padding = None if support is None else support.padding_mask
+            fused = self.fuser(
+                told,
+                sources,
+                support_padding_mask=None if padding is None else padding.flatten(1),
+                num_supports=count,
+            )
         if self.common_head is None:
             return fused, None
         common = self.common_head(fused)
@@ -306,6 +346,38 @@ class SelfShotVIS(nn.Module):
         queries = (queries + self.reference_embedding(evidence)).flatten(1, 2)
         start = boxes.clamp(0.02, 0.98).logit() if self.departures.box_corrections else None
         return queries, bias, start
+
+
+def _rows(x: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of a batch; without a copy where that is all of them."""
+    return x if rows == list(range(len(x))) else x[rows]
+
+
+def _with_padding(outputs: dict[str, Any], time: int) -> dict[str, Any]:
+    """Outputs of shorter clips with zeros up to `time` frames."""
+    axis = {"common_logits": 1}
+
+    def longer(name: str, value: Any) -> Any:
+        if name == "auxiliary":
+            return [{key: longer(key, x) for key, x in layer.items()} for layer in value]
+        at = axis.get(name, 2)
+        if value.shape[at] == time:
+            return value
+        sizes = [0, 0] * (value.dim() - 1 - at) + [0, time - value.shape[at]]
+        return functional.pad(value, sizes)
+
+    return {name: longer(name, value) for name, value in outputs.items()}
+
+
+def _in_order(parts: list[dict[str, Any]], places: Tensor) -> dict[str, Any]:
+    """Outputs of several groups of clips as those of one batch."""
+
+    def together(name: str, values: list[Any]) -> Any:
+        if name == "auxiliary":
+            return [_in_order(list(layers), places) for layers in zip(*values, strict=True)]
+        return torch.cat(values)[places]
+
+    return {name: together(name, [part[name] for part in parts]) for name in parts[0]}
 
 
 def masks_at(mask_logits: Tensor, height: int, width: int) -> Tensor:

@@ -37,6 +37,7 @@ def set_loss(
     weight_focal: float,
     no_object: float,
     num_tracks: float | None = None,
+    class_weight: float | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """The training loss of a batch of clips.
 
@@ -61,6 +62,9 @@ def set_loss(
         num_tracks: what box and mask terms are divided by; this batch's number of tracks (at
             least 1) by default, the mean over ranks in distributed training.
 
+        class_weight: what the class term is divided by; the sum of its weights over this batch
+            by default (see `class_weight_of`).
+
     Returns:
         `total`, with gradients; the last layer's unweighted terms `foreground`, `l1`, `giou`,
         `dice`, `focal`; and `auxiliary`, the weighted sum of the earlier layers' terms.
@@ -83,7 +87,7 @@ def set_loss(
     )
     count = float(max(len(tracks.clip), 1) if num_tracks is None else num_tracks)
 
-    foreground = _class_terms(logits, matched, tracks.clip, valid, no_object)
+    foreground = _class_terms(logits, matched, tracks.clip, valid, no_object, class_weight)
     l1, one_minus_giou = _box_terms(boxes, matched, tracks, valid)
     dice, focal = _mask_terms(outputs["mask_logits"], matched[-1], tracks, valid)
     terms = {
@@ -100,6 +104,21 @@ def set_loss(
     terms["auxiliary"] = of_layers[:-1].sum()
     terms["total"] = of_layers.sum() + masks
     return terms
+
+
+def class_weight_of(
+    targets: Sequence[Mapping[str, Tensor]], num_instances: int, no_object: float
+) -> float:
+    """Sum of the class term's weights over a batch, which no prediction changes.
+
+    As many instances of a clip are matched as it has tracks, and all others are no object.
+    """
+    total = 0.0
+    for target in targets:
+        matched = min(len(target["present"]), num_instances)
+        frames = float(target["valid_frames"].sum())
+        total += frames * (matched + no_object * (num_instances - matched))
+    return max(total, 1e-9)
 
 
 def _gather_targets(
@@ -120,6 +139,7 @@ def _class_terms(
     clip: Int[Tensor, " tracks"],
     valid: Bool[Tensor, "batch time"],
     no_object: float,
+    class_weight: float | None,
 ) -> Float[Tensor, " layers"]:
     """Eq. 5's first term: weighted cross entropy, the mean over the valid frames.
 
@@ -131,7 +151,8 @@ def _class_terms(
     surprise = -logits.log_softmax(dim=-1)
     weight = torch.where(is_object, 1.0, no_object)[..., None] * valid[:, None]
     cost = torch.where(is_object[..., None], surprise[..., FOREGROUND], surprise[..., NO_OBJECT])
-    return (cost * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1e-9)
+    total = weight.sum(dim=(1, 2, 3)).clamp(min=1e-9) if class_weight is None else class_weight
+    return (cost * weight).sum(dim=(1, 2, 3)) / total
 
 
 def _box_terms(

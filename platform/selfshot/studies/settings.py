@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from selfshot.config.benchmarks import Yt8mSegments
+from selfshot.config.benchmarks import SpritesBenchmark, Yt8mSegments
 from selfshot.config.fields import LATER, Section
 from selfshot.config.schema import BackboneConfig, Experiment
 from selfshot.studies.builders import inputs_digest
@@ -54,6 +54,9 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
         if name == "backbone" and experiment.backbone.weights is not None:
             with experiment.backbone.weights.open("rb") as file:
                 section["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+        if name == "vis" and not isinstance(experiment.benchmark, SpritesBenchmark):
+            # Padding was attended to once. Composed clips have none, and were always alike.
+            section["padding"] = "left out"
         return {**section, "seed": experiment.seed, "compute": machine}
 
     return settings

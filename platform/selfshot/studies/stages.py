@@ -243,6 +243,7 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
             "weights": section.weights.model_dump(),
             "episodes_per_batch": section.episodes_per_batch,
             "train_shots": section.train_shots,
+            "accumulate": section.accumulate,
             "support_frames": section.support_frames,
             "learning_rate": section.optimiser.learning_rate,
             "backbone_learning_rate": section.backbone_learning_rate,

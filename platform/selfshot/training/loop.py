@@ -72,6 +72,21 @@ class TrainingTask(Protocol):
         ...
 
 
+def parts_of(task: TrainingTask, batch: Any) -> list[Any]:
+    """The parts of a batch that are computed one after another; their losses sum to its own.
+
+    A task whose batches are too large for the memory has `accumulate`, how many parts there are,
+    and `parts(batch)`.
+    """
+    parts = getattr(task, "parts", None)
+    return [batch] if parts is None else list(parts(batch))
+
+
+def add_scalars(sums: dict[str, float], values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of one part more."""
+    return {name: sums.get(name, 0.0) + value for name, value in values.items()}
+
+
 def resolve(path: str) -> Any:
     """The object that a dotted path "package.module:name" stands for."""
     module_name, colon, name = path.partition(":")
@@ -269,12 +284,14 @@ def run_plain(
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier
             seed_step(seed, step, 0)
-            outputs = task.module(to_device(batch, device))
-            names, values = read_scalars(outputs)
-            metrics = dict(zip(names, values.tolist(), strict=True))
-            check_finite(metrics, step)
+            metrics: dict[str, float] = {}
             optimiser.zero_grad(set_to_none=True)
-            outputs["loss"].backward()
+            for part in parts_of(task, batch):
+                outputs = task.module(to_device(part, device))
+                names, values = read_scalars(outputs)
+                metrics = add_scalars(metrics, dict(zip(names, values.tolist(), strict=True)))
+                check_finite(metrics, step)
+                outputs["loss"].backward()
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
             optimiser.step()
             task.after_step(step)

@@ -14,7 +14,7 @@ from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.data.episodes import episode_batch
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_backbone, save_weights
-from selfshot.ops.set_loss import set_loss
+from selfshot.ops.set_loss import class_weight_of, set_loss
 
 
 class VisTraining(nn.Module):
@@ -26,12 +26,24 @@ class VisTraining(nn.Module):
         self.weights = weights
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Loss of a batch of `episode_batch`."""
-        outputs = self.model(batch["query"], batch["supports"])
+        """Loss of a batch of `episode_batch`.
+
+        With `totals` (see `split`) the batch is a part of a larger one, and its losses are shares
+        of that one's.
+        """
+        valid = torch.stack([target["valid_frames"] for target in batch["targets"]])
+        lengths = batch.get("support_lengths")
+        outputs = self.model(
+            batch["query"],
+            batch["supports"],
+            valid.sum(1).tolist(),
+            None if lengths is None else lengths.tolist(),
+        )
         size = batch["targets"][0]["masks"].shape[-2:]
         mask_logits = functional.interpolate(
             outputs["mask_logits"].flatten(0, 1), size=size, mode="bilinear", align_corners=False
         ).unflatten(0, outputs["mask_logits"].shape[:2])
+        totals = batch.get("totals", {})
         terms = set_loss(
             {**outputs, "mask_logits": mask_logits},
             batch["targets"],
@@ -41,18 +53,40 @@ class VisTraining(nn.Module):
             weight_dice=self.weights["dice"],
             weight_focal=self.weights["focal"],
             no_object=self.weights["no_object"],
+            num_tracks=totals.get("tracks"),
+            class_weight=totals.get("class_weight"),
         )
         logged = {name: value.detach() for name, value in terms.items() if name not in ("total",)}
         if "common_logits" not in outputs:
             return {"loss": terms["total"], **logged}
         # As in every other term, frames that are padding do not count.
-        valid = torch.stack([target["valid_frames"] for target in batch["targets"]])
         surprise = functional.binary_cross_entropy_with_logits(
             outputs["common_logits"], batch["common"], reduction="none"
         )
-        common = surprise.mean((2, 3))[valid].mean()
+        each = surprise.mean((2, 3))[valid]
+        common = each.sum() / totals["frames"] if totals else each.mean()
         loss = terms["total"] + self.weights["common"] * common
         return {"loss": loss, "common": common.detach(), **logged}
+
+    def split(self, batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+        """A batch in `parts` of as many episodes, whose losses sum to that of the whole."""
+        if parts == 1:
+            return [batch]
+        targets = batch["targets"]
+        assert len(targets) % parts == 0, "parts of as many episodes"
+        totals = {
+            "tracks": float(max(1, sum(len(target["present"]) for target in targets))),
+            "class_weight": class_weight_of(
+                targets, self.model.num_instances, self.weights["no_object"]
+            ),
+            "frames": float(sum(int(target["valid_frames"].sum()) for target in targets)),
+        }
+        size = len(targets) // parts
+        return [
+            {name: value[start : start + size] for name, value in batch.items()}
+            | {"totals": totals}
+            for start in range(0, len(targets), size)
+        ]
 
 
 class VisTask:
@@ -71,6 +105,7 @@ class VisTask:
         learning_rate: float,
         backbone_learning_rate: float,
         support_frames: int | None = None,
+        accumulate: int = 1,
     ) -> None:
         """Build it.
 
@@ -85,12 +120,13 @@ class VisTask:
             learning_rate: of the transformer.
             backbone_learning_rate: of the backbone.
             support_frames: frames of a support; none: those of a query.
+            accumulate: parts of a batch that are computed one after another.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
         torch.manual_seed(seed)
         self.seed, self.train_shots = seed, train_shots
-        self.support_frames = support_frames
+        self.support_frames, self.accumulate = support_frames, accumulate
         self.episodes_per_batch = episodes_per_batch
         self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
         whole = load_backbone(Path(backbone))
@@ -151,6 +187,10 @@ class VisTask:
             mask_stride=model.mask_stride // 2,
             support_frames=self.support_frames,
         )
+
+    def parts(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is computed one after another in a step."""
+        return self.module.split(batch, self.accumulate)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

@@ -102,9 +102,12 @@ def test_mirrored_and_reversed_consistently(reader: ClipReader) -> None:
         _check(batch, [CAT, CAT])
         for i in range(2):
             backward = bool((batch["query"][i, :, 0, 0, 2].diff().int() > 128).any())
-            ordered = batch["query"][i].flip(0) if backward else batch["query"][i]
-            mirrored = not torch.equal(ordered, plain["query"][i])
-            assert torch.equal(ordered.flip(2) if mirrored else ordered, plain["query"][i])
+            length = int(plain["targets"][i]["valid_frames"].sum())
+            order = [max(length - 1 - t, 0) if backward else t for t in range(NUM_FRAMES)]
+            expected, ours = plain["query"][i][order], batch["query"][i]
+            mirrored = not torch.equal(ours, expected)
+            assert torch.equal(ours.flip(2) if mirrored else ours, expected)
+            assert batch["targets"][i]["valid_frames"][:length].all(), "padding stays last"
             seen.add((i, backward, mirrored))
             shot, whole = batch["supports"][i, 0], plain["supports"][i, 0]
             assert torch.equal(shot, whole) or torch.equal(shot, whole.flip(2))

@@ -358,6 +358,41 @@ def test_checkpointing_changes_nothing(paper: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("paper", [False, True])
+def test_padding_is_never_read(paper: bool) -> None:
+    """Padded clips give what they give alone, whatever the padding holds."""
+    model = _paper_model(time=5) if paper else _model()
+    lengths, shot_lengths = [3, 5, 3], [[2, 1], [3, 3], [3, 2]]
+    query, supports = _frames(3, 5), _frames(3, 2, 3, seed=1)
+    outputs = model(query, supports, lengths, shot_lengths)
+    spoilt_query, spoilt_supports = query.clone(), supports.clone()
+    for b, length in enumerate(lengths):
+        spoilt_query[b, length:] = 77
+        for k, shot_length in enumerate(shot_lengths[b]):
+            spoilt_supports[b, k, shot_length:] = 99
+    spoilt = model(spoilt_query, spoilt_supports, lengths, shot_lengths)
+    names = OUTPUTS[:3] if paper else OUTPUTS
+    for name in names:
+        assert torch.equal(spoilt[name], outputs[name])
+    for b, length in enumerate(lengths):
+        features = model.encode(query[b : b + 1, :length], is_support=False)
+        shots = [
+            model.encode(supports[b : b + 1, k, :shot_length], is_support=True)
+            for k, shot_length in enumerate(shot_lengths[b])
+        ]
+        alone = model.predict(features, stack_supports([shots]))
+        for name in names:
+            whole, part = outputs[name][b], alone[name][0]
+            time = 0 if name == "common_logits" else 1
+            torch.testing.assert_close(
+                whole.narrow(time, 0, length), part, rtol=1e-3, atol=1e-4
+            )
+            assert not whole.narrow(time, length, 5 - length).any()
+    assert len(outputs["auxiliary"]) == len(alone["auxiliary"])
+    assert outputs["auxiliary"][0]["boxes_cxcywh"].shape == (3, INSTANCES, 5, 4)
+
+
+@torch.no_grad()
 def test_features_that_were_kept_are_as_good_as_fresh_ones() -> None:
     model, query, supports = _model(), _frames(BATCH, 3), _frames(BATCH, 2, 5, seed=1)
     kept = [model.encode(supports[b], is_support=True).clips() for b in range(BATCH)]

@@ -322,6 +322,38 @@ class TestVis:
         for name in ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits"):
             assert torch.equal(mine[name], theirs[name])
 
+    @pytest.mark.parametrize("parts", [2, 4])
+    def test_parts_of_a_batch_sum_to_the_whole(self, make: Any, parts: int) -> None:
+        """Batch 4 is batch 1 or 2 with accumulation, in losses and in gradients."""
+        whole, divided = make(episodes_per_batch=4), make(episodes_per_batch=4, accumulate=parts)
+        batch = whole.batch(0, 0, 1)
+        # Unlike numbers of tracks and of frames, or a mean of means would do as well.
+        batch["targets"][1] |= {
+            name: batch["targets"][1][name][:0] for name in ("masks", "boxes_cxcywh", "present")
+        }
+        batch["targets"][2]["valid_frames"] = torch.tensor([True, False, False])
+        pieces = divided.parts(batch)
+        assert len(pieces) == parts
+        expected = whole.module(batch)
+        expected["loss"].backward()
+        found: dict[str, float] = {}
+        for piece in pieces:
+            losses = divided.module(piece)
+            losses["loss"].backward()
+            found = {name: found.get(name, 0.0) + value.item() for name, value in losses.items()}
+        assert found == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4)
+        for name, parameter in divided.module.named_parameters():
+            other = whole.module.get_parameter(name)
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=2e-2, atol=2e-4)
+
+    def test_training_in_parts(self, make: Any) -> None:
+        histories = [
+            run_plain(make(episodes_per_batch=4, accumulate=parts), steps=3, **LOOP)
+            for parts in (1, 4)
+        ]
+        for one, other in zip(*histories, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=2e-2)
+
     def test_padding_frames_do_not_count(self, make: Any) -> None:
         task = make()
         module, batch = task.module.eval(), task.batch(0, 0, 1)
