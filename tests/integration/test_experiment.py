@@ -17,6 +17,7 @@ from selfshot.benchmarks.manifest import load_benchmark, query_key, read_corpus
 from selfshot.config.load import load_experiment
 from selfshot.config.schema import Experiment
 from selfshot.distributed.tracking import Tracker
+from selfshot.retrieval.clip_ids import ClipIds
 from selfshot.studies.run import (
     StagePlan,
     plan_experiment,
@@ -96,7 +97,7 @@ def test_the_corpus_is_embedded_whole(first: Run) -> None:
     summary = json.loads((first.plans["embeddings"].path / "summary.json").read_text())
     clips = read_corpus(first.plans["benchmark"].path)
     assert summary["embedded"] == len(clips) == 24 and summary["quarantined"] == 0
-    indexed = json.loads((first.plans["index"].path / "clip_ids.json").read_text())
+    indexed = list(ClipIds.load(first.plans["index"].path))
     assert indexed == [row["clip_id"] for row in clips]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,41 @@ class ClipReader:
     def frames(self, video_id: int) -> np.ndarray:
         """Pixels, uint8 (T, H, W, 3)."""
         return self._read(video_id, self.frame_indices(video_id))
+
+    def part(self, video_id: int, start: float, end: float) -> np.ndarray:
+        """Pixels of a part of the video, uint8 (T, H, W, 3), sampled as a whole video is.
+
+        A part of fewer frames than a clip has gives those; there is no padding.
+
+        Args:
+            video_id: which video.
+            start: of the part, as a share of the video's length.
+            end: of the part; it has one frame at least.
+        """
+        length = self.annotations.videos[video_id].length
+        first = min(int(start * length), length - 1)
+        frames = max(min(round(end * length), length) - first, 1)
+        offsets = np.arange(frames)
+        if frames > self.num_frames:
+            offsets = ((np.arange(self.num_frames) + 0.5) * frames / self.num_frames).astype(int)
+        return self._read(video_id, first + offsets)
+
+    def cut_out(self, video_id: int, box: Sequence[float]) -> np.ndarray:
+        """Pixels of a part of each frame, uint8 (T, H, W, 3), enlarged to the clip's size.
+
+        Args:
+            video_id: which video.
+            box: left, top, right and bottom as shares of the frame.
+        """
+        left, top, right, bottom = box
+        # Read so large that the part has the size of a clip: nothing of a large frame is lost.
+        height = round(self.height / (bottom - top))
+        width = round(self.width / (right - left))
+        video = self.annotations.videos[video_id]
+        frames = self.frame_reader.read(video, self.frame_indices(video_id), height, width)
+        row = min(round(top * height), height - self.height)
+        column = min(round(left * width), width - self.width)
+        return frames[:, row : row + self.height, column : column + self.width].copy()
 
     def tracks(self, video_id: int, *, stride: int, category_id: int | None = None) -> TrackMasks:
         """Masks of the video's tracks, averaged over cells of `stride` × `stride` pixels.

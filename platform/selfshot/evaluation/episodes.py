@@ -21,6 +21,7 @@ from selfshot.models.features import ClipFeatures, groups_of, stack_supports
 from selfshot.models.vis import SelfShotVIS, masks_at
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
+from selfshot.retrieval.methods import Support
 
 QUERIES_AT_ONCE = 4
 DECODE_LIMIT_S = 20.0
@@ -96,15 +97,21 @@ class SupportReader:
             time_limit_s=DECODE_LIMIT_S,
         )
 
-    def frames(self, support: str | int) -> np.ndarray:
-        """Pixels uint8 (T, H, W, 3) of a corpus clip (str) or an annotated video (int)."""
+    def frames(self, support: Support) -> np.ndarray:
+        """Pixels uint8 (T, H, W, 3) of a corpus clip, an annotated video, or a part of one."""
         if isinstance(support, int):
             return self.reader.frames(support)
+        if isinstance(support, dict):
+            if "box" in support:
+                return self.reader.cut_out(support["video"], support["box"])
+            return self.reader.part(support["video"], support["start"], support["end"])
         return self.decoder.decode(self.clips[support])
 
-    def clip(self, support: str | int) -> np.ndarray:
+    def clip(self, support: Support) -> np.ndarray:
         """The same without padding."""
         frames = self.frames(support)
+        if isinstance(support, dict) and "box" in support:
+            return frames[self.reader.valid_frames(support["video"])]
         return frames[self.reader.valid_frames(support)] if isinstance(support, int) else frames
 
 
@@ -177,15 +184,20 @@ def _clip(reader: ClipReader, video: int) -> np.ndarray:
     return reader.frames(video)[reader.valid_frames(video)]
 
 
-def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:
-    """Keys of a row's supports in the token cache, for the query of a class in a video."""
+def _supports(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[Support]:
+    """A row's supports, for the query of a class in a video."""
     if row["supports"] == "query_itself":
-        return [f"video:{video}"] * row["shots"]
-    count = row["shots"] + row["extra"]
-    return [
-        f"video:{support}" if isinstance(support, int) else f"clip:{support}"
-        for support in chosen[query_key(video, name)][row["supports"]][:count]
-    ]
+        return [video] * row["shots"]
+    of_query = chosen[query_key(video, name)]
+    semi_shot = row["supports"] == "semi_shot"
+    kind = f"semi_shot_{row['shots']}" if semi_shot else row["supports"]
+    supports: list[Support] = of_query[kind][: row["shots"] + row["extra"]]
+    return supports
+
+
+def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:
+    """Keys of a row's supports in the token cache: what each support is, in JSON."""
+    return [json.dumps(support) for support in _supports(chosen, video, name, row)]
 
 
 def _encode_supports(
@@ -210,10 +222,7 @@ def _encode_supports(
     ordered = sorted(needed)
     for start in range(0, len(ordered), 2 * QUERIES_AT_ONCE):
         keys = ordered[start : start + 2 * QUERIES_AT_ONCE]
-        frames = []
-        for key in keys:
-            kind, _, name = key.partition(":")
-            frames.append(support_reader.clip(int(name) if kind == "video" else name))
+        frames = [support_reader.clip(json.loads(key)) for key in keys]
         for places in groups_of([len(clip) for clip in frames]).values():
             together = torch.from_numpy(np.stack([frames[i] for i in places]))
             clips = model.encode(together, is_support=True).clips()

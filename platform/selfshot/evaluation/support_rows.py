@@ -12,11 +12,12 @@ from selfshot.data.json_entries import is_finite, kind, read_json, short
 from selfshot.data.video import VideoError
 from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.layout import SupportClip, SupportRow
+from selfshot.retrieval.methods import Support
 
 MOST_SUPPORTS = 5
 _SCORES = "_scores"  # what the name of a list of numbers, beside a kind's, ends in
 
-Kinds = dict[str, tuple[list[str | int], list[float]]]
+Kinds = dict[str, tuple[list[Support], list[float]]]
 """For each kind of supports its clips or videos, best first, and their scores if there are any."""
 
 
@@ -27,9 +28,9 @@ class ChosenSupports:
         """Reads the file and refuses what does not belong to the benchmark.
 
         Args:
-            path: query → kind → supports: clip ids of the corpus, or ids of annotated videos. A
-                query is a video's id, with `:` and the class that it asks for where it may
-                ask for several.
+            path: query → kind → supports: clip ids of the corpus, ids of annotated videos, or
+                parts of those. A query is a video's id, with `:` and the class that it asks for
+                where it may ask for several.
             folder: of the benchmark.
             benchmark: the benchmark.
             reader: of its annotated videos.
@@ -74,9 +75,9 @@ class ChosenSupports:
                 rows += [SupportRow(caption, clips)] if clips else []
         return rows
 
-    def _clip(self, asked: str | None, support: str | int, score: float | None) -> SupportClip:
+    def _clip(self, asked: str | None, support: Support, score: float | None) -> SupportClip:
         """One support; its class is known by the query's for annotated ones, else by a label."""
-        name = asked if isinstance(support, int) else self.labels.get(support)
+        name = self.labels.get(support) if isinstance(support, str) else asked
         caption = name or str(support)
         if score is not None:
             caption += f" {score:.2f}"
@@ -122,5 +123,18 @@ class ChosenSupports:
     def _is_known(self, support: object) -> bool:
         if isinstance(support, str):
             return support in self.reader.clips
+        if isinstance(support, dict):
+            if not _is_part(support):
+                return False
+            support = support.get("video")
         is_number = isinstance(support, int) and not isinstance(support, bool)
         return is_number and support in self.annotations.videos
+
+
+def _is_part(support: dict[str, Any]) -> bool:
+    """Whether it names a stretch of a video or a box in its frames, by shares."""
+    box = support.get("box", [support.get("start"), 0.0, support.get("end"), 1.0])
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+        return False
+    left, top, right, bottom = box
+    return bool(0 <= left < right <= 1 and 0 <= top < bottom <= 1)

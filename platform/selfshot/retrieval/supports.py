@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from selfshot.retrieval.index import FlatIndex
+from selfshot.retrieval.index import ClipIndex, unit_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,21 @@ class Retrieved:
     own_source: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A video as retrieval compares it: one vector, or several windows.
+
+    Attributes:
+        vectors: (windows, dim); one row for Eq. 3 as printed.
+        foreground: (windows,), mean foreground probability of each.
+    """
+
+    vectors: np.ndarray
+    foreground: np.ndarray
+
+
 def retrieve(
-    index: FlatIndex,
+    index: ClipIndex,
     vectors: Float[np.ndarray, "windows dim"],
     foreground: Float[np.ndarray, " windows"],
     count: int,
@@ -38,6 +51,7 @@ def retrieve(
     duplicate_cosine: float,
     own_source: Collection[str] = (),
     foreground_power: float = 0.0,
+    searched: Int[np.ndarray, " rows"] | None = None,
 ) -> Retrieved:
     """self-shot(q) = kNN(Φ(q), Φ(S)), for a query of one vector or of several windows.
 
@@ -53,53 +67,129 @@ def retrieve(
         duplicate_cosine: a clip of a higher cosine is a near duplicate and left out.
         own_source: clips of the query's own source video, left out.
         foreground_power: how much a window's foreground counts.
+        searched: rows of the index, without repetition, that are searched; none: all.
     """
+    total = len(index) if searched is None else len(searched)
+    own = index.clip_ids.rows([clip_id for clip_id in own_source if clip_id in index])
+    own = np.unique(own if searched is None else np.intersect1d(own, searched))
     # Duplicates are rare, so a few spare neighbours mostly do; ask again when they do not.
     spare = 8
-    own = {clip_id for clip_id in own_source if clip_id in index}
-    weights = foreground**foreground_power
-    while True:
-        k = min(len(index), count + spare + len(own))
-        cosines, clip_ids = index.search(vectors, k)
-        best: dict[str, tuple[float, float]] = {}
-        duplicates: set[str] = set()
-        for row, weight in enumerate(weights):
-            for cosine, clip_id in zip(cosines[row], clip_ids[row], strict=True):
-                if cosine > duplicate_cosine:
-                    duplicates.add(clip_id)
-                score = float(cosine * weight)
-                if score > best.get(clip_id, (-np.inf, 0.0))[0]:
-                    best[clip_id] = (score, float(cosine))
-        allowed = [c for c in best if c not in duplicates and c not in own]
-        enough = len(allowed) >= count and len(duplicates) <= spare
-        if enough or k == len(index):
+    weights = np.asarray(foreground, np.float32) ** foreground_power
+    while total:
+        k = min(total, count + spare + len(own))
+        cosines, rows = index.search_rows(vectors, k, searched)
+        best = _best_of_each(rows, cosines, cosines * weights[:, None])
+        allowed = ~(np.isin(best.rows, own) | best.above(duplicate_cosine))
+        duplicates = best.above(duplicate_cosine)
+        enough = allowed.sum() >= count and duplicates.sum() <= spare
+        if enough or k == total:
             break
         spare *= 4
-    ranked = sorted(allowed, key=lambda clip_id: (-best[clip_id][0], clip_id))[:count]
+    else:
+        return Retrieved((), (), 0, 0)
+    names = index.clip_ids.at(best.rows[allowed])
+    scores, cosine = best.scores[allowed], best.cosines[allowed]
+    # Ties are settled by name, whatever the order of the index.
+    order = np.lexsort((names.astype(str), -scores))[:count]
     return Retrieved(
-        clip_ids=tuple(ranked),
-        scores=tuple(round(best[clip_id][1], 6) for clip_id in ranked),
-        near_duplicates=len(duplicates - own),
+        clip_ids=tuple(names[order].tolist()),
+        scores=tuple(round(float(one), 6) for one in cosine[order]),
+        near_duplicates=int((duplicates & ~np.isin(best.rows, own)).sum()),
         own_source=len(own),
     )
 
 
-def draw(pool: Sequence, count: int, seed: Sequence[int]) -> list:
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """For each row that any window found: its best score, the cosine there, its highest cosine."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+    cosines: np.ndarray
+    highest: np.ndarray
+
+    def above(self, cosine: float) -> np.ndarray:
+        return self.highest > cosine
+
+
+def _best_of_each(
+    rows: Int[np.ndarray, "windows k"],
+    cosines: Float[np.ndarray, "windows k"],
+    scores: Float[np.ndarray, "windows k"],
+) -> _Best:
+    flat, cosine, score = rows.reshape(-1), cosines.reshape(-1), scores.reshape(-1)
+    window = np.repeat(np.arange(len(rows)), rows.shape[1])
+    # The first window wins a tie, as in a loop over them.
+    order = np.lexsort((window, -score, flat))
+    firsts = np.flatnonzero(np.diff(flat[order], prepend=-1))
+    return _Best(
+        rows=flat[order][firsts],
+        scores=score[order][firsts],
+        cosines=cosine[order][firsts],
+        highest=np.maximum.reduceat(cosine[order], firsts),
+    )
+
+
+def retrieve_together(
+    index: ClipIndex,
+    members: Sequence[Described],
+    count: int,
+    *,
+    candidates: int,
+    duplicate_cosine: float,
+    own_source: Collection[str] = (),
+    foreground_power: float = 0.0,
+    searched: Int[np.ndarray, " rows"] | None = None,
+) -> Retrieved:
+    """Clips that are near to several videos at once: a query and its labelled supports (Table 5).
+
+    A clip's score is the mean over the videos of its best window's score, so that what they have
+    in common decides, and what only one of them shows does not.
+
+    Args:
+        index: of the corpus.
+        members: the query first, then the others.
+        count: clips wanted.
+        candidates: clips that each video proposes; all of them are compared with all videos.
+        duplicate_cosine: see `retrieve`, for the query.
+        own_source: clips of any member's own source video, left out.
+        foreground_power: see `retrieve`.
+        searched: see `retrieve`.
+    """
+    found = [
+        retrieve(
+            index,
+            member.vectors,
+            member.foreground,
+            max(candidates, count),
+            duplicate_cosine=duplicate_cosine,
+            own_source=own_source,
+            foreground_power=foreground_power,
+            searched=searched,
+        )
+        for member in members
+    ]
+    names = np.array(sorted({clip_id for one in found for clip_id in one.clip_ids}), dtype=object)
+    if not len(names):
+        return Retrieved((), (), found[0].near_duplicates, found[0].own_source)
+    corpus = index.vectors(names.tolist())
+    scores, near = np.zeros(len(names)), np.zeros(len(names), bool)
+    for member in members:
+        cosines = unit_vectors(member.vectors, [""] * len(member.vectors)) @ corpus.T
+        near |= cosines.max(0) > duplicate_cosine
+        weighted = cosines * (np.asarray(member.foreground) ** foreground_power)[:, None]
+        scores += weighted.max(0) / len(members)
+    # A clip that is nearly one of the labelled supports brings nothing new either.
+    order = [row for row in np.lexsort((names.astype(str), -scores)) if not near[row]][:count]
+    return Retrieved(
+        clip_ids=tuple(names[order].tolist()),
+        scores=tuple(round(float(scores[row]), 6) for row in order),
+        near_duplicates=found[0].near_duplicates,
+        own_source=found[0].own_source,
+    )
+
+
+def draw(pool: Sequence | np.ndarray, count: int, seed: Sequence[int]) -> list:
     """`count` of a pool at random without repetition (with, where the pool is smaller)."""
     rng = np.random.default_rng(list(seed))
     return [pool[i] for i in rng.choice(len(pool), count, replace=len(pool) < count)]
-
-
-def precision_at(found: Sequence[Sequence[str]], wanted: Sequence[str], k: int) -> float:
-    """Share of the first k clips' classes that are the query's, averaged over queries.
-
-    Args:
-        found: for each query the classes of its retrieved clips, best first.
-        wanted: the queries' classes.
-        k: how many count.
-    """
-    hits = [
-        float(np.mean([name == want for name in names[:k]])) if len(names) else 0.0
-        for names, want in zip(found, wanted, strict=True)
-    ]
-    return float(np.mean(hits)) if hits else 0.0

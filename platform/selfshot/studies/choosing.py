@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +19,68 @@ from selfshot.benchmarks.manifest import (
     read_corpus_labels,
 )
 from selfshot.config.errors import UserError
-from selfshot.evaluation.episodes import folds
+from selfshot.data.clips import ClipReader
+from selfshot.data.video import VideoError
+from selfshot.evaluation.episodes import SupportReader, folds
+from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
+from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
 from selfshot.models.weights import FrozenEncoder, load_encoder
-from selfshot.retrieval.index import FlatIndex, load_index
-from selfshot.retrieval.supports import Retrieved, draw, precision_at, retrieve
+from selfshot.retrieval.building import load_index
+from selfshot.retrieval.methods import (
+    Asked,
+    Chosen,
+    Describe,
+    Method,
+    OracleVideos,
+    QueryCrops,
+    RandomClips,
+    RetrievedClips,
+    SemiShot,
+    Support,
+)
+from selfshot.retrieval.supports import Described
 
 QUERIES_AT_ONCE = 8
+DESCRIBED_KEPT = 256  # videos whose vectors are kept, for those that help several queries
+WAYS = ("global", "windows")
+SHEET_FILE = "gallery.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class SupportSettings:
+    """How supports are chosen; see `SupportsConfig`.
+
+    `count` is the supports of each kind, `kinds` those that are made beside random, self-shot and
+    oracle ones, and `semi_shot` pairs of labelled and found.
+    """
+
+    count: int
+    vectors: str
+    window_size: int
+    foreground_power: float
+    duplicate_cosine: float
+    corpus_share: float = 1.0
+    corpus_seed: int = 0
+    kinds: Sequence[str] = ()
+    semi_shot: Sequence[tuple[int, int]] = ()
+    candidates: int = 50
+    crop_share: float = 0.5
+    judged_ranks: int = 50
+    gallery_queries: int = 12
 
 
 def choose_supports(
     folder: Path,
+    settings: SupportSettings,
     *,
     benchmark_folder: Path,
     encoder_folder: Path,
     index_folder: Path,
     seeds: Sequence[int],
     max_queries: int | None,
-    count: int,
-    vectors: str,
-    window_size: int,
-    foreground_power: float,
-    duplicate_cosine: float,
     on_message: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write supports.json (query → kind → supports, best first) and retrieval.json.
+    """Write supports.json (query → kind → supports, best first), retrieval.json and gallery.png.
 
     `random` is drawn with the seed of the query's fold; `oracle` takes the first of the pairs that
     the benchmark fixes; `self_shot` reads no label. Labels of the corpus, where there are any,
@@ -48,162 +88,292 @@ def choose_supports(
 
     Args:
         folder: of the stage.
+        settings: how.
         benchmark_folder: of the benchmark.
         encoder_folder: of the trained Φ.
         index_folder: of the corpus index.
         seeds: of the folds.
         max_queries: of a fold.
-        count: supports of each kind.
-        vectors: `global` or `windows`, for `self_shot`.
-        window_size: in tokens.
-        foreground_power: see `retrieve`.
-        duplicate_cosine: see `retrieve`.
         on_message: told of what is set aside.
 
     Returns:
-        For `val` and `test`: chance, precision and mean average over classes of each way to
+        For `val` and `test`: chance, precision, recall and mAP of the retrieval, of each way to
         make the query's vectors, and the counts of what was left out.
     """
     benchmark = load_benchmark(benchmark_folder)
     reader = benchmark.reader(benchmark_folder)
-    annotations = reader.annotations
-    encoder, index = load_encoder(encoder_folder), load_index(index_folder)
-    labels = read_corpus_labels(benchmark_folder)
-    by_source: dict[str, list[str]] = {}
-    for row in read_corpus(benchmark_folder):
-        by_source.setdefault(row["source_id"], []).append(row["clip_id"])
-    corpus = [str(clip_id) for clip_id in index.clip_ids]
-    known = set(corpus)
-
-    ways: dict[str, dict[int, Retrieved]] = {"global": {}, "windows": {}}
-    sides = {
-        "val": list(benchmark.queries["val"]),
-        "test": [
-            pair for fold in folds(benchmark, "test", len(seeds), max_queries) for pair in fold
-        ],
+    index = load_index(index_folder)
+    searched = index.clip_ids.share(settings.corpus_share, settings.corpus_seed)
+    if not len(searched):
+        raise UserError(
+            f"supports.corpus_share: {settings.corpus_share:g} leaves none of {len(index)} clips; "
+            "raise it"
+        )
+    if settings.corpus_share < 1:
+        on_message(f"{len(searched):,} of {len(index):,} clips are searched")
+    corpus = _Corpus(benchmark_folder, reader, set(index.clip_ids.at(searched).tolist()))
+    described = _Described(load_encoder(encoder_folder), reader, settings.window_size)
+    subset = searched if settings.corpus_share < 1 else None
+    power = {"global": 0.0, "windows": settings.foreground_power}
+    ways = {
+        way: RetrievedClips(
+            index, described.by(way), settings.duplicate_cosine, power[way], subset
+        )
+        for way in WAYS
     }
-    queries = [video for pairs in sides.values() for video, _ in pairs]
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        part = queries[start : start + QUERIES_AT_ONCE]
-        frames = np.stack([reader.frames(video) for video in part])
-        own = [
-            known.intersection(by_source.get(annotations.videos[video].source_id or "", ()))
-            for video in part
-        ]
-        for way, of_part in _search(
-            encoder, index, frames, own, min(max(count, 5), len(corpus)), window_size,
-            foreground_power, duplicate_cosine,
-        ).items():  # fmt: skip
-            ways[way] |= dict(zip(part, of_part, strict=True))
+    test = [
+        (Asked(query_key(video, name), video, seed, corpus.own_source(video)), name)
+        for fold, seed in zip(folds(benchmark, "test", len(seeds), max_queries), seeds, strict=True)
+        for video, name in fold
+    ]
+    val = [
+        (Asked(query_key(video, name), video, 0, corpus.own_source(video)), name)
+        for video, name in benchmark.queries["val"]
+    ]
+    # The first clips of a longer ranking are those of a shorter one.
+    depth = min(max(settings.count, settings.judged_ranks, 5), len(searched))
+    found: dict[str, dict[str, Chosen]] = {way: {} for way in ways}
+    for queries in _batches([query for query, _ in val + test]):
+        described.prepare([query.video for query in queries])
+        for way, retrieved in ways.items():
+            found[way] |= _by_key(queries, retrieved(queries, depth))
 
-    chosen: dict[str, dict[str, list]] = {}
+    drawn = RandomClips(index, searched)
+    made: dict[str, Method] = {"random": drawn, "oracle": OracleVideos(benchmark.pairs["test"])}
+    made |= {
+        kind: QueryCrops(of, settings.crop_share)
+        for kind, of in (("temporal_crops", "time"), ("spatial_crops", "space"))
+        if kind in settings.kinds
+    }
+    semi_shot = dict(sorted(settings.semi_shot)) if "semi_shot" in settings.kinds else {}
+    for labelled in semi_shot:
+        made[f"semi_shot_{labelled}"] = SemiShot(
+            index, described.by(settings.vectors), benchmark.pairs["test"], corpus.own_source,
+            labelled, settings.candidates, settings.duplicate_cosine,
+            power[settings.vectors], subset,
+        )  # fmt: skip
+    counts = {
+        f"semi_shot_{labelled}": labelled + most for labelled, most in semi_shot.items()
+    }
+    chosen: dict[str, dict[str, list]] = {query.key: {} for query, _ in test}
     short = 0
-    for fold, seed in zip(folds(benchmark, "test", len(seeds), max_queries), seeds, strict=True):
-        for video, name in fold:
-            found = ways[vectors][video]
-            if len(found.clip_ids) < count:
-                short += 1
-            source = annotations.videos[video].source_id
-            pool = [clip for clip in corpus if clip not in by_source.get(source or "", ())]
-            chosen[query_key(video, name)] = {
-                "self_shot": _filled(list(found.clip_ids[:count]), count),
-                "self_shot_scores": list(found.scores[:count]),
-                "random": draw(pool, count, [seed, 29, video]),
-                "oracle": list(benchmark.pairs["test"][query_key(video, name)][:count]),
-            }
+    for queries in _batches([query for query, _ in test]):
+        for query in queries:
+            mine = found[settings.vectors][query.key]
+            short += len(mine.supports) < settings.count
+            chosen[query.key]["self_shot"] = _filled(mine.supports, settings.count)
+            chosen[query.key]["self_shot_scores"] = list(mine.scores[: settings.count])
+        if semi_shot:
+            described.prepare(
+                [query.video for query in queries]
+                + [v for q in queries for v in benchmark.pairs["test"][q.key][: max(semi_shot)]]
+            )
+        for kind, method in made.items():
+            count = counts.get(kind, settings.count)
+            for query, one in zip(queries, method(queries, count), strict=True):
+                chosen[query.key][kind] = (
+                    list(one.supports) if kind == "oracle" else _filled(one.supports, count)
+                )
     if short:
-        on_message(f"{short} queries found fewer than {count} clips; theirs are repeated")
+        on_message(f"{short} queries found fewer than {settings.count} clips; theirs are repeated")
     (folder / "supports.json").write_text(json.dumps(chosen))
-    metrics = {
-        side: _diagnose(benchmark, side, pairs, ways, vectors, labels, len(corpus))
-        for side, pairs in sides.items()
-    }
+
+    metrics = {}
+    for side, pairs in (("val", val), ("test", test)):
+        random = _by_key([q for q, _ in pairs], drawn([q for q, _ in pairs], depth))
+        metrics[side] = _diagnose(
+            benchmark, side, pairs, found | {"random": random}, settings.vectors, corpus.labels,
+            len(searched), depth,
+        )  # fmt: skip
     (folder / "retrieval.json").write_text(json.dumps(metrics, indent=1))
+    if settings.gallery_queries:
+        shown = _first_of_each_class(test, settings.gallery_queries)
+        _draw_gallery(
+            folder / SHEET_FILE, shown, found[settings.vectors], corpus, reader,
+            SupportReader(benchmark_folder, benchmark, reader),
+        )  # fmt: skip
     return metrics
 
 
-def _filled(clips: list[str], count: int) -> list[str]:
-    """`count` clips, repeated from the best where there are fewer.
+class _Corpus:
+    """What is known of the clips that are searched."""
+
+    def __init__(self, folder: Path, reader: ClipReader, searched: set[str]) -> None:
+        self.labels = {
+            clip: name for clip, name in read_corpus_labels(folder).items() if clip in searched
+        }
+        self._sources = {v: video.source_id for v, video in reader.annotations.videos.items()}
+        self._by_source: dict[str, set[str]] = {}
+        for row in read_corpus(folder):
+            if row["clip_id"] in searched:
+                self._by_source.setdefault(row["source_id"], set()).add(row["clip_id"])
+
+    def own_source(self, video: int) -> frozenset[str]:
+        """Clips from the same source as an annotated video."""
+        return frozenset(self._by_source.get(self._sources[video] or "", ()))
+
+
+class _Described:
+    """The vectors of annotated videos, made in batches and kept for a while."""
+
+    def __init__(self, encoder: FrozenEncoder, reader: ClipReader, window_size: int) -> None:
+        self._encoder, self._reader, self._window_size = encoder, reader, window_size
+        self._kept: OrderedDict[int, dict[str, Described]] = OrderedDict()
+
+    def by(self, way: str) -> Describe:
+        """How videos are described that way."""
+
+        def describe(video: int) -> Described:
+            self.prepare([video])
+            return self._kept[video][way]
+
+        return describe
+
+    def prepare(self, videos: Sequence[int]) -> None:
+        """Describe videos together, where they are not yet."""
+        missing = [video for video in dict.fromkeys(videos) if video not in self._kept]
+        for start in range(0, len(missing), QUERIES_AT_ONCE):
+            part = missing[start : start + QUERIES_AT_ONCE]
+            frames = np.stack([self._reader.frames(video) for video in part])
+            windows, mass = self._encoder.windows(frames, self._window_size)
+            whole = self._encoder.embed(frames)[:, None]
+            for i, video in enumerate(part):
+                self._kept[video] = {
+                    "global": Described(whole[i], np.ones(1, np.float32)),
+                    "windows": Described(windows[i], mass[i]),
+                }
+        for video in videos:
+            self._kept.move_to_end(video)
+        while len(self._kept) > max(DESCRIBED_KEPT, len(set(videos))):
+            self._kept.popitem(last=False)
+
+
+def _batches(queries: Sequence[Asked]) -> list[Sequence[Asked]]:
+    return [
+        queries[start : start + QUERIES_AT_ONCE]
+        for start in range(0, len(queries), QUERIES_AT_ONCE)
+    ]
+
+
+def _by_key(queries: Sequence[Asked], chosen: Sequence[Chosen]) -> dict[str, Chosen]:
+    return {query.key: one for query, one in zip(queries, chosen, strict=True)}
+
+
+def _filled(supports: Sequence[Support], count: int) -> list[Support]:
+    """`count` supports, repeated from the best where there are fewer.
 
     Raises:
         UserError: there is none.
     """
-    if not clips:
+    if not supports:
         raise UserError(
             "supports.duplicate_cosine: every clip of the corpus is the query's own source or a "
             "near duplicate of it; add other clips to the corpus or raise the value"
         )
-    return [clips[i % len(clips)] for i in range(count)]
-
-
-def _search(
-    encoder: FrozenEncoder,
-    index: FlatIndex,
-    frames: np.ndarray,
-    own: list[set[str]],
-    count: int,
-    window_size: int,
-    foreground_power: float,
-    duplicate_cosine: float,
-) -> dict[str, list[Retrieved]]:
-    """Both ways for a batch of queries."""
-    windows, mass = encoder.windows(frames, window_size)
-    whole = encoder.embed(frames)[:, None]
-    results: dict[str, list[Retrieved]] = {"global": [], "windows": []}
-    for i in range(len(frames)):
-        for way, vectors, weights in (
-            ("global", whole[i], np.ones(1, np.float32)),
-            ("windows", windows[i], mass[i]),
-        ):
-            results[way].append(
-                retrieve(
-                    index,
-                    vectors,
-                    weights,
-                    count,
-                    duplicate_cosine=duplicate_cosine,
-                    own_source=own[i],
-                    foreground_power=foreground_power,
-                )
-            )
-    return results
+    return [supports[i % len(supports)] for i in range(count)]
 
 
 def _diagnose(
     benchmark: Benchmark,
     side: str,
-    pairs: list[tuple[int, str]],
-    ways: dict[str, dict[int, Retrieved]],
+    pairs: Sequence[tuple[Asked, str]],
+    ways: Mapping[str, Mapping[str, Chosen]],
     used: str,
-    labels: dict[str, str],
+    labels: Mapping[str, str],
     corpus_size: int,
+    depth: int,
 ) -> dict[str, Any]:
-    """Precision where labels are known; counts of what was left out always."""
+    """Precision, recall and mAP where labels are known; counts of what was left out always."""
     found = ways[used]
     facts: dict[str, Any] = {
         "num_queries": len(pairs),
-        "excluded_near_duplicates": sum(found[video].near_duplicates for video, _ in pairs),
-        "excluded_same_source": sum(found[video].own_source for video, _ in pairs),
+        "clips_searched": corpus_size,
+        "excluded_near_duplicates": sum(found[query.key].near_duplicates for query, _ in pairs),
+        "excluded_same_source": sum(found[query.key].own_source for query, _ in pairs),
     }
     # A query whose class no corpus clip is known to show cannot be judged.
-    known = set(labels.values())
-    judged = [(video, name) for video, name in pairs if name in known]
+    known = list(labels.values())
+    sizes = {name: known.count(name) for name in {name for _, name in pairs} & set(known)}
+    judged = [(query, name) for query, name in pairs if name in sizes]
     if not judged:
         return facts
-    wanted = [name for _, name in judged]
-    sizes = {name: sum(label == name for label in labels.values()) for name in set(wanted)}
-    facts["chance"] = float(np.mean([sizes[name] / corpus_size for name in wanted]))
+    facts["chance"] = float(np.mean([sizes[name] / corpus_size for _, name in judged]))
 
-    def precisions(way: str, of: str | None = None) -> dict[str, float]:
-        mine = [(video, name) for video, name in judged if of is None or name == of]
-        classes = [[labels.get(c, "") for c in ways[way][video].clip_ids] for video, _ in mine]
-        return {str(k): precision_at(classes, [name for _, name in mine], k) for k in (1, 5)}
+    def rankings(way: str) -> list[Ranking]:
+        return [
+            Ranking(
+                [labels.get(str(clip), "") for clip in ways[way][query.key].supports],
+                name,
+                sizes[name],
+            )
+            for query, name in judged
+        ]
 
-    facts["precision_at"] = precisions(used)
-    facts["per_class"] = {
-        name: precisions(used, name)["5"]
+    every = {way: rankings(way) for way in ways}
+    scores = {way: ranking_scores(of_way, depth) for way, of_way in every.items()}
+    by_class = {
+        name: [ranking for ranking in every[used] if ranking.wanted == name]
         for name in sorted(benchmark.classes[side])
         if name in sizes
     }
-    facts["alternatives"] = {way: {"precision_at": precisions(way)} for way in ways}
-    return facts
+    return {
+        **facts,
+        **scores[used],
+        "per_class": {name: precision_at(some, 5) for name, some in by_class.items()},
+        "mAP_per_class": {
+            name: ranking_scores(some, depth)["mAP"] for name, some in by_class.items()
+        },
+        "judged_ranks": depth,
+        "random": scores["random"],
+        "alternatives": {way: scores[way] for way in WAYS},
+    }
+
+
+def _first_of_each_class(
+    test: Sequence[tuple[Asked, str]], count: int
+) -> list[tuple[Asked, str]]:
+    """The first query of each class, then the second, until there are enough: nobody chose them."""
+    by_class: dict[str, list[tuple[Asked, str]]] = {}
+    for query, name in test:
+        by_class.setdefault(name, []).append((query, name))
+    turns = max((len(some) for some in by_class.values()), default=0)
+    return [
+        by_class[name][turn]
+        for turn in range(turns)
+        for name in sorted(by_class)
+        if turn < len(by_class[name])
+    ][:count]
+
+
+def _draw_gallery(
+    path: Path,
+    shown: Sequence[tuple[Asked, str]],
+    found: Mapping[str, Chosen],
+    corpus: _Corpus,
+    reader: ClipReader,
+    supports: SupportReader,
+    most: int = 5,
+) -> None:
+    """Queries with the first clips that were found for them."""
+    rows = []
+    for query, name in shown:
+        mine = found[query.key]
+        left_out = mine.near_duplicates + mine.own_source
+        frames = reader.frames(query.video)
+        caption = f"{name}, video {query.video}" + (f"\n{left_out} left out" if left_out else "\n")
+        panels = []
+        for clip, score in zip(mine.supports[:most], mine.scores, strict=False):
+            label = corpus.labels.get(str(clip))
+            try:
+                frame = supports.frames(clip)
+            except VideoError:
+                frame = None
+            panels.append(
+                Panel(
+                    None if frame is None else frame[len(frame) // 2],
+                    f"{label or 'unknown'} {score:.3f}\n{str(clip)[-28:]}",
+                    None if label is None else label == name,
+                )
+            )
+        rows.append((Panel(frames[len(frames) // 2], caption), panels))
+    draw_support_sheet(path, rows)

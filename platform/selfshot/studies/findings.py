@@ -20,16 +20,22 @@ LABELS: dict[str, str] = {
     "none": "No supports",
     "no_fuser": "No fuser",
     "query_itself": "The query itself",
+    "temporal_crops": "Parts of the query in time",
+    "spatial_crops": "Parts of the query's frames",
     "random": "Random",
     "self_shot": "Self-shot",
+    "semi_shot": "Semi-shot",
     "oracle": "Oracle",
 }
 MEANINGS: dict[str, str] = {
     "none": "the model is given the query alone",
     "no_fuser": "the model without the part that reads supports",
     "query_itself": "the query video stands in for its own support",
+    "temporal_crops": "random stretches of the query video stand in for supports",
+    "spatial_crops": "random cut-outs of the query's frames stand in for supports",
     "random": "clips drawn blindly from the unlabelled corpus",
     "self_shot": "clips retrieved from the unlabelled corpus, without a label",
+    "semi_shot": "labelled clips, and unlabelled ones (+n) retrieved with their help",
     "oracle": "clips picked by their class label: what few-shot learning assumes",
 }
 METRICS = ("AP50", "AP", "AP75", "AR10")

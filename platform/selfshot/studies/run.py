@@ -247,6 +247,8 @@ def _track(stage: Stage, folder: StageFolder, parent: Any, ids: Path) -> None:
     numbers = {k: v for k, v in manifest["metrics"].items() if isinstance(v, (int, float))}
     child.log_metrics({**numbers, "seconds": manifest["seconds"]})
     child.log_artifact(folder.final / "manifest.json")
+    for picture in sorted(folder.final.glob("*.png")):
+        child.log_artifact(picture)
     for trial in sorted((folder.final / "trials").glob("*.json")):
         result = json.loads(trial.read_text())
         grandchild = child.child(

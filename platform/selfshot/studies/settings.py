@@ -79,6 +79,9 @@ def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
             rows.append({"supports": kind, "shots": 0, "extra": 0})
         elif kind == "query_itself":
             rows.append({"supports": kind, "shots": 1, "extra": 0})
+        elif kind == "semi_shot":
+            pairs = experiment.supports.semi_shot
+            rows += [{"supports": kind, "shots": k, "extra": n} for k, n in pairs]
         else:
             most = max(experiment.supports.shots)
             for shots in experiment.supports.shots:
@@ -92,10 +95,46 @@ def evaluation_settings(experiment: Experiment) -> dict[str, Any]:
     return {**plain(experiment.evaluation), "rows": table_rows(experiment)}
 
 
+def index_settings(experiment: Experiment) -> dict[str, Any]:
+    """Of the index: exact search has no other setting, and no size of parts changes what is found.
+
+    `memory_gb` only ever refuses an exact index, so it is no part of its key.
+    """
+    section = experiment.index
+    if section.kind == "flat":
+        return {"kind": "flat"}
+    settings = {key: value for key, value in plain(section).items() if key != "part_rows"}
+    return {**settings, "seed": experiment.seed}
+
+
+_CHOSEN_ON_DEMAND = ("temporal_crops", "spatial_crops", "semi_shot")
+
+
+def kinds_on_demand(experiment: Experiment) -> list[str]:
+    """Kinds of supports that are chosen only where the table asks for them."""
+    return [kind for kind in _CHOSEN_ON_DEMAND if kind in experiment.evaluation.supports]
+
+
 def supports_settings(experiment: Experiment) -> dict[str, Any]:
-    """Of the choice of supports, with the seeds of what is drawn."""
+    """Of the choice of supports, with the seeds of what is drawn.
+
+    What only a kind on demand reads is in the key only with that kind.
+    """
+    section = experiment.supports
+    settings = plain(section)
+    kinds = kinds_on_demand(experiment)
+    unread: list[str] = []
+    if "semi_shot" not in kinds:
+        unread += ["semi_shot", "candidates"]
+    if not {"temporal_crops", "spatial_crops"} & set(kinds):
+        unread += ["crop_share"]
+    if section.corpus_share == 1:
+        unread += ["corpus_seed"]
+    settings = {name: value for name, value in settings.items() if name not in unread}
+    if kinds:
+        settings["kinds"] = kinds
     return {
-        **plain(experiment.supports),
+        **settings,
         "seeds": list(experiment.evaluation.seeds),
         "max_queries": experiment.evaluation.max_queries_per_seed,
     }

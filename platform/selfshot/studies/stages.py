@@ -19,6 +19,8 @@ from selfshot.studies.progress import Progress
 from selfshot.studies.settings import (
     benchmark_settings,
     evaluation_settings,
+    index_settings,
+    kinds_on_demand,
     model_settings,
     network_settings,
     plain,
@@ -198,38 +200,64 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
 
 
 def _make_index(context: Context, folder: StageFolder) -> Metrics:
-    from selfshot.retrieval.embeddings import read_embeddings
-    from selfshot.retrieval.index import build_index
+    from selfshot.retrieval.building import BuildSettings, build_from_embeddings
 
-    clip_ids, vectors = read_embeddings(context.folders["embeddings"])
-    index = build_index(vectors, clip_ids)
-    index.save(folder.path)
-    return {"clips": len(index), "dim": index.dim, "bytes": len(index) * index.dim * 4}
+    experiment = context.experiment
+    facts = build_from_embeddings(
+        context.folders["embeddings"],
+        folder.path,
+        folder.scratch,
+        BuildSettings(
+            **experiment.index.model_dump(),
+            seed=experiment.seed,
+            use_gpu=experiment.compute.use_gpu,
+        ),
+        context.progress.note,
+    )
+    return {
+        **{key: value for key, value in facts.items() if key != "sweep"},
+        "bytes": round(facts["clips"] * facts["memory_bytes_per_vector"]),
+    }
 
 
 def _make_supports(context: Context, folder: StageFolder) -> Metrics:
-    from selfshot.studies.choosing import choose_supports
+    from selfshot.studies.choosing import SupportSettings, choose_supports
 
     experiment = context.experiment
+    section = experiment.supports
     metrics = choose_supports(
         folder.path,
+        SupportSettings(
+            **section.model_dump(exclude={"shots", "extra"}),
+            count=max(section.shots) + max(section.extra),
+            kinds=kinds_on_demand(experiment),
+        ),
         benchmark_folder=context.folders["benchmark"],
         encoder_folder=context.folders["encoder"] / "export",
         index_folder=context.folders["index"],
         seeds=experiment.evaluation.seeds,
         max_queries=experiment.evaluation.max_queries_per_seed,
-        count=max(experiment.supports.shots) + max(experiment.supports.extra),
-        **experiment.supports.model_dump(exclude={"shots", "extra"}),
         on_message=context.progress.note,
     )
     test = metrics["test"]
     context.progress.note(
         f"precision@5 on unseen classes: {100 * test['precision_at']['5']:.1f}% "
-        f"(chance {100 * test['chance']:.1f}%)"
+        f"(chance {100 * test['chance']:.1f}%), mAP {100 * test['mAP']:.1f}% "
+        f"(random {100 * test['random']['mAP']:.1f}%)"
         if "precision_at" in test
         else "the corpus has no labels, so no precision is known"
     )
-    return metrics
+    context.progress.note(
+        f"left out: {test['excluded_near_duplicates']} near duplicates, "
+        f"{test['excluded_same_source']} clips of a query's own source"
+    )
+    # Flat numbers beside the nested ones: those are what MLflow can draw.
+    flat = {
+        f"test_{name}_{k}": value
+        for name in ("precision_at", "recall_at")
+        for k, value in test.get(name, {}).items()
+    }
+    return {**metrics, **flat, **({"test_mAP": test["mAP"]} if "mAP" in test else {})}
 
 
 def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
@@ -337,8 +365,7 @@ STAGES: tuple[Stage, ...] = (
         _make_embeddings,
     ),
     Stage(
-        "index", 1, ("embeddings",), lambda experiment: plain(experiment.index), _make_index,
-        needs_ray=_never,
+        "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,
     ),
     Stage(
         "supports", 2, ("benchmark", "encoder", "index"), supports_settings, _make_supports,

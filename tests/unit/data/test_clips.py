@@ -172,3 +172,41 @@ class TestAverageCells:
         mask[2:, :4] = True
         cells = average_cells(mask, (15, 22))
         np.testing.assert_array_equal(cells, mask.repeat(3, 0).repeat(2, 1))
+
+
+class TestParts:
+    """Stretches of a video, and parts of its frames."""
+
+    @pytest.mark.parametrize(
+        ("video", "start", "end", "frames"),
+        [
+            (3, 0.0, 1.0, [1, 3, 6, 9, 11]),
+            (3, 0.5, 1.0, [6, 8, 9, 10, 12]),
+            (3, 0.25, 0.5, [3, 4, 5]),
+            (2, 0.9, 0.95, [4]),
+            (1, 0.0, 0.5, [0]),
+        ],
+    )
+    def test_a_stretch_is_sampled_as_a_video_is(
+        self, reader: ClipReader, video: int, start: float, end: float, frames: list[int]
+    ) -> None:
+        pixels = reader.part(video, start, end)
+        assert pixels.shape == (len(frames), HEIGHT, WIDTH, 3)
+        assert pixels[:, 0, 0, 0].tolist() == [50 * video + 3 * frame for frame in frames]
+
+    def test_a_part_of_the_frames_fills_the_clip(self, tmp_path: Path) -> None:
+        """Of a picture with one bright quarter, each quarter in turn."""
+        picture = np.zeros((2 * HEIGHT, 2 * WIDTH, 3), np.uint8)
+        picture[HEIGHT:, :WIDTH] = 200
+        Image.fromarray(picture).save(tmp_path / "0.png")
+        video = Video(1, 2 * WIDTH, 2 * HEIGHT, 1, ("0.png",))
+        reader = ClipReader(
+            Annotations({1: video}, {}, ()), tmp_path, num_frames=3, height=HEIGHT, width=WIDTH
+        )
+        for left, top in ((0, 0), (0.5, 0), (0, 0.5), (0.5, 0.5)):
+            pixels = reader.cut_out(1, [left, top, left + 0.5, top + 0.5])
+            assert pixels.shape == (3, HEIGHT, WIDTH, 3)
+            assert pixels.mean() == (200 if (left, top) == (0, 0.5) else 0)
+        whole = reader.cut_out(1, [0.0, 0.0, 1.0, 1.0])
+        np.testing.assert_array_equal(whole, reader.frames(1))
+        assert reader.cut_out(1, [0.1234, 0.3, 0.8234, 1.0]).shape == (3, HEIGHT, WIDTH, 3)

@@ -236,18 +236,26 @@ def test_percent_leaves_what_has_no_ground_truth() -> None:
     }
 
 
-def test_keys_of_supports() -> None:
-    chosen = {"7:cat": {"self_shot": ["a", "b", "c"], "oracle": [4, 5, 6]}}
-    assert episodes._keys(chosen, 7, "cat", {"supports": "self_shot", "shots": 1, "extra": 1}) == [
-        "clip:a",
-        "clip:b",
-    ]
-    assert episodes._keys(chosen, 7, "cat", {"supports": "oracle", "shots": 2, "extra": 0}) == [
-        "video:4",
-        "video:5",
-    ]
-    own = {"supports": "query_itself", "shots": 1, "extra": 0}
-    assert episodes._keys(chosen, 7, "cat", own) == ["video:7"]
+def test_supports_of_a_row() -> None:
+    crops = [{"video": 7, "start": 0.1, "end": 0.6}]
+    chosen = {
+        "7:cat": {
+            "self_shot": ["a", "b", "c"],
+            "oracle": [4, 5, 6],
+            "temporal_crops": crops,
+            "semi_shot_2": [4, 5, "a"],
+        }
+    }
+
+    def supports(kind: str, shots: int, extra: int = 0) -> list[Any]:
+        row = {"supports": kind, "shots": shots, "extra": extra}
+        return episodes._supports(chosen, 7, "cat", row)
+
+    assert supports("self_shot", 1, 1) == ["a", "b"]
+    assert supports("oracle", 2) == [4, 5]
+    assert supports("query_itself", 1) == [7]
+    assert supports("temporal_crops", 1) == crops
+    assert supports("semi_shot", 2, 1) == [4, 5, "a"]
 
 
 class Perfect:
@@ -367,6 +375,36 @@ def test_the_middle_frame_of_a_support(folder: Path) -> None:
         (frame,) = middle.frames(number)
         assert np.abs(frame.astype(int) - pixels).max() < 9, "JPEG is near"
     assert whole.num_frames == FRAMES
+
+
+def test_rows_of_crops_and_of_labelled_and_found_supports(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "supports.json"
+    chosen = json.loads(path.read_text())
+    for key, of_query in chosen.items():
+        video = int(key.partition(":")[0])
+        others = of_query["oracle"]
+        of_query["spatial_crops"] = [{"video": video, "box": [0.1 * n, 0, 1, 1]} for n in (0, 1)]
+        of_query["temporal_crops"] = [{"video": video, "start": 0, "end": n / 3} for n in (1, 2)]
+        of_query["semi_shot_1"] = [others[0], {"video": others[1], "start": 0, "end": 1}]
+        of_query["semi_shot_2"] = others[:2]
+    path.write_text(json.dumps(chosen))
+    model = Perfect(small_annotations())
+    monkeypatch.setattr(episodes, "load_vis", lambda path: model)
+    rows = [
+        {"supports": "temporal_crops", "shots": 2, "extra": 0},
+        {"supports": "spatial_crops", "shots": 1, "extra": 0},
+        {"supports": "semi_shot", "shots": 1, "extra": 1},
+        {"supports": "semi_shot", "shots": 2, "extra": 0},
+    ]
+    result = episodes.evaluate_fold(config_of(folder, rows=rows))
+    assert [row["name"] for row in result["rows"]] == [
+        "temporal_crops_2+0", "spatial_crops_1+0", "semi_shot_1+1", "semi_shot_2+0"
+    ]  # fmt: skip
+    # Equally long queries go together; each batch has the four rows' numbers of supports.
+    assert [count for _, count in model.supports] == [2, 1, 2, 2] * (len(model.supports) // 4)
+    assert sum(size for size, _ in model.supports[::4]) == len(QUERIES)
 
 
 def test_a_fold_without_a_query_has_no_figure(

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selfshot.retrieval.building import load_index
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
-from selfshot.retrieval.index import build_index, load_index
+from selfshot.retrieval.index import build_index
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(23, 7)).astype(np.float32)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfshot.retrieval.index import FlatIndex, build_index
-from selfshot.retrieval.supports import draw, precision_at, retrieve
+from selfshot.retrieval.index import ClipIndex, build_index
+from selfshot.retrieval.supports import draw, retrieve
 
 DIM = 7
 
@@ -17,7 +17,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def random_index(rng: np.random.Generator, clips: int) -> tuple[FlatIndex, np.ndarray]:
+def random_index(rng: np.random.Generator, clips: int) -> tuple[ClipIndex, np.ndarray]:
     vectors = unit(rng.normal(size=(clips, DIM))).astype(np.float32)
     return build_index(vectors, [f"clip-{row:04d}" for row in range(clips)]), vectors
 
@@ -128,13 +128,13 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
     corpus = np.concatenate([np.repeat(query, copies, axis=0), others])
     index = build_index(corpus, [f"clip-{row:04d}" for row in range(len(corpus))])
     asked: list[int] = []
-    search = index.search
+    search = index.search_rows
 
-    def counted(queries: np.ndarray, k: int) -> Any:
+    def counted(queries: np.ndarray, k: int, subset: None) -> Any:
         asked.append(k)
-        return search(queries, k)
+        return search(queries, k, subset)
 
-    index.search = counted  # type: ignore[method-assign, assignment]
+    index.search_rows = counted  # type: ignore[method-assign, assignment]
     found = retrieve(index, query, np.ones(1, np.float32), 3, duplicate_cosine=0.99)
     wanted, duplicates = brute_force(corpus, query, np.ones(1), 3, 0.0, 0.99, set())
     assert list(found.clip_ids) == wanted and found.near_duplicates == duplicates >= copies
@@ -177,12 +177,3 @@ def test_draw() -> None:
 def test_draw_is_even() -> None:
     counts = np.bincount([row for seed in range(700) for row in draw(range(7), 3, [seed])])
     assert counts.sum() == 2100 and counts.min() > 240 and counts.max() < 360
-
-
-def test_precision_at() -> None:
-    found = [["dog", "cat", "dog"], ["cat", "cat", "cat"], [], ["dog"]]
-    wanted = ["dog", "dog", "dog", "dog"]
-    assert precision_at(found, wanted, 1) == pytest.approx(2 / 4)
-    assert precision_at(found, wanted, 2) == pytest.approx((1 / 2 + 0 + 0 + 1) / 4)
-    assert precision_at(found, wanted, 3) == pytest.approx((2 / 3 + 0 + 0 + 1) / 4)
-    assert precision_at([], [], 5) == 0.0

@@ -42,6 +42,15 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("supports.shots=[1, 3]", {"supports", *EVALUATED}),
         ("supports.vectors=global", {"supports", *EVALUATED}),
         ("supports.extra=[0, 1]", {"supports", *EVALUATED}),
+        ("supports.corpus_share=0.5", {"supports", *EVALUATED}),
+        ("supports.judged_ranks=7", {"supports", *EVALUATED}),
+        # Settings of rows that the table does not have, and of an index that it is not.
+        ("supports.semi_shot=[[2, 3]]", set()),
+        ("supports.crop_share=0.3", set()),
+        ("supports.corpus_seed=1", set()),
+        ("index.memory_gb=2.0", set()),
+        ("index.effort=7", set()),
+        ("index.kind=auto", {"index", "supports", *EVALUATED}),
         ("vis.num_instances=3", VIS),
         ("vis.weights.dice=1.0", VIS),
         ("vis.optimiser.learning_rate=2.0e-3", VIS),
@@ -86,6 +95,23 @@ def test_a_setting_that_came_later_leaves_what_was_made_before(tmp_path: Path) -
     made = {stage.name: stage.settings(changed) for stage in STAGES}
     assert made["evaluation"]["support_frames"] == 1
     assert {name for name in made if made[name] != settings[name]} == {"evaluation"}
+
+
+def test_a_row_brings_its_settings(tmp_path: Path) -> None:
+    crops = "evaluation.supports=[no_fuser, temporal_crops]"
+    semi = "evaluation.supports=[no_fuser, semi_shot]"
+    for row, setting in ((crops, "supports.crop_share=0.3"), (semi, "supports.semi_shot=[[2, 3]]")):
+        before, after = keys(tmp_path, row), keys(tmp_path, row, setting)
+        assert {name for name in before if before[name] != after[name]} == {"supports", *EVALUATED}
+    assert keys(tmp_path, crops)["supports"] != keys(tmp_path)["supports"]
+    rows = table_rows(load_experiment(TOY, [semi, "supports.semi_shot=[[1, 4], [3, 2]]"]))
+    assert [(row["supports"], row["shots"], row["extra"]) for row in rows] == [
+        ("no_fuser", 0, 0),
+        ("semi_shot", 1, 4),
+        ("semi_shot", 3, 2),
+    ]
+    with pytest.raises(UserError, match="11 labelled supports"):
+        load_experiment(TOY, [semi, "supports.semi_shot=[[11, 1]]"])
 
 
 def test_keys_do_not_depend_on_where_the_output_is(tmp_path: Path) -> None:
