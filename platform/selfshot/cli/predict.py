@@ -1,0 +1,78 @@
+"""`selfshot predict`: a trained experiment on a video of one's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfshot.cli.app import ExperimentFile, Overrides, app
+from selfshot.cli.experiments import load_checked
+from selfshot.cli.show import Format
+from selfshot.config.errors import UserError
+
+
+@app.command()
+def predict(
+    experiment: ExperimentFile,
+    video: Annotated[
+        Path, typer.Option("--video", metavar="FILE", help="A video, or a folder of its frames.")
+    ],
+    supports: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--supports",
+            metavar="FILE",
+            help="A clip or an image that shows the same class; repeatable. Without any they are "
+            "retrieved from the experiment's corpus.",
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", min=1, help="How many are retrieved; else the most of the run."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where results and pictures go.")
+    ] = Path("predicted"),
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Look at each so many-th frame only.")
+    ] = 1,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", min=1, help="Frames that consecutive windows share at least."),
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Of a track, to be kept and drawn.")
+    ] = 0.1,
+    top: Annotated[int, typer.Option("--top", min=1, help="Tracks that are drawn at most.")] = 5,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, max=240, help="Of the film.")] = 8.0,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Of the pictures; repeatable. Else a film and a sheet."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Segment and track in a video what it has in common with its supports."""
+    if supports and shots is not None:
+        raise UserError("predict: --shots counts what is retrieved; leave it, or --supports")
+    loaded = load_checked(experiment, overrides)
+    from selfshot.studies.predicting import RESULTS
+    from selfshot.studies.predicting import predict as run
+
+    count = run(
+        loaded,
+        video,
+        out,
+        supports=supports or (),
+        shots=shots,
+        overlap=overlap,
+        every=every,
+        min_score=min_score,
+        top=top,
+        fps=fps,
+        formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
+        on_message=lambda text: print(text, file=sys.stderr),
+    )
+    print(f"{count} tracks: {out / RESULTS} and {out / 'index.html'}")

@@ -1,0 +1,119 @@
+"""A trained model over a video of any length, window by window."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from selfshot.data.frames import FrameReader
+from selfshot.data.ytvis import Video
+from selfshot.evaluation.episodes import track_scores
+from selfshot.evaluation.linking import TrackLinker, windows_of
+from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
+from selfshot.models.vis import SelfShotVIS, masks_at
+from selfshot.ops.masks import encode_rle
+
+CATEGORY = 1
+"""Of every prediction: what the video and its supports have in common has no other name."""
+
+
+class SupportCache:
+    """Encoded supports by name: each is encoded once, however many videos it helps."""
+
+    def __init__(self, model: SelfShotVIS) -> None:
+        self.model = model
+        self._found: dict[str, ClipFeatures] = {}
+
+    @torch.inference_mode()
+    def features(
+        self, names: Sequence[str], read: Callable[[str], np.ndarray]
+    ) -> SupportFeatures | None:
+        """The supports of one query; None where there are none.
+
+        Args:
+            names: of the supports.
+            read: frames uint8 (T, H, W, 3) of one that is not there yet.
+        """
+        if not names:
+            return None
+        for name in names:
+            if name not in self._found:
+                frames = torch.from_numpy(read(name))[None]
+                self._found[name] = self.model.encode(frames, is_support=True)
+        return stack_supports([[self._found[name] for name in names]])
+
+
+@torch.inference_mode()
+def predict_video(
+    model: SelfShotVIS,
+    video: Video,
+    frames: FrameReader,
+    supports: SupportFeatures | None,
+    results: Path,
+    *,
+    size: tuple[int, int],
+    window: int,
+    overlap: int,
+    every: int = 1,
+    min_iou: float = 0.3,
+    min_score: float = 0.1,
+    on_window: Callable[[int, int], None] = lambda done, count: None,
+) -> int:
+    """Write a video's tracks as a YouTube-VIS results file.
+
+    What is in memory is of one window, and of what the last one left in the frames that both
+    share; masks are written to disk as they come.
+
+    Args:
+        model: in evaluation mode.
+        video: of any length.
+        frames: reads it.
+        supports: its supports.
+        results: the file to write.
+        size: height and width that the model sees.
+        window: frames of a window; at most the model's T.
+        overlap: frames that consecutive windows share at least.
+        every: only each so many-th frame is looked at; those between take the nearest one's mask.
+        min_iou: of masks in shared frames, for two instances to be one track.
+        min_score: of an instance that starts a track.
+        on_window: told how many windows of how many are done.
+
+    Returns:
+        the number of tracks.
+
+    Raises:
+        VideoError: a frame cannot be read.
+    """
+    looked_at = np.arange(0, video.length, every)
+    parts = windows_of(len(looked_at), window, min(overlap, window - 1))
+    with tempfile.TemporaryDirectory(prefix=".tracks-", dir=results.parent) as scratch:
+        linker = TrackLinker(Path(scratch), min_iou=min_iou, min_score=min_score)
+        for number, part in enumerate(parts):
+            pixels = frames.read(video, looked_at[list(part)], *size)
+            query = model.encode(torch.from_numpy(pixels)[None], is_support=False)
+            outputs = model.predict(query, supports)
+            logits = outputs["mask_logits"]
+            every_frame = torch.ones(1, len(part), dtype=torch.bool)
+            scores = track_scores(outputs["foreground_logits"], logits, every_frame)[0].tolist()
+            rles = []
+            for instance in logits[0]:
+                # One after another: at the video's own size they are large.
+                masks = masks_at(instance, video.height, video.width).numpy()
+                rles.append([encode_rle(mask) if mask.any() else None for mask in masks])
+            features = outputs["instances"][0].mean(1).numpy()
+            linker.add(part, (logits[0] > 0).numpy(), scores, features, rles)
+            on_window(number + 1, len(parts))
+        nearest = np.minimum((np.arange(video.length) + every // 2) // every, len(looked_at) - 1)
+        partial = results.with_name(f".{results.name}.partial")
+        with partial.open("w") as file:
+            file.write("[")
+            count = linker.write_results(
+                file, video_id=video.id, category_id=CATEGORY, nearest=nearest.tolist()
+            )
+            file.write("]\n")
+        partial.replace(results)
+    return count

@@ -1,0 +1,253 @@
+"""A trained experiment applied to a video of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark
+from selfshot.config.errors import UserError
+from selfshot.config.schema import Experiment
+from selfshot.data.frames import FrameReader, read_frames
+from selfshot.data.guard import Clip, GuardedDecoder
+from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
+from selfshot.data.ytvis import Annotations, Video, load_results
+from selfshot.evaluation.episodes import SupportReader
+from selfshot.evaluation.layout import SupportClip, SupportRow
+from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
+from selfshot.evaluation.showing import Selection, show_videos
+from selfshot.models.weights import load_encoder, load_vis
+from selfshot.retrieval.building import load_index
+from selfshot.retrieval.supports import retrieve
+from selfshot.studies.run import plan_experiment
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+RESULTS = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """A support of the video.
+
+    Attributes:
+        name: for the picture: of its file or of its clip.
+        frames: uint8 (T, H, W, 3).
+    """
+
+    name: str
+    frames: np.ndarray
+
+
+def open_video(path: Path) -> tuple[Video, FrameReader]:
+    """A video file, or a folder of images in the order of their names.
+
+    Raises:
+        UserError: it is neither, or cannot be read.
+    """
+    if path.is_dir():
+        names = sorted(one.name for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES)
+        if not names:
+            raise UserError(
+                f"--video: {path} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a video "
+                "file, or a folder of its frames"
+            )
+        try:
+            with Image.open(path / names[0]) as image:
+                width, height = image.size
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"--video: {path / names[0]} cannot be read: {error}") from None
+        return Video(1, width, height, len(names), tuple(names)), FrameReader(path)
+    if not path.is_file():
+        raise UserError(f"--video: {path} does not exist (allowed: a video, a folder of frames)")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"--video: {path} is no video (allowed: {', '.join(VIDEO_SUFFIXES)})")
+    try:
+        # First in a process of its own: a broken file can end the one that decodes it.
+        _decoder(1, (8, 8)).decode(Clip(str(path)))
+        facts = probe(path)
+    except VideoError as error:
+        raise UserError(f"--video: {path}: {error.reason}") from None
+    video = Video(1, facts.width, facts.height, facts.num_frames, (path.name,))
+    return video, FrameReader(path.parent)
+
+
+def _decoder(num_frames: int, size: tuple[int, int]) -> GuardedDecoder:
+    height, width = size
+    return GuardedDecoder(num_frames=num_frames, height=height, width=width, time_limit_s=60.0)
+
+
+def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int]) -> list[Support]:
+    """Supports that a person names: clips, sampled evenly, or single images.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    decoder = _decoder(num_frames, size)
+    found = []
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"--supports: {path} does not exist (allowed: a video or an image)")
+        try:
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                frames = read_frames([path], *size)
+            else:
+                frames = decoder.decode(Clip(str(path)))
+        except VideoError as error:
+            raise UserError(f"--supports: {path}: {error.reason}; leave it out") from None
+        found.append(Support(path.name, frames))
+    decoder.close()
+    return found
+
+
+def retrieve_supports(
+    experiment: Experiment,
+    folders: dict[str, Path],
+    benchmark: Benchmark,
+    path: Path,
+    video: Video,
+    frames: FrameReader,
+    count: int,
+) -> list[Support]:
+    """The video's own supports from the experiment's corpus, as the stage `supports` finds them."""
+    section = experiment.supports
+    encoder = load_encoder(folders["encoder"] / "export")
+    index = load_index(folders["index"])
+    places = (np.arange(benchmark.num_frames) + 0.5) / benchmark.num_frames
+    middles = (places * video.length).astype(int)
+    clip = frames.read(video, middles, benchmark.height, benchmark.width)[None]
+    if section.vectors == "global":
+        vectors, foreground = encoder.embed(clip), np.ones(1)
+    else:
+        of_windows, masses = encoder.windows(clip, section.window_size)
+        vectors, foreground = of_windows[0], masses[0]
+    found = retrieve(
+        index,
+        vectors,
+        foreground,
+        count,
+        duplicate_cosine=section.duplicate_cosine,
+        foreground_power=section.foreground_power,
+    )
+    if not found.clip_ids:
+        raise UserError(
+            f"--video: {path}: the corpus of {experiment.name} holds nothing but near duplicates "
+            "of it; give --supports, or raise supports.duplicate_cosine"
+        )
+    folder = folders["benchmark"]
+    reader = SupportReader(
+        folder, benchmark, benchmark.reader(folder), experiment.evaluation.support_frames
+    )
+    supports = []
+    for clip_id, score in zip(found.clip_ids, found.scores, strict=True):
+        supports.append(Support(f"{clip_id} {score:.2f}", reader.frames(clip_id)))
+    reader.decoder.close()
+    return supports
+
+
+def stage_folders(experiment: Experiment, wanted: Sequence[str]) -> dict[str, Path]:
+    """Folders of finished stages.
+
+    Raises:
+        UserError: one of them is not done.
+    """
+    plans = {plan.stage: plan for plan in plan_experiment(experiment)}
+    missing = [name for name in wanted if name not in plans or plans[name].status != "done"]
+    if missing:
+        raise UserError(
+            f"{experiment.name}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            f"done in {experiment.output}; run `selfshot run` on the experiment first, with the "
+            "same --set"
+        )
+    return {name: plans[name].path for name in wanted}
+
+
+def predict(
+    experiment: Experiment,
+    path: Path,
+    out: Path,
+    *,
+    supports: Sequence[Path] = (),
+    shots: int | None = None,
+    overlap: int | None = None,
+    every: int = 1,
+    min_score: float = 0.1,
+    top: int = 5,
+    fps: float = 8.0,
+    formats: Sequence[str] = ("mp4", "png"),
+    on_message: Callable[[str], None] = lambda text: None,
+) -> int:
+    """Segment and track in a video what it has in common with its supports, and draw it.
+
+    Args:
+        experiment: whose trained model, and whose corpus.
+        path: a video file, or a folder of frames.
+        out: folder for `results.json`, the film, the contact sheet and the page.
+        supports: files of supports; none: they are retrieved from the experiment's corpus.
+        shots: how many are retrieved; none: the largest of `supports.shots`.
+        overlap: frames that consecutive windows share; none: a quarter of a window.
+        every: only each so many-th frame is looked at.
+        min_score: of an instance that starts a track, and of what is drawn.
+        top: tracks that are drawn.
+        fps: of the film.
+        formats: of the pictures.
+        on_message: told what is done.
+
+    Returns:
+        the number of tracks in `results.json`.
+
+    Raises:
+        UserError: a stage is not done, or a file cannot be read.
+    """
+    stages = ["benchmark", "vis", *([] if supports else ["encoder", "index"])]
+    folders = stage_folders(experiment, stages)
+    benchmark = load_benchmark(folders["benchmark"])
+    size = (benchmark.height, benchmark.width)
+    video, frames = open_video(path)
+    if supports:
+        num_frames = experiment.evaluation.support_frames or benchmark.num_frames
+        chosen = read_supports(supports, num_frames, size)
+    else:
+        count = shots or max(experiment.supports.shots)
+        chosen = retrieve_supports(experiment, folders, benchmark, path, video, frames, count)
+    on_message(f"supports: {', '.join(one.name for one in chosen)}")
+    model = load_vis(folders["vis"] / "export")
+    by_name = {f"{number}": one.frames for number, one in enumerate(chosen)}
+    features = SupportCache(model).features(list(by_name), by_name.__getitem__)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        count = predict_video(
+            model,
+            video,
+            frames,
+            features,
+            out / RESULTS,
+            size=size,
+            window=benchmark.num_frames,
+            overlap=max(1, benchmark.num_frames // 4) if overlap is None else overlap,
+            every=every,
+            min_score=min_score,
+            on_window=lambda done, all_: on_message(f"window {done} of {all_}"),
+        )
+    except VideoError as error:
+        raise UserError(f"--video: {path}: {error.reason}") from None
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+    annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
+    row = SupportRow("supports", tuple(SupportClip(one.name, one.frames) for one in chosen))
+    show_videos(
+        annotations,
+        frames,
+        out,
+        videos=[video.id],
+        formats=formats,
+        fps=fps,
+        results=Selection(load_results(out / RESULTS, annotations), min_score, top),
+        supports=lambda _: [row],
+        title=f"{path.name}, by {experiment.name}",
+    )
+    frames.close()
+    return count

@@ -1,0 +1,181 @@
+"""`selfshot predict` on parts that were made without the engine, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfshot import cli
+from selfshot.benchmarks.manifest import read_corpus
+from selfshot.benchmarks.sprites.build import build_sprites
+from selfshot.retrieval.index import build_index
+from selfshot.studies import predicting
+from selfshot.training.backbone import export_untrained
+from selfshot.training.encoder import EncoderTask
+from selfshot.training.vis import VisTask
+
+SIDE, FRAMES = 32, 3
+YAML = """
+name: tiny
+benchmark: {kind: sprites, height: 32, width: 32, num_frames: 3}
+backbone: {width: 8, dim: 12}
+encoder: {dim: 32}
+supports: {shots: [1, 2]}
+vis: {dim: 12, heads: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the stages, with weights drawn at random."""
+    root = tmp_path_factory.mktemp("predict")
+    folders = {name: root / name for name in ("benchmark", "backbone", "encoder", "index", "vis")}
+    folders["benchmark"].mkdir()
+    build_sprites(
+        folders["benchmark"], root / "scratch", map, seed=0, height=SIDE, width=SIDE,
+        num_frames=FRAMES, train_classes=2, val_classes=1, test_classes=1, train_queries=2,
+        train_supports=2, eval_queries=1, eval_supports=1, corpus_clips=7, corpus_seen_classes=1,
+        multi_shot_share=0.0,
+    )  # fmt: skip
+    network = {"width": 8, "dim": 12}
+    export_untrained(
+        folders["backbone"] / "export",
+        {"benchmark": str(folders["benchmark"]), "seed": 0, "classes_per_batch": 2,
+         "temperature": 0.1, "learning_rate": 0.1, **network},
+    )  # fmt: skip
+    paths = {
+        "benchmark": str(folders["benchmark"]),
+        "backbone": str(folders["backbone"] / "export"),
+    }
+    encoder = EncoderTask(
+        **paths, backbone_settings=network, seed=0, steps=1, learning_rate=0.1, trunk="backbone",
+        dim=32, layers=1, heads=4, loss="rank", rank_temperature=0.05, rank_form="ap",
+        nce_temperature=0.1, num_frames=2, videos_per_batch=2, crops_per_video=2, queue_length=0,
+        momentum=0.9,
+    )  # fmt: skip
+    model = {
+        "heads": 2, "encoder_layers": 1, "fuser_layers": 1, "decoder_layers": 1, "ffn_dim": 8,
+        "dropout": 0.0, "num_instances": 3, "deformable": False, "query_positions": True,
+        "support_positions": True,
+    }  # fmt: skip
+    vis = VisTask(
+        **paths, seed=0, model=model, weights={}, episodes_per_batch=1, train_shots=1,
+        learning_rate=0.1, backbone_learning_rate=0.1,
+    )  # fmt: skip
+    for name, task in (("encoder", encoder), ("vis", vis)):
+        (folders[name] / "export").mkdir(parents=True)
+        task.module.eval()
+        task.export(folders[name] / "export")
+    clips = [row["clip_id"] for row in read_corpus(folders["benchmark"])]
+    vectors = np.random.default_rng(0).normal(size=(len(clips), 32)).astype(np.float32)
+    folders["index"].mkdir()
+    build_index(vectors, clips).save(folders["index"])
+    return folders
+
+
+@pytest.fixture
+def experiment(
+    parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """An experiment whose stages are those parts."""
+    monkeypatch.setattr(
+        predicting, "stage_folders", lambda _, wanted: {name: parts[name] for name in wanted}
+    )
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Eight frames in a file with a name that is not plain."""
+    path = tmp_path / "my vidéo.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 40, "yuv420p"
+        for frame in range(8):
+            pixels = np.full((40, 48, 3), 60, np.uint8)
+            pixels[10:20, 4 * frame : 4 * frame + 10] = (220, 40, 40)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def _said(capsys: Any, *words: object) -> tuple[int, str]:
+    code = cli.main(["predict", *map(str, words)])
+    caught = capsys.readouterr()
+    return code, caught.out + caught.err
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["retrieved", "given"])
+def test_a_video_of_ones_own(
+    experiment: Path, video: Path, tmp_path: Path, given: bool, capsys: Any
+) -> None:
+    Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "red.png")
+    supports = ["--supports", tmp_path / "red.png", "--supports", video] if given else []
+    out = tmp_path / "out"
+    code, said = _said(
+        capsys, experiment, "--video", video, "--out", out, "--min-score", 0, *supports
+    )
+    assert code == 0, said
+    assert ("red.png, my vidéo.mp4" if given else "clip_") in said
+    assert "window 4 of 4" in said
+    entries = json.loads((out / "results.json").read_text())
+    assert len(entries) >= 3
+    for entry in entries:
+        assert set(entry) == {"video_id", "category_id", "score", "segmentations"}
+        assert len(entry["segmentations"]) == 8 and 0 <= entry["score"] <= 1
+        assert all(one is None or one["size"] == [40, 48] for one in entry["segmentations"])
+    assert {path.suffix for path in out.iterdir()} == {".json", ".mp4", ".png", ".html"}
+
+
+def test_a_folder_of_frames(experiment: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "frames").mkdir()
+    for t in range(2):
+        Image.new("RGB", (26, 18), (9, 99, 9)).save(tmp_path / "frames" / f"{t}.jpg")
+    code, said = _said(
+        capsys, experiment, "--video", tmp_path / "frames", "--out", tmp_path / "out",
+        "--shots", 1, "--format", "png",
+    )  # fmt: skip
+    assert code == 0 and "window 1 of 1" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--video", "none.mp4"], "--video: none.mp4 does not exist"),
+        (["--video", "note.txt"], "is no video"),
+        (["--video", "broken.mp4"], "--video: broken.mp4: "),
+        (["--video", "empty"], "holds no images"),
+        (["--video", "good.mp4", "--supports", "none.png"], "--supports: none.png does not exist"),
+        (["--video", "good.mp4", "--supports", "broken.mp4"], "--supports: broken.mp4: "),
+        (["--video", "good.mp4", "--supports", "a.mp4", "--shots", "2"], "--shots counts"),
+    ],
+)
+def test_mistakes(
+    experiment: Path,
+    video: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    expected: str,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(experiment.parent)
+    video.rename("good.mp4")
+    Path("note.txt").write_text("no video")
+    Path("broken.mp4").write_bytes(b"no video" * 99)
+    Path("empty").mkdir()
+    code, said = _said(capsys, experiment, *words)
+    assert code == 2 and expected in said
+
+
+def test_stages_must_be_done(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(YAML)
+    code, said = _said(capsys, "tiny.yaml", "--video", "x.mp4")
+    assert code == 2 and "benchmark, vis, encoder, index are not done in runs" in said
