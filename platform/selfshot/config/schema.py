@@ -323,7 +323,17 @@ class Experiment(Section):
                 f"vis.dim: {self.vis.dim} differs from backbone.dim: {self.backbone.dim}; "
                 "the transformer reads the backbone's tokens, so set both alike"
             )
-        of_worker = max(1, self.vis.episodes_per_batch // self.compute.num_workers)
+        for name, share in (
+            ("vis.episodes_per_batch", self.vis.episodes_per_batch),
+            ("encoder.videos_per_batch", self.encoder.videos_per_batch),
+            ("backbone.classes_per_batch", self.backbone.classes_per_batch),
+        ):
+            if share % self.compute.num_workers:
+                raise ValueError(
+                    f"{name}: {share} is no multiple of compute.num_workers: "
+                    f"{self.compute.num_workers}; a batch is shared evenly, so change one of them"
+                )
+        of_worker = self.vis.episodes_per_batch // self.compute.num_workers
         if of_worker % self.vis.accumulate:
             raise ValueError(
                 f"vis.accumulate: {self.vis.accumulate} does not divide the {of_worker} episodes "

@@ -11,7 +11,10 @@ import numpy as np
 
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations
-from selfshot.ops.masks import decode_rle
+from selfshot.ops.masks import decode_rles
+
+DENSE_PIXELS = 2**23
+"""Masks are made dense so many pixels at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,40 +146,51 @@ class ClipReader:
         masks = np.zeros((len(tracks), len(indices), *size), np.float32)
         present = np.zeros((len(tracks), len(indices)), bool)
         boxes = np.zeros((len(tracks), len(indices), 4), np.float32)
-        for t, track in enumerate(tracks):
-            for f, index in enumerate(indices):
-                segmentation = track.segmentations[index]
-                if segmentation is None:
-                    continue
-                dense = decode_rle(segmentation, video.height, video.width)
-                rows, columns = np.flatnonzero(dense.any(1)), np.flatnonzero(dense.any(0))
-                if not len(rows):
-                    continue
-                present[t, f] = True
-                top, bottom = rows[0] / video.height, (rows[-1] + 1) / video.height
-                left, right = columns[0] / video.width, (columns[-1] + 1) / video.width
-                boxes[t, f] = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
-                masks[t, f] = average_cells(dense, size)
+        shown = [
+            (t, f, track.segmentations[index])
+            for t, track in enumerate(tracks)
+            for f, index in enumerate(indices)
+            if track.segmentations[index] is not None
+        ]
+        at_once = max(1, DENSE_PIXELS // (video.height * video.width))
+        for start in range(0, len(shown), at_once):
+            t, f, segmentations = zip(*shown[start : start + at_once], strict=True)
+            dense = decode_rles(segmentations, video.height, video.width)
+            top, bottom = _extent(dense.any(2))
+            left, right = _extent(dense.any(1))
+            # An RLE may be there and have no pixel; it has no box.
+            present[t, f] = seen = bottom > 0
+            x, y = (left + right) / (2 * video.width), (top + bottom) / (2 * video.height)
+            w, h = (right - left) / video.width, (bottom - top) / video.height
+            boxes[t, f] = np.stack([x, y, w, h], -1) * seen[:, None]
+            masks[t, f] = average_cells(dense, size)
         classes = np.array([track.category_id for track in tracks], np.int64)
         return TrackMasks(masks, classes, present, boxes)
 
 
-def average_cells(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Mean of a mask (H, W) over a grid of `size` cells, float32.
+def _extent(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First true line of each row of (n, lines), and the one after its last; zeros if none is."""
+    found = lines.any(1)
+    last = lines.shape[1] - lines[:, ::-1].argmax(1)
+    return lines.argmax(1), np.where(found, last, 0)
+
+
+def average_cells(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Mean of masks (…, H, W) over a grid of `size` cells, float32.
 
     Cell borders are rounded to pixels; a cell smaller than a pixel takes the nearest one.
     """
-    height, width = mask.shape
+    *leading, height, width = masks.shape
     if height % size[0] == 0 and width % size[1] == 0:
-        cells = mask.reshape(size[0], height // size[0], size[1], width // size[1])
-        return cells.mean((1, 3), dtype=np.float32)
+        cells = masks.reshape(*leading, size[0], height // size[0], size[1], width // size[1])
+        return cells.mean((-3, -1), dtype=np.float32)
     top, bottom = _borders(height, size[0])
     left, right = _borders(width, size[1])
     # Sums over the rectangles of the grid by a summed-area table; float64 for large frames.
-    table = np.zeros((height + 1, width + 1))
-    table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
-    below = table[bottom][:, right] - table[bottom][:, left]
-    sums = below - table[top][:, right] + table[top][:, left]
+    table = np.zeros((*leading, height + 1, width + 1))
+    table[..., 1:, 1:] = masks.cumsum(-2, dtype=np.float64).cumsum(-1)
+    below = table[..., bottom, :][..., right] - table[..., bottom, :][..., left]
+    sums = below - table[..., top, :][..., right] + table[..., top, :][..., left]
     return (sums / np.outer(bottom - top, right - left)).astype(np.float32)
 
 

@@ -17,7 +17,7 @@ def episode_batch(
     queries: Sequence[int],
     supports: Sequence[Sequence[int]],
     categories: Sequence[int],
-    rng: np.random.Generator | None = None,
+    rngs: Sequence[np.random.Generator] | None = None,
     *,
     token_stride: int = 8,
     mask_stride: int = 2,
@@ -30,7 +30,8 @@ def episode_batch(
         queries: B query video ids.
         supports: for each query its k support video ids; k is the same for all.
         categories: the class that query and supports share; other instances are background.
-        rng: mirrors and reverses clips at random; none: leaves them as they are.
+        rngs: of each query, mirrors and reverses its clips at random; none: leaves them as they
+            are.
         token_stride: pixels to a token.
         mask_stride: pixels to a cell of the targets' masks.
         support_frames: frames of a support, S; none: T, as of the query.
@@ -43,7 +44,9 @@ def episode_batch(
     """
     support_reader = reader.of_length(support_frames)
     frames, support_clips, support_lengths, targets, common = [], [], [], [], []
-    for query, helpers, category in zip(queries, supports, categories, strict=True):
+    for query, helpers, category, rng in zip(
+        queries, supports, categories, rngs or [None] * len(queries), strict=True
+    ):
         clip = reader.frames(query)
         tracks = reader.tracks(query, stride=mask_stride, category_id=category)
         masks, boxes, present = tracks.masks, tracks.boxes_cxcywh, tracks.present
@@ -73,7 +76,7 @@ def episode_batch(
         )
         cover = masks.sum(0).clip(max=1)
         rows, columns = -(-reader.height // token_stride), -(-reader.width // token_stride)
-        common.append(np.stack([average_cells(frame, (rows, columns)) for frame in cover]))
+        common.append(average_cells(cover, (rows, columns)))
     return {
         "query": torch.from_numpy(np.stack(frames)),
         "supports": torch.from_numpy(np.stack(support_clips)),

@@ -355,7 +355,7 @@ STAGES: tuple[Stage, ...] = (
         needs_ray=lambda experiment: isinstance(experiment.benchmark, SpritesBenchmark),
     ),
     Stage(
-        "backbone", 2, ("benchmark",), training_settings("backbone"), _make_backbone,
+        "backbone", 3, ("benchmark",), training_settings("backbone"), _make_backbone,
         needs_ray=lambda experiment: experiment.backbone.pretrain,
     ),
     Stage("encoder", 2, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
@@ -371,9 +371,9 @@ STAGES: tuple[Stage, ...] = (
         "supports", 2, ("benchmark", "encoder", "index"), supports_settings, _make_supports,
         needs_ray=_never,
     ),
-    Stage("vis", 2, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
+    Stage("vis", 3, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
     Stage(
-        "vis_no_fuser", 2, ("benchmark", "backbone"), training_settings("vis"),
+        "vis_no_fuser", 3, ("benchmark", "backbone"), training_settings("vis"),
         _make_vis(fuser=False),
         wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
     ),

@@ -167,15 +167,20 @@ class BackboneTask:
         return [{"name": "all", "params": trained, "lr": self.learning_rate}]
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """Frames of `classes_per_batch` / `world_size` classes, two videos of each."""
-        rng = np.random.default_rng([self.seed, 11, step, rank])
+        """This rank's share of frames of `classes_per_batch` classes, two videos of each.
+
+        The frames of all ranks together are the same for any number of ranks.
+        """
+        draws = np.random.default_rng([self.seed, 11, step])
         names = sorted(self.videos)
-        count = min(max(2, self.classes_per_batch // world_size), len(names))
-        chosen = [
+        count = min(self.classes_per_batch, len(names))
+        drawn = [
             int(video)
-            for name in rng.choice(names, count, replace=False)
-            for video in rng.choice(self.videos[name], 2, replace=len(self.videos[name]) < 2)
+            for name in draws.choice(names, count, replace=False)
+            for video in draws.choice(self.videos[name], 2, replace=len(self.videos[name]) < 2)
         ]
+        mine = range(rank, len(drawn), world_size)
+        chosen = [drawn[i] for i in mine]
         frames: list[np.ndarray] = []
         masks: list[np.ndarray] = []
         frame_of: list[int] = []
@@ -184,6 +189,7 @@ class BackboneTask:
         grid = (-(-self.reader.height // stride), -(-self.reader.width // stride))
         unseen = np.zeros((len(chosen), *grid), bool)
         for i, video in enumerate(chosen):
+            rng = np.random.default_rng([self.seed, 37, step, mine[i]])
             choices = self.useful_frames(video)
             index = choices[int(rng.integers(len(choices)))]
             picture, tracks = self.reader.frame(video, index, self.token_stride)

@@ -162,25 +162,25 @@ class VisTask:
         ]
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Any]:
-        """This rank's share of the step's episodes."""
-        rng = np.random.default_rng([self.seed, 13, step, rank])
-        count = max(1, self.episodes_per_batch // world_size)
+        """This rank's share of the step's episodes, which are the same for any number of ranks."""
+        draws = np.random.default_rng([self.seed, 13, step])
         queries, supports, categories = [], [], []
         shots = self.train_shots if self.module.model.fuser is not None else 0
-        for _ in range(count):
-            video, name = self.queries[int(rng.integers(len(self.queries)))]
+        for _ in range(self.episodes_per_batch):
+            video, name = self.queries[int(draws.integers(len(self.queries)))]
             pool = [other for other in self.supports[name] if other != video]
-            helpers = rng.choice(pool, shots, replace=len(pool) < shots).tolist() if shots else []
+            helpers = draws.choice(pool, shots, replace=len(pool) < shots).tolist() if shots else []
             queries.append(video)
             supports.append(helpers)
             categories.append(self.category_ids[name])
+        mine = range(rank, self.episodes_per_batch, world_size)
         model = self.module.model
         return episode_batch(
             self.reader,
-            queries,
-            supports,
-            categories,
-            rng,
+            [queries[i] for i in mine],
+            [supports[i] for i in mine],
+            [categories[i] for i in mine],
+            [np.random.default_rng([self.seed, 31, step, i]) for i in mine],
             token_stride=model.backbone.token_stride,
             # Masks are compared at twice the resolution that they are predicted at, after
             # enlarging: the place of an edge between two cells is then learned too.

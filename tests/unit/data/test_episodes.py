@@ -97,8 +97,8 @@ def test_mirrored_and_reversed_consistently(reader: ClipReader) -> None:
     plain = episode_batch(reader, [1, 2], [[3], [3]], [CAT, CAT])
     seen, supports_seen = set(), set()
     for seed in range(12):
-        rng = np.random.default_rng(seed)
-        batch = episode_batch(reader, [1, 2], [[3], [3]], [CAT, CAT], rng)
+        rngs = [np.random.default_rng([seed, query]) for query in range(2)]
+        batch = episode_batch(reader, [1, 2], [[3], [3]], [CAT, CAT], rngs)
         _check(batch, [CAT, CAT])
         for i in range(2):
             backward = bool((batch["query"][i, :, 0, 0, 2].diff().int() > 128).any())
@@ -116,12 +116,15 @@ def test_mirrored_and_reversed_consistently(reader: ClipReader) -> None:
 
 
 def test_the_same_generator_gives_the_same_batch(reader: ClipReader) -> None:
-    a, b = (episode_batch(reader, [3], [[1, 2]], [DOG], np.random.default_rng(5)) for _ in range(2))
+    a, b = (
+        episode_batch(reader, [3], [[1, 2]], [DOG], [np.random.default_rng(5)]) for _ in range(2)
+    )
     assert torch.equal(a["query"], b["query"]) and torch.equal(a["supports"], b["supports"])
 
 
 def test_no_support_and_no_target(reader: ClipReader) -> None:
-    batch = episode_batch(reader, [1, 3], [[], []], [99, 99], np.random.default_rng(0))
+    rngs = [np.random.default_rng(query) for query in range(2)]
+    batch = episode_batch(reader, [1, 3], [[], []], [99, 99], rngs)
     assert batch["supports"].shape == (2, 0, NUM_FRAMES, HEIGHT, WIDTH, 3)
     size = (HEIGHT // MASK_STRIDE, WIDTH // MASK_STRIDE)
     assert batch["targets"][0]["masks"].shape == (0, NUM_FRAMES, *size)
