@@ -156,8 +156,8 @@ class ClipReader:
         for start in range(0, len(shown), at_once):
             t, f, segmentations = zip(*shown[start : start + at_once], strict=True)
             dense = decode_rles(segmentations, video.height, video.width)
-            top, bottom = _extent(dense.any(2))
-            left, right = _extent(dense.any(1))
+            top, bottom = _extent(np.any(dense, axis=2))
+            left, right = _extent(np.any(dense, axis=1))
             # An RLE may be there and have no pixel; it has no box.
             present[t, f] = seen = bottom > 0
             x, y = (left + right) / (2 * video.width), (top + bottom) / (2 * video.height)

@@ -44,9 +44,8 @@ def episode_batch(
     """
     support_reader = reader.of_length(support_frames)
     frames, support_clips, support_lengths, targets, common = [], [], [], [], []
-    for query, helpers, category, rng in zip(
-        queries, supports, categories, rngs or [None] * len(queries), strict=True
-    ):
+    changes = [None] * len(queries) if rngs is None else rngs
+    for query, helpers, category, rng in zip(queries, supports, categories, changes, strict=True):
         clip = reader.frames(query)
         tracks = reader.tracks(query, stride=mask_stride, category_id=category)
         masks, boxes, present = tracks.masks, tracks.boxes_cxcywh, tracks.present
