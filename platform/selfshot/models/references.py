@@ -10,6 +10,9 @@ from torch.nn import functional
 FOLLOW_REACH = 0.15
 """Deviation, in shares of the frame, of the bell in which a track is followed to the next frame."""
 
+PINCH = 0.2
+"""Of the old centre, in tokens of evidence: it keeps a track in place where its object is gone."""
+
 SUPPRESS_REACH = 0.2
 """Deviation of the bell that a track takes out of the map for the tracks after it."""
 
@@ -57,7 +60,7 @@ def reference_tracks(
                 weight = remaining[rows, t] * torch.exp(-away / (2 * FOLLOW_REACH**2))
                 total = weight.sum(1, keepdim=True)
                 # A pinch of the old centre keeps the track in place where nothing is left.
-                centre = (weight @ grid + 0.05 * centre) / (total + 0.05)
+                centre = (weight @ grid + PINCH * centre) / (total + PINCH)
                 kept = inside[:, None]
                 track[rows, t] = torch.where(kept, centre, track[rows, t])
                 mass[rows, t] = torch.where(inside, total[:, 0], mass[rows, t])

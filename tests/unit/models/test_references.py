@@ -60,15 +60,7 @@ def test_mass_is_in_tokens() -> None:
         (0, [0]),
         (0, [2]),
         (0, [TIME - 1]),
-        pytest.param(
-            0,
-            [2, 3],
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a pinch of 0.05 of the old centre is less than the other object's share "
-                "of the bell after two frames, and the track goes over to it",
-            ),
-        ),
+        (0, [2, 3]),
         (1, [0]),
         (1, [2]),
         (1, [2, 3]),
