@@ -35,12 +35,15 @@ with ray_session():
         clip_norm=0.5, checkpoint_every=7, log_every=1, seed=3)
 """
 EMBED = """
+from engine_parts import mean_colour
+from selfshot.data.corpus_manifest import open_manifest
 from selfshot.distributed.embedding import embed_corpus
 folder = Path(sys.argv[2])
 with ray_session():
-    embed_corpus(folder / "clips.parquet", root=folder, encoder="engine_parts:mean_colour",
-        encoder_dir=folder, out_dir=Path(sys.argv[1]), num_frames=2, height=16, width=32,
-        clips_per_batch=4, clips_per_shard=8, decode_timeout_s=20.0, max_quarantine_share=0.5)
+    embed_corpus(open_manifest(str(folder / "clips.parquet")), mean_colour(folder),
+        settings={"encoder": "mean colour"}, out=sys.argv[1], num_frames=2, height=16, width=32,
+        clips_per_batch=4, clips_per_shard=8, decode_timeout_s=20.0, decode_memory_mb=4096,
+        max_quarantine_share=0.5)
 """
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine_parts import mean_colour
 from safetensors.torch import load_file
 
 from selfshot.config.errors import UserError
+from selfshot.data.corpus_manifest import open_manifest
 from selfshot.distributed.embedding import embed_corpus
 from selfshot.distributed.session import ray_session
 from selfshot.distributed.tracking import Tracker
@@ -137,19 +139,21 @@ def test_gpus_that_are_not_there(tmp_path: Path) -> None:
 
 def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "root": corpus / "videos",
-        "encoder": "engine_parts:mean_colour",
-        "encoder_dir": corpus / "encoder",
-        "out_dir": out_dir,
+        "settings": {"encoder": "mean colour"},
+        "out": out_dir,
         "num_frames": 3,
         "height": 16,
         "width": 32,
         "clips_per_batch": 2,
         "clips_per_shard": 4,
         "decode_timeout_s": 20.0,
+        "decode_memory_mb": 4096,
         "max_quarantine_share": 0.2,
+        "decoders": 1,
+        "embedders": 1,
     }
-    return embed_corpus(corpus / "clips.parquet", **{**settings, **more})
+    manifest = open_manifest(str(corpus / "clips.parquet"), root=str(corpus / "videos"))
+    return embed_corpus(manifest, mean_colour(corpus / "encoder"), **{**settings, **more})
 
 
 def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_path: Path) -> None:

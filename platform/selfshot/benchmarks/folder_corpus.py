@@ -136,6 +136,13 @@ def stem(uri: str) -> str:
 
 def find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
     """Paths below `root` of every clip, sorted; links that lead out of it are set aside."""
+    return sorted(walk_files(root, CLIP_SUFFIXES, set_aside))
+
+
+def walk_files(
+    root: Path, suffixes: tuple[str, ...], set_aside: list[tuple[str, str]]
+) -> Iterator[str]:
+    """Paths below `root` of every file of a kind, folder by folder; see `find_clips`."""
 
     def leave(path: Path, reason: str) -> None:
         name = path.relative_to(root).as_posix().encode(errors="replace").decode()
@@ -144,14 +151,13 @@ def find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
     def unreadable(error: OSError) -> None:
         leave(Path(error.filename), f"the folder cannot be read: {error.strerror}")
 
-    uris = []
     for parent, folders, names in os.walk(root, onerror=unreadable):
         folders.sort()
         for path in sorted(Path(parent, name) for name in folders):
             if path.is_symlink():
                 leave(path, "links to folders are not followed")
         for path in sorted(Path(parent, name) for name in names):
-            if path.suffix.lower() not in CLIP_SUFFIXES:
+            if path.suffix.lower() not in suffixes:
                 continue
             # Not Path.resolve: a ring of links is an error to it.
             target = os.path.realpath(path)
@@ -162,8 +168,7 @@ def find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
             elif not _is_text(str(path)):
                 leave(path, "its name is not UTF-8")
             else:
-                uris.append(path.relative_to(root).as_posix())
-    return sorted(uris)
+                yield path.relative_to(root).as_posix()
 
 
 def _is_text(name: str) -> bool:

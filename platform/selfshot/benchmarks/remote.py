@@ -7,11 +7,11 @@ import hashlib
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import pyarrow.fs as pafs
 
 from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, OnMessage, in_threads
 from selfshot.config.errors import UserError
+from selfshot.data.storage import open_filesystem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,35 +24,13 @@ class RemoteClip:
     changed: str
 
 
-def open_filesystem(address: str) -> tuple[Any, str]:
-    """The filesystem of an address, and the root's path in it.
-
-    pyarrow's own are taken where it has one (file, s3, gs, hdfs), and fsspec's otherwise.
-
-    Raises:
-        UserError: nothing that is installed knows such addresses.
-    """
-    try:
-        filesystem, root = pafs.FileSystem.from_uri(address)
-    except (ValueError, OSError):  # pyarrow knows no such address, or not in this form.
-        try:
-            other, root = fsspec.core.url_to_fs(address)
-        except (ValueError, ImportError, OSError) as error:
-            raise UserError(
-                f"benchmark.corpus: {address} cannot be opened ({error}); give a folder, or an "
-                "address that pyarrow or fsspec can open"
-            ) from None
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(other))
-    return filesystem, root.rstrip("/")
-
-
 def list_clips(address: str) -> tuple[Any, list[RemoteClip]]:
     """The filesystem of an address and its clips, in the order of their names.
 
     Raises:
         UserError: it cannot be listed.
     """
-    filesystem, root = open_filesystem(address)
+    filesystem, root = open_filesystem(address, "benchmark.corpus")
     try:
         infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except OSError as error:

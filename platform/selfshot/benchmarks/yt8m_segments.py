@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,30 @@ def read_segments(path: Path, segment_s: float) -> list[Segment]:
     """Lines of a CSV of segment times; columns that are not named above are not looked at.
 
     Raises:
-        UserError: the CSV cannot be read, lacks a column, or a time is wrong.
+        UserError: the CSV cannot be read, lacks a column, a time is wrong, or a segment comes
+            twice.
     """
     found: list[Segment] = []
     lines: dict[tuple[str, int], int] = {}
+    for segment in iterate_segments(path, segment_s, "benchmark.segments"):
+        key = (stem(segment.clip), round(1000 * segment.start_s))
+        first = lines.setdefault(key, segment.line)
+        if first != segment.line:
+            raise UserError(
+                f"benchmark.segments: {path}, line {segment.line}: {segment.clip} from "
+                f"{segment.start_s:g} s comes a second time (first on line {first}); keep one"
+            )
+        found.append(segment)
+    return found
+
+
+def iterate_segments(path: Path, segment_s: float, setting: str) -> Iterator[Segment]:
+    """The lines one after another, as `read_segments` reads them; twins are not looked for.
+
+    Raises:
+        UserError: as `read_segments`.
+    """
+    empty = True
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -142,11 +162,11 @@ def read_segments(path: Path, segment_s: float) -> list[Segment]:
             missing = [name for name in (clip_column, "start_s") if name not in names]
             if missing:
                 raise UserError(
-                    f"benchmark.segments: {path} has no column {' and no '.join(missing)} (its "
+                    f"{setting}: {path} has no column {' and no '.join(missing)} (its "
                     "first line must name clip, or uri, and start_s)"
                 )
             for row in rows:
-                where = f"benchmark.segments: {path}, line {rows.line_num}"
+                where = f"{setting}: {path}, line {rows.line_num}"
                 clip = (row[clip_column] or "").strip()
                 start_s = _seconds(row["start_s"], where, "start_s")
                 text = (row.get("end_s") or "").strip()
@@ -157,19 +177,13 @@ def read_segments(path: Path, segment_s: float) -> list[Segment]:
                     raise UserError(
                         f"{where}: end_s: {end_s:g} is not allowed (more than start_s: {start_s:g})"
                     )
-                first = lines.setdefault((stem(clip), round(1000 * start_s)), rows.line_num)
-                if first != rows.line_num:
-                    raise UserError(
-                        f"{where}: {clip} from {start_s:g} s comes a second time (first on line "
-                        f"{first}); keep one"
-                    )
                 source = (row.get("source") or "").strip()
-                found.append(Segment(rows.line_num, clip, start_s, end_s, bool(text), source))
+                empty = False
+                yield Segment(rows.line_num, clip, start_s, end_s, bool(text), source)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"benchmark.segments: {path} cannot be read: {error}") from None
-    if not found:
-        raise UserError(f"benchmark.segments: {path} lists no segment; add a line for each")
-    return found
+        raise UserError(f"{setting}: {path} cannot be read: {error}") from None
+    if empty:
+        raise UserError(f"{setting}: {path} lists no segment; add a line for each")
 
 
 def _seconds(text: str | None, where: str, column: str) -> float:

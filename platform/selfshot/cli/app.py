@@ -25,8 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 benchmark_app = typer.Typer(help="Build a benchmark's videos and splits.", rich_markup_mode=None)
+corpus_app = typer.Typer(help="List the clips of a corpus.", rich_markup_mode=None)
 train_app = typer.Typer(help="Train one of the three networks.", rich_markup_mode=None)
 app.add_typer(benchmark_app, name="benchmark")
+app.add_typer(corpus_app, name="corpus")
 app.add_typer(train_app, name="train")
 
 ExperimentFile = Annotated[

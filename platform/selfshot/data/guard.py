@@ -55,6 +55,16 @@ class Clip:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredClip(Clip):
+    """A clip that may lie inside another file, or behind an address; for `FETCH`."""
+
+    offset: int | None = None
+    length: int | None = None
+    within: str | None = None
+    max_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class FileFrames:
     """Frames of a video file by their index, at a size of their own; for `DECODE_AT`."""
 
@@ -63,6 +73,18 @@ class FileFrames:
     length: int
     height: int
     width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shots:
+    """Times at which the shots of a video begin, for `selfshot.data.shots.SHOTS`."""
+
+    path: str
+    most: int
+    threshold: float
+
+
+Request = Clip | FileFrames | Shots
 
 
 class GuardedDecoder:
@@ -78,6 +100,7 @@ class GuardedDecoder:
         height: int = 0,
         width: int = 0,
         time_limit_s: float = 20.0,
+        memory_limit_bytes: int | None = None,
         decode: str = DECODE,
     ) -> None:
         """Nothing is started yet.
@@ -87,6 +110,8 @@ class GuardedDecoder:
             height: of its frames, in pixels.
             width: of its frames, in pixels.
             time_limit_s: of one clip; above 0.
+            memory_limit_bytes: of the child's address space: a header may ask for frames that no
+                machine holds. None: no limit.
             decode: `module:function` with the signature of `sample_frames`, or of `frames_at` if
                 it is asked for `FileFrames`.
         """
@@ -94,13 +119,14 @@ class GuardedDecoder:
             raise ValueError(f"time_limit_s: {time_limit_s} must be above 0")
         self.shape = (num_frames, height, width, 3)
         self.time_limit_s = time_limit_s
+        self.memory_limit_bytes = memory_limit_bytes
         self.decode_name = decode
         self.restarts = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
 
     def decode(
-        self, clip: Clip | FileFrames | Path | str
+        self, clip: Request | Path | str
     ) -> UInt8[np.ndarray, "time height width 3"]:
         """The frames of one clip.
 
@@ -113,7 +139,7 @@ class GuardedDecoder:
         return answer
 
     def decode_many(
-        self, clips: Iterable[Clip | FileFrames | Path | str]
+        self, clips: Iterable[Request | Path | str]
     ) -> Iterator[UInt8[np.ndarray, "time height width 3"] | VideoError]:
         """For each clip, in order, its frames or the error that it gave.
 
@@ -121,7 +147,7 @@ class GuardedDecoder:
             RuntimeError: the child does not start at all.
         """
         waiting = iter(clips)
-        asked: deque[Clip | FileFrames] = deque()
+        asked: deque[Request] = deque()
         try:
             while True:
                 for clip in waiting:
@@ -162,7 +188,7 @@ class GuardedDecoder:
         with contextlib.suppress(Exception):
             self.close()
 
-    def _ask(self, asked: deque[Clip | FileFrames]) -> None:
+    def _ask(self, asked: deque[Request]) -> None:
         """Send the newest clip; a child that is new has to be told all of them."""
         if self._child is None:
             self._start()
@@ -174,19 +200,21 @@ class GuardedDecoder:
         with contextlib.suppress(BrokenPipeError):  # It died: reading will tell.
             os.write(self._child.stdin.fileno(), lines.encode())
 
-    def _request(self, clip: Clip | FileFrames) -> dict[str, Any]:
+    def _request(self, clip: Request) -> dict[str, Any]:
         """The arguments of the function that decodes."""
         request = dataclasses.asdict(clip)
         if isinstance(clip, Clip):
             request |= zip(("num_frames", "height", "width"), self.shape[:3], strict=True)
         return request
 
-    def _shape(self, clip: Clip | FileFrames) -> tuple[int, ...]:
+    def _shape(self, clip: Request) -> tuple[int, ...]:
         if isinstance(clip, Clip):
             return self.shape
+        if isinstance(clip, Shots):
+            return (clip.most, 8)
         return (len(clip.indices), clip.height, clip.width, 3)
 
-    def _answer(self, asked: deque[Clip | FileFrames]) -> np.ndarray | VideoError:
+    def _answer(self, asked: deque[Request]) -> np.ndarray | VideoError:
         """What the child says of the oldest clip, or what became of the child."""
         if self._child is None:
             self._ask(asked)
@@ -242,6 +270,7 @@ class GuardedDecoder:
         settings = {
             "decode": self.decode_name,
             "alarm_s": self.time_limit_s + _ALARM_GRACE_S,
+            "memory_bytes": self.memory_limit_bytes,
             "parent": os.getpid(),
         }
         # A file, not a pipe: nobody reads it while all goes well, and a full pipe would block.
@@ -288,6 +317,8 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     module, _, name = settings["decode"].partition(":")
     decode = getattr(importlib.import_module(module), name)
+    if settings["memory_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"],) * 2)
     _send(answers, _READY, b"")
     for line in _lines_while_parent_lives(settings["parent"]):
         # Without a handler the kernel ends this process, whatever the decoder is stuck in.

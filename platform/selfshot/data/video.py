@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -138,6 +138,30 @@ def frames_at(
         return np.asarray(indices, dtype=np.int64)
 
     return _decode(path, checked, len(indices), height, width)
+
+
+def iterate_frames(
+    path: Path | str, height: int, width: int, at_once: int
+) -> Iterator[tuple[UInt8[np.ndarray, "time height width 3"], Float[np.ndarray, time]]]:
+    """All frames of a video, some at a time, with the seconds at which each begins.
+
+    Args:
+        path: the file.
+        height: of the frames given back, in pixels.
+        width: of the frames given back, in pixels; a multiple of `DECODE_ALIGNMENT`.
+        at_once: how many frames are in memory.
+
+    Raises:
+        VideoError: the file cannot be opened or decoded.
+    """
+    reader = _open(path, height=height, width=width)
+    try:
+        for start in range(0, len(reader), at_once):
+            indices = np.arange(start, min(start + at_once, len(reader)))
+            frames = reader.get_batch(indices).asnumpy()
+            yield frames, reader.get_frame_timestamp(indices)[:, 0].astype(np.float64)
+    except Exception as error:
+        raise VideoError(_reason_of(error), path) from error
 
 
 def _decode(

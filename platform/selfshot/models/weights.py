@@ -95,23 +95,39 @@ class FrozenEncoder:
 
     def __init__(self, encoder: VideoEncoder) -> None:
         self.encoder = encoder.eval()
+        self.device = "cpu"
+
+    def prepare(self, device: str) -> None:
+        """Move to a device, in the form that is fastest there."""
+        self.device = device
+        self.encoder.to(device)
+        if isinstance(self.encoder.trunk, EfficientNetTrunk):
+            self.encoder.trunk.prepare(device)
 
     @torch.inference_mode()
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """Frames uint8 (B, T, H, W, 3) to vectors (B, d)."""
-        return self.encoder(torch.from_numpy(frames)).numpy()
+        with self._autocast():
+            vectors = self.encoder(torch.from_numpy(frames).to(self.device))
+        return vectors.float().cpu().numpy()
 
     @torch.inference_mode()
     def windows(self, frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (B, W, d) of the clips' windows and their foreground (B, W)."""
-        vectors, mass = self.encoder.windows(torch.from_numpy(frames), size)
-        return vectors.numpy(), mass.numpy()
+        with self._autocast():
+            vectors, mass = self.encoder.windows(torch.from_numpy(frames).to(self.device), size)
+        return vectors.float().cpu().numpy(), mass.float().cpu().numpy()
+
+    def _autocast(self) -> torch.autocast:
+        """On a GPU only: a CPU lost one to three points of precision in bfloat16."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu")
 
 
 def load_encoder(folder: Path | str) -> FrozenEncoder:
     """Read what `EncoderTask.export` wrote."""
     folder = Path(folder)
     state, settings = read_weights(folder, "encoder")
+    settings.pop("size", None)  # Of the frames that it was trained on.
     if settings["trunk"] == "backbone":
         trunk = BackboneTrunk(build_backbone(**settings["backbone_settings"]), frozen=True)
         shape = {key: settings[key] for key in ("dim", "layers", "heads")}

@@ -71,6 +71,15 @@ def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
     return settings
 
 
+def embeddings_settings(experiment: Experiment) -> dict[str, Any]:
+    """Of the embeddings; pace, quarantine and actors change no vector."""
+    section = experiment.embedding
+    settings: dict[str, Any] = {"num_frames": section.num_frames}
+    if section.dtype != "float32":  # Results from before there was a choice keep their key.
+        settings["dtype"] = section.dtype
+    return settings
+
+
 def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """Rows of the table: supports without shots once, the others at each number of shots."""
     rows: list[dict[str, Any]] = []

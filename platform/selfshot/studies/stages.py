@@ -15,9 +15,11 @@ from typing import Any
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.schema import Experiment, Optimiser
 from selfshot.studies.builders import build_benchmark
+from selfshot.studies.corpus import account, embedding_arguments
 from selfshot.studies.progress import Progress
 from selfshot.studies.settings import (
     benchmark_settings,
+    embeddings_settings,
     evaluation_settings,
     index_settings,
     kinds_on_demand,
@@ -167,33 +169,28 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
 
 def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
     from selfshot.benchmarks.manifest import load_benchmark
+    from selfshot.data.corpus_manifest import open_manifest
     from selfshot.distributed.embedding import embed_corpus
+    from selfshot.models.encoders import open_encoder
     from selfshot.retrieval.embeddings import read_quarantine
 
-    section = context.experiment.embedding
     source = context.folders["benchmark"]
     benchmark = load_benchmark(source)
+    opened = open_encoder(str(context.folders["encoder"] / "export"))
     summary = embed_corpus(
-        source / "corpus.parquet",
-        root=(source / benchmark.corpus_root).resolve(),
-        encoder="selfshot.models.weights:load_encoder",
-        encoder_dir=context.folders["encoder"] / "export",
-        out_dir=folder.path,
-        num_frames=section.num_frames,
+        open_manifest(
+            str(source / "corpus.parquet"), root=str((source / benchmark.corpus_root).resolve())
+        ),
+        opened.encoder,
+        settings={"encoder": opened.digest},
+        out=folder.path,
         height=benchmark.height,
         width=benchmark.width,
-        clips_per_batch=section.clips_per_batch,
-        clips_per_shard=section.clips_per_shard,
-        decode_timeout_s=section.decode_timeout_s,
-        max_quarantine_share=section.max_quarantine_share,
-        num_actors=context.experiment.compute.num_workers,
-        use_gpu=context.experiment.compute.use_gpu,
+        **embedding_arguments(context.experiment),
         on_progress=context.progress.embedding,
+        on_message=context.progress.note,
     )
-    context.progress.note(
-        f"{summary['embedded']} embedded + {summary['quarantined']} quarantined "
-        f"= {summary['clips']} clips of the manifest"
-    )
+    context.progress.note(account(summary))
     for clip_id, reason in read_quarantine(folder.path)[:5]:
         context.progress.note(f"quarantined {clip_id}: {reason}")
     return summary
@@ -359,11 +356,7 @@ STAGES: tuple[Stage, ...] = (
         needs_ray=lambda experiment: experiment.backbone.pretrain,
     ),
     Stage("encoder", 2, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
-    Stage(
-        "embeddings", 1, ("benchmark", "encoder"),
-        lambda experiment: {"num_frames": experiment.embedding.num_frames},
-        _make_embeddings,
-    ),
+    Stage("embeddings", 1, ("benchmark", "encoder"), embeddings_settings, _make_embeddings),
     Stage(
         "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,
     ),

@@ -206,6 +206,7 @@ class EncoderTask:
             "layers": layers,
             "heads": heads,
         }
+        self.size = (manifest.height, manifest.width)
         encoder = build_encoder(
             trunk=trunk,
             backbone=Path(backbone) if backbone else None,
@@ -285,4 +286,4 @@ class EncoderTask:
             for name, value in self.module.encoder.state_dict().items()
             if not (packaged and name.startswith("trunk."))
         }
-        save_weights(folder, "encoder", state, self.settings)
+        save_weights(folder, "encoder", state, {**self.settings, "size": self.size})

@@ -1,0 +1,147 @@
+"""What a corpus is made of, one video after another: files, addresses, segments, tar members."""
+
+from __future__ import annotations
+
+import dataclasses
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, stem, walk_files
+from selfshot.benchmarks.yt8m_segments import iterate_segments
+from selfshot.config.errors import UserError
+from selfshot.config.paths import is_address
+from selfshot.data.storage import open_filesystem
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A video, or a named part of one.
+
+    Attributes:
+        uri: path below the root, or an address.
+        name: what its clips are named after.
+        source: what it was cut from.
+        size: bytes, where the listing says so.
+        offset: of a tar's member, where it begins in the tar.
+        start_s, end_s: of a segment.
+    """
+
+    uri: str
+    name: str
+    source: str
+    size: int | None = None
+    offset: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+SetAside = list[tuple[str, str]]
+
+
+def local_root(address: str, setting: str) -> Path | None:
+    """The folder that a path stands for; None for an address elsewhere.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if is_address(address) and not address.lower().startswith("file://"):
+        return None
+    root = Path(address[len("file://") :] if is_address(address) else address).resolve()
+    if not root.is_dir():
+        raise UserError(f"{setting}: {root} is no folder; give the path of one")
+    return root
+
+
+def list_files(
+    address: str, suffixes: tuple[str, ...], setting: str, set_aside: SetAside
+) -> Iterator[tuple[str, int | None]]:
+    """Path below the root and size of each file of a kind; a folder is listed when it is come to.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    root = local_root(address, setting)
+    if root is not None:
+        for uri in walk_files(root, suffixes, set_aside):
+            yield uri, (root / uri).stat().st_size
+        return
+    filesystem, top = open_filesystem(address, setting)
+    waiting = [top]
+    while waiting:
+        try:
+            infos = filesystem.get_file_info(pafs.FileSelector(waiting.pop()))
+        except OSError as error:
+            raise UserError(
+                f"{setting}: {address} cannot be listed ({error}); is it there, and may it be read?"
+            ) from None
+        infos = sorted(infos, key=lambda info: info.path)
+        waiting += [info.path for info in reversed(infos) if not info.is_file]
+        for info in infos:
+            if info.is_file and info.path.lower().endswith(suffixes):
+                yield str(PurePosixPath(info.path).relative_to(top or ".")), info.size
+
+
+def of_videos(address: str, set_aside: SetAside) -> Iterator[Item]:
+    """The videos of a folder and of those below it."""
+    for uri, size in list_files(address, CLIP_SUFFIXES, "--videos", set_aside):
+        yield Item(uri, stem(uri), stem(uri), size)
+
+
+def of_uris(path: Path) -> Iterator[Item]:
+    """The lines of a text file; empty ones and those that begin with # are passed over.
+
+    Raises:
+        UserError: it cannot be read, or lists nothing.
+    """
+    empty = True
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                uri = line.strip()
+                if uri and not uri.startswith("#"):
+                    empty = False
+                    yield Item(uri, stem(uri), stem(uri))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--uris: {path} cannot be read: {error}") from None
+    if empty:
+        raise UserError(f"--uris: {path} lists nothing; write a path or an address on each line")
+
+
+def of_segments(path: Path, segment_s: float) -> Iterator[Item]:
+    """The lines of a CSV with columns uri (or clip), start_s and, if wanted, end_s and source.
+
+    Raises:
+        UserError: see `iterate_segments`.
+    """
+    for segment in iterate_segments(path, segment_s, "--segments"):
+        uri, source = segment.clip, segment.source or stem(segment.clip)
+        yield Item(uri, stem(uri), source, start_s=segment.start_s, end_s=segment.end_s)
+
+
+def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
+    """The videos inside the tars of a folder, as WebDataset packs them; nothing is unpacked.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    for uri, _ in list_files(address, (".tar",), "--tars", set_aside):
+        try:
+            with _open(address, uri) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    if member.isreg() and member.name.lower().endswith(CLIP_SUFFIXES):
+                        name = f"{stem(uri)}/{stem(member.name)}"
+                        yield Item(uri, name, name, member.size, member.offset_data)
+        except (tarfile.TarError, OSError) as error:
+            set_aside.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
+
+
+def _open(address: str, uri: str) -> Any:
+    root = local_root(address, "--tars")
+    if root is not None:
+        return (root / uri).open("rb")
+    filesystem, top = open_filesystem(address, "--tars")
+    return filesystem.open_input_file(f"{top}/{uri}")

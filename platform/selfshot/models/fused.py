@@ -1,0 +1,98 @@
+"""EfficientNet-Lite for inference on a CPU: each convolution with its norm, clamp and sum in one.
+
+The network as it is written reads and writes its activations four times a layer: convolution,
+norm, ReLU6, residual. Here the norm is folded into the weights, and oneDNN clamps and adds while
+it writes the convolution's result, all in channels-last order. The numbers are those of the
+network up to float32 rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+ImageBatch = Float[Tensor, "frames 3 height width"]
+
+
+def can_fuse() -> bool:
+    """Whether this build of torch has oneDNN's fused convolutions."""
+    return torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_convolution_pointwise"
+    )
+
+
+class FusedConvolution:
+    """A convolution with static padding, its folded norm, and ReLU6 or a sum after it."""
+
+    def __init__(self, convolution: Any, norm: nn.BatchNorm2d, *, clamp: bool) -> None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            convolution.weight,
+            None,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        self.weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        self.bias = bias.detach()
+        self.stride = list(convolution.stride)
+        self.groups = convolution.groups
+        static = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
+        # Lite pads one more row and column at one side where the stride is 2.
+        self.outer = None if len(set(static)) == 1 else tuple(static)
+        self.padding = [0, 0] if self.outer else [static[0]] * 2
+        self.activation = ("hardtanh", [0.0, 6.0]) if clamp else ("none", [])
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) to (N, D, H', W'), with the residual added if there is one."""
+        if self.outer:
+            x = functional.pad(x, self.outer)
+        shape = (self.padding, self.stride, [1, 1], self.groups)
+        operators = torch.ops.mkldnn
+        if residual is not None:
+            return operators._convolution_pointwise.binary(
+                x, residual, self.weight, self.bias, *shape, "add", 1.0, None, [], ""
+            )
+        name, limits = self.activation
+        return operators._convolution_pointwise(
+            x, self.weight, self.bias, *shape, name, limits, ""
+        )
+
+
+class FusedEfficientNet:
+    """What `EfficientNet.extract_features` of the package does, without gradients."""
+
+    def __init__(self, network: Any) -> None:
+        """Take the weights of a network in evaluation mode; it stays as it is."""
+        self.stem = FusedConvolution(network._conv_stem, network._bn0, clamp=True)
+        self.blocks = [self._block(block) for block in network._blocks]
+        self.head = FusedConvolution(network._conv_head, network._bn1, clamp=True)
+
+    @staticmethod
+    def _block(block: Any) -> tuple[list[FusedConvolution], FusedConvolution, bool]:
+        """The convolutions that widen and filter, the one that narrows, and whether it adds."""
+        arguments = block._block_args
+        first = [FusedConvolution(block._depthwise_conv, block._bn1, clamp=True)]
+        if arguments.expand_ratio != 1:
+            first.insert(0, FusedConvolution(block._expand_conv, block._bn0, clamp=True))
+        last = FusedConvolution(block._project_conv, block._bn2, clamp=False)
+        same = arguments.input_filters == arguments.output_filters
+        stride = block._depthwise_conv.stride[0]
+        return first, last, bool(block.id_skip and stride == 1 and same)
+
+    def extract_features(self, images: ImageBatch) -> Float[Tensor, "frames dim h w"]:
+        """The last feature map."""
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        for first, last, adds in self.blocks:
+            inside = x
+            for convolution in first:
+                inside = convolution(inside)
+            x = last(inside, x) if adds else last(inside)
+        return self.head(x)

@@ -1,0 +1,107 @@
+"""Clips that are no files of their own: inside another file, behind an address, out of bounds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from selfshot.config.errors import UserError
+from selfshot.data.fetch import sample_stored_frames
+from selfshot.data.guard import GuardedDecoder, StoredClip
+from selfshot.data.storage import Storage
+from selfshot.data.video import VideoError, sample_frames
+
+SIZE = {"num_frames": 3, "height": 32, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import av
+
+    path = tmp_path_factory.mktemp("videos") / "moving.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for frame in range(11):
+            pixels = np.full((32, 64, 3), 20 * frame, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_member_of_a_larger_file(video: Path, tmp_path: Path) -> None:
+    content = video.read_bytes()
+    (tmp_path / "shard.tar").write_bytes(b"x" * 512 + content + b"y" * 700)
+    frames = sample_stored_frames(
+        str(tmp_path / "shard.tar"), offset=512, length=len(content), **SIZE
+    )
+    np.testing.assert_array_equal(frames, sample_frames(video, **SIZE))
+    with pytest.raises(VideoError, match="ends 100 bytes before it does"):
+        sample_stored_frames(
+            str(tmp_path / "shard.tar"), offset=512, length=len(content) + 800, **SIZE
+        )
+    with pytest.raises(VideoError, match="more than 0 MB"):
+        sample_stored_frames(str(tmp_path / "shard.tar"), offset=512, max_bytes=100, **SIZE)
+
+
+def test_a_video_behind_an_address(video: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe("/clips/a b.mp4", video.read_bytes())
+    try:
+        frames = sample_stored_frames("memory://clips/a b.mp4", start_s=0.5, **SIZE)
+        np.testing.assert_array_equal(frames, sample_frames(video, start_s=0.5, **SIZE))
+        with pytest.raises(VideoError, match="cannot be read"):
+            sample_stored_frames("memory://clips/none.mp4", **SIZE)
+    finally:
+        files.rm("/clips", recursive=True)
+
+
+def test_links_out_of_the_corpus_are_not_followed(video: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "corpus"
+    inside.mkdir()
+    (inside / "link.mp4").symlink_to(video)
+    with pytest.raises(VideoError, match="leads out of the corpus folder"):
+        sample_stored_frames(str(inside / "link.mp4"), within=str(inside), **SIZE)
+    os.link(video, inside / "own.mp4")
+    sample_stored_frames(str(inside / "own.mp4"), within=str(inside), **SIZE)
+
+
+def test_a_decoder_that_wants_too_much_memory(video: Path) -> None:
+    """The limit is of the child alone: this process goes on, and so does the next clip."""
+    big = {"num_frames": 100, "height": 4000, "width": 4000}
+    with GuardedDecoder(
+        decode="selfshot.data.fetch:sample_stored_frames", memory_limit_bytes=2 * 10**9, **big
+    ) as decoder:
+        with pytest.raises(VideoError):
+            decoder.decode(StoredClip(str(video)))
+        with pytest.raises(VideoError):
+            decoder.decode(StoredClip(str(video.with_name("none.mp4"))))
+
+
+@pytest.mark.parametrize("address", ["{tmp}/deep/folder", "memory://stored/folder"])
+def test_storage_writes_whole_files(tmp_path: Path, address: str) -> None:
+    storage = Storage(address.format(tmp=tmp_path), "--out")
+    assert storage.sizes() == {}
+    storage.write("a.json", b"one")
+    storage.write("a.json", b"two!")
+    storage.write(".b.parquet.17-4", b"left by a kill")
+    assert storage.read("a.json") == b"two!" and storage.sizes()["a.json"] == 4
+    storage.remove_partial()
+    assert storage.sizes() == {"a.json": 4}
+    storage.remove("a.json")
+    storage.remove("a.json")
+    assert storage.sizes() == {}
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken")
+    with pytest.raises(UserError, match=r"--out: .* cannot be written"):
+        Storage(tmp_path / "file", "--out").write("a", b"")
+    with pytest.raises(UserError, match="nosuch://x cannot be opened"):
+        Storage("nosuch://x", "--out")
+
+
