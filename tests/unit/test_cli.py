@@ -108,7 +108,7 @@ WRONG_LINES: list[tuple[list[str], list[str]]] = [
     (["embed", "--corpus", "no.parquet", "--out", "y"], ["no.parquet", "manifest of clips"]),
     (["corpus", "build"], ["--out"]),
     (["corpus", "build", "--out", "y"], ["--videos, --uris, --segments or --tars"]),
-    (["corpus", "build", "--videos", "nowhere", "--out", "y"], ["--videos:", "nowhere is no folder"]),
+    (["corpus", "build", "--videos", "no/where", "--out", "y"], ["no/where is no folder"]),
     (["schema", "good.yaml"], ["good.yaml"]),
     (["evaluate"], ["EXPERIMENT.yaml", "--ground-truth", "--results"]),
     (["evaluate", "--results", "r.json"], ["--ground-truth is missing"]),
