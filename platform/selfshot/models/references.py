@@ -10,8 +10,8 @@ from torch.nn import functional
 FOLLOW_REACH = 0.15
 """Deviation, in shares of the frame, of the bell in which a track is followed to the next frame."""
 
-PINCH = 0.2
-"""Of the old centre, in tokens of evidence: it keeps a track in place where its object is gone."""
+FAINT = 0.2
+"""Evidence, in tokens, that moves a track half of the way to where it lies."""
 
 SUPPRESS_REACH = 0.2
 """Deviation of the bell that a track takes out of the map for the tracks after it."""
@@ -59,8 +59,11 @@ def reference_tracks(
                 away = ((grid - centre[:, None]) ** 2).sum(-1)
                 weight = remaining[rows, t] * torch.exp(-away / (2 * FOLLOW_REACH**2))
                 total = weight.sum(1, keepdim=True)
-                # A pinch of the old centre keeps the track in place where nothing is left.
-                centre = (weight @ grid + PINCH * centre) / (total + PINCH)
+                # Where next to nothing is left the track stays in place. Squares part faint
+                # evidence, as the rim of another object is, from an object better than shares do.
+                share = total**2 / (total**2 + FAINT**2)
+                mean = (weight @ grid) / total.clamp_min(1e-6)
+                centre = share * mean + (1 - share) * centre
                 kept = inside[:, None]
                 track[rows, t] = torch.where(kept, centre, track[rows, t])
                 mass[rows, t] = torch.where(inside, total[:, 0], mass[rows, t])
