@@ -187,6 +187,9 @@ class SupportsConfig(Section):
         0.0, description="a window's cosine counts times its foreground to this power"
     )
     duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
+    suspect_cosine: Annotated[Share, LATER] = Field(
+        0.9, description="a clip that is kept and nearer than this may be of the same scene"
+    )
     corpus_share: Annotated[Annotated[float, Field(gt=0.0, le=1.0)], LATER] = Field(
         1.0, description="share of the corpus that is searched; a smaller share is part of a larger"
     )

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-INCH = 1.6  # of a panel's side
+INCH = 1.6  # of a panel's width
+CAPTION = 0.4  # inches above a panel, for two lines
 _COLOURS = {True: "#2ea057", False: "#d64541", None: "#969696"}
 
 
@@ -30,7 +31,9 @@ def draw_support_sheet(path: Path, rows: Sequence[tuple[Panel, Sequence[Panel]]]
     known to be another, a grey one where it is not known.
     """
     columns = 1 + max((len(supports) for _, supports in rows), default=0)
-    figure = Figure(figsize=(INCH * columns, (INCH + 0.25) * max(len(rows), 1)), dpi=110)
+    shapes = [query.frame.shape for query, _ in rows if query.frame is not None]
+    height = INCH * max((shape[0] / shape[1] for shape in shapes), default=1.0) + CAPTION
+    figure = Figure(figsize=(INCH * columns, height * max(len(rows), 1)), dpi=110)
     axes = figure.subplots(max(len(rows), 1), columns, squeeze=False)
     for line in axes:
         for axis in line:

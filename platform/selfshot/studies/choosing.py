@@ -59,6 +59,7 @@ class SupportSettings:
     window_size: int
     foreground_power: float
     duplicate_cosine: float
+    suspect_cosine: float = 0.9
     corpus_share: float = 1.0
     corpus_seed: int = 0
     kinds: Sequence[str] = ()
@@ -185,6 +186,15 @@ def choose_supports(
             benchmark, side, pairs, found | {"random": random}, settings.vectors, corpus.labels,
             len(searched), depth,
         )  # fmt: skip
+        near = {query.key: found["global"][query.key].scores for query, _ in pairs}
+        suspects = sum(score > settings.suspect_cosine for some in near.values() for score in some)
+        metrics[side]["suspected_same_scene"] = suspects
+        if suspects:
+            on_message(
+                f"{suspects} clips are nearer than {settings.suspect_cosine:g} to a {side} query "
+                f"and kept: see {SHEET_FILE} whether they show its own scene, and "
+                "supports.duplicate_cosine"
+            )
     (folder / "retrieval.json").write_text(json.dumps(metrics, indent=1))
     if settings.gallery_queries:
         shown = _first_of_each_class(test, settings.gallery_queries)
