@@ -120,8 +120,9 @@ def test_a_video_of_ones_own(
     supports = ["--supports", tmp_path / "red.png", "--supports", video] if given else []
     out = tmp_path / "out"
     code, said = _said(
-        capsys, experiment, "--video", video, "--out", out, "--min-score", 0, *supports
-    )
+        capsys, experiment, "--video", video, "--out", out, "--min-score", 0, "--attention",
+        *supports,
+    )  # fmt: skip
     assert code == 0, said
     assert ("red.png, my vidéo.mp4" if given else "clip_") in said
     assert "window 4 of 4" in said
@@ -131,7 +132,7 @@ def test_a_video_of_ones_own(
         assert set(entry) == {"video_id", "category_id", "score", "segmentations"}
         assert len(entry["segmentations"]) == 8 and 0 <= entry["score"] <= 1
         assert all(one is None or one["size"] == [40, 48] for one in entry["segmentations"])
-    assert {path.suffix for path in out.iterdir()} == {".json", ".mp4", ".png", ".html"}
+    assert {path.suffix for path in out.iterdir()} == {".json", ".mp4", ".png", ".gif", ".html"}
 
 
 def test_a_folder_of_frames(experiment: Path, tmp_path: Path, capsys: Any) -> None:

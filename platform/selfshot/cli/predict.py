@@ -52,6 +52,10 @@ def predict(
         list[Format] | None,
         typer.Option("--format", help="Of the pictures; repeatable. Else a film and a sheet."),
     ] = None,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Draw where the first window's instances look, too."),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Segment and track in a video what it has in common with its supports."""
@@ -73,6 +77,7 @@ def predict(
         top=top,
         fps=fps,
         formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
+        attention=attention,
         on_message=lambda text: print(text, file=sys.stderr),
     )
     print(f"{count} tracks: {out / RESULTS} and {out / 'index.html'}")

@@ -18,6 +18,7 @@ from selfshot.config.vis import DeparturesConfig
 SupportKind = Literal[
     "none",
     "no_fuser",
+    "zero_shot_motion",
     "query_itself",
     "temporal_crops",
     "spatial_crops",

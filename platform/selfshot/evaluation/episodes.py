@@ -21,11 +21,14 @@ from selfshot.models.features import ClipFeatures, groups_of, stack_supports
 from selfshot.models.vis import SelfShotVIS, masks_at
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
+from selfshot.ops.motion import moving_objects
 from selfshot.retrieval.methods import Support
 
 QUERIES_AT_ONCE = 4
 DECODE_LIMIT_S = 20.0
-SUPPORT_FREE = ("none", "no_fuser")
+SUPPORT_FREE = ("none", "no_fuser", "zero_shot_motion")
+SURE = 9.0
+"""Logit of what has no probability, such as a pixel that moves."""
 
 
 def row_name(row: dict[str, Any]) -> str:
@@ -149,6 +152,12 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             name: model.encode(query_frames, is_support=False) for name, model in models.items()
         }
         for row in config["rows"]:
+            if row["supports"] == "zero_shot_motion":
+                moving = _moving(query_frames.numpy(), models["vis"].num_instances)
+                predictions[row_name(row)] += _tracks(
+                    moving, annotations, reader, episodes, category_ids
+                )
+                continue
             model = models["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             query = encoded["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             supports = None
@@ -169,6 +178,23 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
         save_results(target / f"{name}.fold{config['fold']}.json", predictions[name])
         results.append(row | {"name": name} | _percent(episode_scores(truth, predictions[name])))
     return {"rows": results, "queries": len(fold), "fold": config["fold"]}
+
+
+def _moving(clips: np.ndarray, most: int) -> dict[str, Tensor]:
+    """What moves in each clip, as if a model had said it; without any supports or weights."""
+    batch, time, height, width = clips.shape[:4]
+    masks = np.full((batch, most, time, height, width), -SURE, np.float32)
+    scores = np.zeros((batch, most), np.float32)
+    for b, clip in enumerate(clips):
+        found = moving_objects(clip, most)
+        masks[b, : len(found.masks)][found.masks] = SURE
+        scores[b, : len(found.scores)] = found.scores
+    logits = torch.from_numpy(scores).clamp(1e-6, 1 - 1e-6).logit()
+    foreground = torch.stack([logits, torch.zeros_like(logits)], -1)
+    return {
+        "foreground_logits": foreground[:, :, None].expand(-1, -1, time, -1),
+        "mask_logits": torch.from_numpy(masks),
+    }
 
 
 def _of_one_length(fold: list[tuple], reader: ClipReader) -> Iterator[list[tuple]]:

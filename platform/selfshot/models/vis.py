@@ -307,7 +307,7 @@ class SelfShotVIS(nn.Module):
                     "boxes_cxcywh": (boxes if reference is None else reference + boxes).sigmoid(),
                 }
             )
-        pixels = fused + positions if self.departures.located_values else fused
+        pixels = self.segmenter_pixels(fused, query.shape)
         grids = [
             x.unflatten(1, query.shape).permute(0, 1, 4, 2, 3)
             for x in (query.tokens, fused, pixels)
@@ -323,6 +323,12 @@ class SelfShotVIS(nn.Module):
             "instances": instances,
         }
         return outputs if common_map is None else outputs | {"common_logits": common_map}
+
+    def segmenter_pixels(self, tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Tokens as the segmenter's attention maps are taken from them."""
+        return (
+            tokens + self._positions(shape, tokens) if self.departures.located_values else tokens
+        )
 
     def _instance_queries(
         self, shape: tuple[int, int, int], common_map: Tensor | None, like: Tensor

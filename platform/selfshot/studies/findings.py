@@ -19,6 +19,7 @@ Setting = tuple[int, int]  # shots, extra supports at inference
 LABELS: dict[str, str] = {
     "none": "No supports",
     "no_fuser": "No fuser",
+    "zero_shot_motion": "Whatever moves",
     "query_itself": "The query itself",
     "temporal_crops": "Parts of the query in time",
     "spatial_crops": "Parts of the query's frames",
@@ -30,6 +31,7 @@ LABELS: dict[str, str] = {
 MEANINGS: dict[str, str] = {
     "none": "the model is given the query alone",
     "no_fuser": "the model without the part that reads supports",
+    "zero_shot_motion": "no model and no support: whatever differs from the background",
     "query_itself": "the query video stands in for its own support",
     "temporal_crops": "random stretches of the query video stand in for supports",
     "spatial_crops": "random cut-outs of the query's frames stand in for supports",

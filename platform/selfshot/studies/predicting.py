@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
@@ -17,9 +18,13 @@ from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.evaluation.episodes import SupportReader
+from selfshot.evaluation.heatmaps import draw_heatmaps
 from selfshot.evaluation.layout import SupportClip, SupportRow
 from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
 from selfshot.evaluation.showing import Selection, show_videos
+from selfshot.models.attention_maps import attention_maps
+from selfshot.models.features import SupportFeatures
+from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_encoder, load_vis
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.supports import retrieve
@@ -178,6 +183,7 @@ def predict(
     top: int = 5,
     fps: float = 8.0,
     formats: Sequence[str] = ("mp4", "png"),
+    attention: bool = False,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Segment and track in a video what it has in common with its supports, and draw it.
@@ -194,6 +200,7 @@ def predict(
         top: tracks that are drawn.
         fps: of the film.
         formats: of the pictures.
+        attention: draw where the instances of the first window look, before and after the fuser.
         on_message: told what is done.
 
     Returns:
@@ -236,6 +243,8 @@ def predict(
         raise UserError(f"--video: {path}: {error.reason}") from None
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+    if attention:
+        _draw_attention(model, benchmark, video, frames, features, every, out / "attention")
     annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
     row = SupportRow("supports", tuple(SupportClip(one.name, one.frames) for one in chosen))
     show_videos(
@@ -251,3 +260,22 @@ def predict(
     )
     frames.close()
     return count
+
+
+def _draw_attention(
+    model: SelfShotVIS,
+    benchmark: Benchmark,
+    video: Video,
+    frames: FrameReader,
+    features: SupportFeatures | None,
+    every: int,
+    stem: Path,
+) -> None:
+    """Figure 5 for the first window of a video."""
+    window = np.arange(0, video.length, every)[: benchmark.num_frames]
+    pixels = frames.read(video, window, benchmark.height, benchmark.width)
+    with torch.inference_mode():
+        query = model.encode(torch.from_numpy(pixels)[None], is_support=False)
+        before, after = attention_maps(model, query, features)
+    maps = [("before the fuser", before[0].numpy()), ("after it", after[0].numpy())]
+    draw_heatmaps(pixels, maps, stem)

@@ -84,7 +84,7 @@ def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """Rows of the table: supports without shots once, the others at each number of shots."""
     rows: list[dict[str, Any]] = []
     for kind in experiment.evaluation.supports:
-        if kind in ("none", "no_fuser"):
+        if kind in ("none", "no_fuser", "zero_shot_motion"):
             rows.append({"supports": kind, "shots": 0, "extra": 0})
         elif kind == "query_itself":
             rows.append({"supports": kind, "shots": 1, "extra": 0})

@@ -227,6 +227,27 @@ def test_a_shorter_video_leaves_the_padding_out() -> None:
     assert found[1].score == 0, "it has no pixel outside the padding"
 
 
+def test_what_moves_stands_in_for_a_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row `zero_shot_motion` asks no model, and gives results of the same form."""
+    model = Perfect(small_annotations())
+    monkeypatch.setattr(episodes, "load_vis", lambda path: model)
+    rows = [{"supports": "zero_shot_motion", "shots": 0, "extra": 0}]
+    result = episodes.evaluate_fold(config_of(folder) | {"rows": rows})
+    assert result["queries"] == 5 and not model.supports
+    assert result["rows"][0]["name"] == "zero_shot_motion_0+0"
+    assert result["rows"][0]["AP50"] == 0, "frames of one colour do not move"
+    clip = np.zeros((1, 6, 32, 40, 3), np.uint8)
+    for t in range(6):
+        clip[0, t, 8:18, 6 * t : 6 * t + 8] = 200
+    outputs = episodes._moving(clip, 2)
+    assert outputs["mask_logits"].shape == (1, 2, 6, 32, 40)
+    assert outputs["foreground_logits"].shape == (1, 2, 6, 2)
+    assert (outputs["mask_logits"][0, 0] > 0).any()
+    assert not (outputs["mask_logits"][0, 1] > 0).any()
+
+
 def test_percent_leaves_what_has_no_ground_truth() -> None:
     scores = {"AP": 0.25, "AP50": -1.0, "pooled": {"AP": 1.0, "AP50": -1.0}}
     assert episodes._percent(scores) == {
@@ -263,7 +284,7 @@ class Perfect:
 
     def __init__(self, annotations: Annotations) -> None:
         self.annotations = annotations
-        self.reader = reader_of(annotations)
+        self.reader, self.num_instances = reader_of(annotations), 3
         self.supports: list[tuple[int, ...] | None] = []
         self.lengths: dict[bool, set[int]] = {True: set(), False: set()}
 
