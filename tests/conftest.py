@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time: a busy machine is no fault of an example.
+settings.register_profile("selfshot", deadline=None)
+settings.load_profile("selfshot")
 
 _CHECKED = "selfshot.ops"
 

@@ -168,3 +168,20 @@ def test_a_benchmark_that_cannot_be_read(say: Say, benchmark: Path) -> None:
         (benchmark / "benchmark.json").write_text(content)
         code, _, err = say("--benchmark", "b")
         assert code == 2 and "benchmark.json cannot be read" in err
+
+
+def test_names_cannot_steer_the_terminal_or_the_page(say: Say) -> None:
+    document = json.loads(Path("g.json").read_text())
+    hostile = "pond\x1b[31m\u202e"
+    document["categories"][0]["name"] = f"swan\ud800{hostile}"
+    document["videos"][0]["source_id"] = hostile
+    document["videos"][1]["file_names"] = [f"{hostile}/{index}.png" for index in range(LENGTH)]
+    Path("g.json").write_text(json.dumps(document))
+    code, out, err = say(*BOTH)
+    assert code == 0 and "1 of 2 videos drawn" in out
+    assert "left out: video 2" in err and (out + err).replace("\n", "").isprintable()
+    page = Path("shown/index.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page and "\u202e" not in page
+
+    code, out, err = say(*BOTH, "--video", hostile)
+    assert code == 2 and (out + err).replace("\n", "").isprintable()

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from selfshot.config.errors import UserError
 from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import read_json
 from selfshot.data.ytvis import Annotations, SetAside, parse_annotations, resolve_frame
+
+FEW_HOLDERS = 16
 
 
 @dataclasses.dataclass
@@ -28,6 +31,7 @@ class Found:
         set_aside: `(what, reason)` of entries that could not be read.
         unread: how many of these are videos.
         inputs: SHA-256 of each input, by its setting.
+        files: SHA-256 of each file of a video's frames, for the videos that were looked at.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Found:
     set_aside: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     unread: int = 0
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def read_annotated(
@@ -110,8 +115,56 @@ def rename_classes(annotations: Annotations, names: Mapping[str, str | None]) ->
     return Annotations(annotations.videos, {i: name for name, i in ids.items()}, tuple(tracks))
 
 
+def same_files(files: Mapping[int, Sequence[str]]) -> list[tuple[int, int]]:
+    """Pairs of videos of which half of the frames, of the shorter one at least, are the same files.
+
+    One frame may be the same: many recordings begin with a black one.
+
+    Args:
+        files: SHA-256 of each file of a video's frames.
+    """
+    holders: dict[str, list[int]] = {}
+    for video in sorted(files):
+        for file in set(files[video]):
+            holders.setdefault(file, []).append(video)
+    shared: Counter[tuple[int, int]] = Counter()
+    for videos in holders.values():
+        # What very many have is no mark of a video; if they are all alike, neighbours tell it.
+        alike = combinations(videos, 2) if len(videos) <= FEW_HOLDERS else pairwise(videos)
+        shared.update(alike)
+    return [
+        (one, other)
+        for (one, other), count in sorted(shared.items())
+        if 2 * count >= min(len(set(files[one])), len(set(files[other])))
+    ]
+
+
+def join_same_files(found: Found, on_message: OnMessage) -> None:
+    """Give videos of the same files one source, whatever they are called."""
+    videos = dict(found.annotations.videos)
+    pairs = same_files(found.files)
+    sources = dict(found.annotations.sources)
+    for one, other in pairs:
+        old, new = sources[other], sources[one]
+        if old == new:
+            continue
+        for video, source in sources.items():
+            if source == old:
+                sources[video] = new
+    changed = [v for v, source in sources.items() if source != found.annotations.sources[v]]
+    for video in {*changed, *(one for pair in pairs for one in pair)}:
+        videos[video] = dataclasses.replace(videos[video], source_id=sources[video])
+    if pairs:
+        one, other = pairs[0]
+        on_message(
+            f"{found.name}: {len(pairs)} pairs of videos are the same files, such as {one} and "
+            f"{other}; each pair is one source"
+        )
+        found.annotations = dataclasses.replace(found.annotations, videos=videos)
+
+
 def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
-    """Decode every frame: adds the faulty videos to `found`, and a digest of the others' frames.
+    """Decode every frame: adds the faulty videos to `found`, and digests of the others' frames.
 
     Args:
         found: whose videos; those that are faulty already are not looked at.
@@ -120,15 +173,12 @@ def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
     """
     reader = FrameReader(frames)
 
-    def look(video: int) -> tuple[str | None, str]:
+    def look(video: int) -> tuple[str | None, tuple[str, ...]]:
         entry = found.annotations.videos[video]
         reason = reader.fault(entry)
         if reason is not None:
-            return reason, ""
-        digest = hashlib.sha256()
-        for name in entry.file_names:
-            digest.update(f"{name}\0{sha256_of(resolve_frame(frames, name))}\n".encode())
-        return None, digest.hexdigest()
+            return reason, ()
+        return None, tuple(sha256_of(resolve_frame(frames, name)) for name in entry.file_names)
 
     videos = [video for video in sorted(found.annotations.videos) if video not in found.faults]
     whole = hashlib.sha256()
@@ -136,9 +186,13 @@ def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
         looked = list(in_threads(look, videos, "videos checked", on_message))
     finally:
         reader.close()
-    for video, (reason, digest) in zip(videos, looked, strict=True):
-        if reason is None:
-            whole.update(digest.encode())
-        else:
+    for video, (reason, files) in zip(videos, looked, strict=True):
+        if reason is not None:
             found.faults[video] = reason
+            continue
+        found.files[video] = files
+        digest = hashlib.sha256()
+        for name, file in zip(found.annotations.videos[video].file_names, files, strict=True):
+            digest.update(f"{name}\0{file}\n".encode(errors="surrogatepass"))
+        whole.update(digest.hexdigest().encode())
     found.inputs["frames"] = whole.hexdigest()

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfshot.benchmarks.annotated import Found, check_frames, sha256_of
+from selfshot.benchmarks.annotated import Found, check_frames, join_same_files, sha256_of
 from selfshot.benchmarks.corpus import gather_corpus
 from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.folder_corpus import OnMessage
-from selfshot.benchmarks.leakage import query_sources
+from selfshot.benchmarks.leakage import query_files, query_sources
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.split import SIDES, UNSEEN, Split, label, split_videos
 from selfshot.config.errors import UserError
@@ -33,6 +33,7 @@ def assemble(
     width: int,
     num_frames: int,
     val_share: float = 0.0,
+    one_source_of_same_files: bool = False,
     on_message: OnMessage,
 ) -> Benchmark:
     """Check, split, list the corpus and write the manifest of `found` into `folder`.
@@ -51,6 +52,8 @@ def assemble(
         width: likewise.
         num_frames: of such a clip.
         val_share: see `split_videos`.
+        one_source_of_same_files: videos of the same files, under two names, are of one source;
+            otherwise they are a leak where the sources that they claim bring them apart.
         on_message: is told what was found, a line at a time.
 
     Raises:
@@ -65,6 +68,9 @@ def assemble(
         f"{len(loaded.categories)} classes"
     )
     check_frames(found, frames, on_message)
+    if one_source_of_same_files:
+        join_same_files(found, on_message)
+        loaded = found.annotations
     faults = [(label(loaded, video), reason) for video, reason in sorted(found.faults.items())]
     reader = ClipReader(loaded, frames, num_frames=num_frames, height=height, width=width)
     split = split_videos(reader, side_of, found.faults, seed, val_share=val_share)
@@ -91,7 +97,9 @@ def assemble(
 
     folder.mkdir(parents=True, exist_ok=True)
     gathered = gather_corpus(corpus, corpus_labels, set_aside, on_message)
-    rows = gathered.without(query_sources(benchmark, loaded), set_aside, on_message)
+    rows = gathered.without(
+        query_sources(benchmark, loaded), query_files(benchmark, found.files), set_aside, on_message
+    )
     write_corpus(folder, rows)
     labels = {row["clip_id"]: gathered.labels.get(row["clip_id"], "") for row in rows}
     inputs = {**found.inputs, "corpus": gathered.digest}
@@ -129,7 +137,7 @@ def assemble(
         inputs=inputs,
         set_aside=tuple(set_aside),
     )
-    return finish_benchmark(folder, whole, loaded, rows)
+    return finish_benchmark(folder, whole, loaded, rows, found.files)
 
 
 def _unseen(side_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -6,40 +6,55 @@ image (Table 12): an image that shows an unseen class asks once for each of them
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import read_annotated
+from selfshot.benchmarks.annotated import Found, read_annotated
 from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
 from selfshot.config.errors import UserError
+from selfshot.data.ytvis import Annotations, Track
 
 FOLDS = 4
 CLASSES = 80
 
 
 def build_coco_one_shot(
-    folder: Path, *, annotations: Path, fold: int, on_message: OnMessage, **shared: Any
+    folder: Path,
+    *,
+    annotations: Path,
+    frames: Path,
+    fold: int,
+    on_message: OnMessage,
+    eval_annotations: Path | None = None,
+    eval_frames: Path | None = None,
+    **shared: Any,
 ) -> Benchmark:
     """Write the manifest of one fold of COCO's classes into `folder`.
 
     Args:
         folder: where the manifest and the images as YouTube-VIS JSON are written.
         annotations: COCO's instances JSON.
+        frames: the images' folder.
         fold: from 1: which of every four classes is unseen.
         on_message: is told what was found.
-        **shared: frames (the images' folder), corpus, corpus_labels, seed, height, width,
+        eval_annotations: another instances JSON, of the images that ask and help in val and test.
+            Those of the first then only train.
+        eval_frames: their folder; none: the same one.
+        **shared: corpus, corpus_labels, seed, height, width,
             num_frames and val_share, as `assemble` takes them.
 
     Raises:
         UserError: the file is no instances JSON, or as `assemble` says.
     """
-    found = read_annotated(annotations, convert=as_videos)
-    found.set_aside = [
-        (what.replace("videos[", "images["), reason) for what, reason in found.set_aside
-    ]
+    found = _read(annotations, "annotations")
+    if eval_annotations is not None:
+        other = _read(eval_annotations, "eval_annotations")
+        found, frames = _with_eval(found, other, frames, eval_frames or frames, fold)
     categories = found.annotations.categories
     if len(categories) != CLASSES:
         on_message(
@@ -53,9 +68,85 @@ def build_coco_one_shot(
         name=f"COCO one-shot, fold {fold}",
         kind="coco_one_shot",
         side_of=side_of,
+        frames=frames,
+        # COCO holds a few images twice.
+        one_source_of_same_files=True,
         on_message=on_message,
         **shared,
     )
+
+
+def _read(path: Path, field: str) -> Found:
+    found = read_annotated(path, field, convert=as_videos)
+    found.set_aside = [
+        (what.replace("videos[", "images["), reason) for what, reason in found.set_aside
+    ]
+    return found
+
+
+def _with_eval(
+    train: Found, other: Found, frames: Path, eval_frames: Path, fold: int
+) -> tuple[Found, Path]:
+    """The images of two files as one, and the folder that both lie in.
+
+    Images of the first that show an unseen class, and those of the second that show none, have no
+    place.
+
+    Raises:
+        UserError: the classes of the two files differ.
+    """
+    if train.annotations.categories != other.annotations.categories:
+        one, two = (set(f.annotations.categories.items()) for f in (train, other))
+        raise UserError(
+            f"benchmark.eval_annotations: {other.name} has other categories than {train.name} "
+            f"({len(one ^ two)} ids or names differ); give two files of one dataset"
+        )
+    side_of = fold_sides(train.annotations.categories, fold)
+    root = Path(os.path.commonpath([frames.resolve(), eval_frames.resolve()]))
+    merged = Found(
+        f"{train.name} and {other.name}",
+        Annotations({}, train.annotations.categories, ()),
+        set_aside=[
+            (f"{found.name}: {what}", reason)
+            for found in (train, other)
+            for what, reason in found.set_aside
+        ],
+        unread=train.unread + other.unread,
+        inputs={**train.inputs, **other.inputs},
+    )
+    tracks: list[Track] = []
+    for found, folder, is_train in ((train, frames, True), (other, eval_frames, False)):
+        videos = merged.annotations.videos
+        # COCO's ids are of all its images; those of other datasets may begin anew.
+        taken = not videos.keys().isdisjoint(found.annotations.videos)
+        ahead = max(videos) + 1 - min(found.annotations.videos) if taken else 0
+        inside = folder.resolve().relative_to(root)
+        for number, video in found.annotations.videos.items():
+            videos[number + ahead] = dataclasses.replace(
+                video,
+                id=number + ahead,
+                file_names=tuple(str(inside / name) for name in video.file_names),
+            )
+            mine = found.annotations.tracks_of(number)
+            for track in mine:
+                tracks.append(
+                    dataclasses.replace(track, id=len(tracks) + 1, video_id=number + ahead)
+                )
+            shown = {found.annotations.categories[track.category_id] for track in mine}
+            unseen = sorted(name for name in shown if side_of[name] == UNSEEN)
+            if number in found.faults:
+                merged.faults[number + ahead] = found.faults[number]
+            elif is_train and unseen:
+                merged.faults[number + ahead] = (
+                    f"it shows {', '.join(unseen)}, which is {UNSEEN}, and is of {found.name}, "
+                    "which only trains"
+                )
+            elif shown and not is_train and not unseen:
+                merged.faults[number + ahead] = (
+                    f"it shows only seen classes, and is of {found.name}, which never trains"
+                )
+    merged.annotations = dataclasses.replace(merged.annotations, tracks=tuple(tracks))
+    return merged, root
 
 
 def fold_sides(categories: dict[int, str], fold: int) -> dict[str, str]:

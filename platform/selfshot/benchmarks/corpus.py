@@ -12,6 +12,7 @@ from selfshot.benchmarks.folder_corpus import OnMessage, corpus_rows, label_rows
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus
 from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
+from selfshot.data.sources import fold_source
 
 Row = dict[str, Any]
 
@@ -36,23 +37,37 @@ class Corpus:
         return digest_of(self.rows)
 
     def without(
-        self, sources: Collection[str], set_aside: list[tuple[str, str]], on_message: OnMessage
+        self,
+        sources: Collection[str],
+        files: Collection[str],
+        set_aside: list[tuple[str, str]],
+        on_message: OnMessage,
     ) -> list[Row]:
-        """Rows of no source among `sources`, which are those of val and test queries.
+        """Rows of no source and no file of a val or test query.
 
         The encoder trains on the corpus, and another query might retrieve such a clip: so it is
         left out here, and not only where its own query is asked.
+
+        Args:
+            sources: of those queries.
+            files: SHA-256 of each file that those queries are read from.
+            set_aside: receives what is left out, with the reason.
+            on_message: is told how many there are.
 
         Raises:
             UserError: none is left.
         """
         kept = []
+        folded = set(map(fold_source, sources))
         for row in self.rows:
-            if row["source_id"] in sources:
+            if fold_source(row["source_id"]) in folded:
                 reason = f"it is of the source of a val or test query, {row['source_id']}"
-                set_aside.append((f"corpus: {row['uri']}", reason))
+            elif row["sha256"] in files:
+                reason = "it is the very file of a val or test query"
             else:
                 kept.append(row)
+                continue
+            set_aside.append((f"corpus: {row['uri']}", reason))
         if len(kept) < len(self.rows):
             on_message(
                 f"corpus: {len(self.rows) - len(kept)} clips are of a val or test query's source "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def finish_benchmark(
     benchmark: Benchmark,
     annotations: Annotations,
     corpus: Collection[Mapping[str, Any]],
+    files: Mapping[int, Sequence[str]] | None = None,
 ) -> Benchmark:
     """Add what every benchmark has, check it, and write benchmark.json into `folder`.
 
@@ -31,6 +32,7 @@ def finish_benchmark(
         benchmark: without pairs, statistics and hashes of files.
         annotations: of its videos.
         corpus: rows of its corpus.
+        files: SHA-256 of each file of a video's frames, where they were read.
 
     Raises:
         UserError: it leaks, or a query has no support.
@@ -44,7 +46,7 @@ def finish_benchmark(
         statistics=statistics(benchmark, annotations),
         files=written_files(folder),
     )
-    check_leakage(paired, annotations, corpus)
+    check_leakage(paired, annotations, corpus, files or {})
     paired.save(folder)
     return paired
 

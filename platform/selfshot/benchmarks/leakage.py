@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from selfshot.benchmarks.annotated import same_files
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import SIDES, UNSEEN, label, source_of
 from selfshot.config.errors import UserError
+from selfshot.data.sources import fold_source
 from selfshot.data.ytvis import Annotations
 
 SHOWN = 5
@@ -26,8 +28,17 @@ def query_sources(benchmark: Benchmark, annotations: Annotations) -> set[str]:
     return {source_of(annotations, video) for video, _ in pairs}
 
 
+def query_files(benchmark: Benchmark, files: Mapping[int, Sequence[str]]) -> set[str]:
+    """SHA-256 of the files of val and test queries: no clip of the corpus may be one."""
+    pairs = [*benchmark.queries["val"], *benchmark.queries["test"]]
+    return {file for video, _ in pairs for file in files.get(video, ())}
+
+
 def check_leakage(
-    benchmark: Benchmark, annotations: Annotations, corpus: Collection[Mapping[str, Any]]
+    benchmark: Benchmark,
+    annotations: Annotations,
+    corpus: Collection[Mapping[str, Any]],
+    files: Mapping[int, Sequence[str]],
 ) -> None:
     """Refuse a benchmark that leaks; every builder calls it last.
 
@@ -35,9 +46,11 @@ def check_leakage(
         benchmark: with its pairs.
         annotations: of its videos.
         corpus: rows of its corpus.
+        files: SHA-256 of each file of a video's frames, where they were read.
 
     Raises:
-        UserError: a video, its frames or its source is on two sides; a training video shows an
+        UserError: a video, its frames or its source is on two sides, by their names or by the
+            bytes of their files; a training video shows an
             unseen class; a support is of its query's own source, or of another side or class; or
             a clip of the corpus is of a query's source.
     """
@@ -45,7 +58,8 @@ def check_leakage(
         *_across_sides(benchmark, annotations),
         *_seen_and_unseen(benchmark, annotations),
         *_within_pairs(benchmark, annotations),
-        *_into_corpus(benchmark, annotations, corpus),
+        *_into_corpus(benchmark, annotations, corpus, files),
+        *_same_files(benchmark, annotations, files),
     ]
     if leaks:
         more = [f"and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
@@ -100,9 +114,30 @@ def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[st
 
 
 def _into_corpus(
-    benchmark: Benchmark, annotations: Annotations, corpus: Collection[Mapping[str, Any]]
+    benchmark: Benchmark,
+    annotations: Annotations,
+    corpus: Collection[Mapping[str, Any]],
+    files: Mapping[int, Sequence[str]],
 ) -> Iterator[str]:
-    sources = query_sources(benchmark, annotations)
+    sources = set(map(fold_source, query_sources(benchmark, annotations)))
+    of_queries = query_files(benchmark, files)
     for row in corpus:
-        if row["source_id"] in sources:
+        if fold_source(row["source_id"]) in sources:
             yield f"the corpus clip {row['clip_id']} is of a query's source, {row['source_id']}"
+        elif row.get("sha256") in of_queries:
+            yield f"the corpus clip {row['clip_id']} is a query's own file"
+
+
+def _same_files(
+    benchmark: Benchmark, annotations: Annotations, files: Mapping[int, Sequence[str]]
+) -> Iterator[str]:
+    """Videos of two sides, or two that may ask and help, of the same files."""
+    sides = {side: used_videos(benchmark, side) for side in SIDES}
+    used, sources = set().union(*sides.values()), annotations.sources
+    for one, other in same_files({video: files[video] for video in files if video in used}):
+        names = f"{label(annotations, one)} and {label(annotations, other)}"
+        apart = [side for side in SIDES if (one in sides[side]) != (other in sides[side])]
+        if apart:
+            yield f"{names} are the same files, and used on different sides, {', '.join(apart)}"
+        elif one not in sides["train"] and sources[one] != sources[other]:
+            yield f"{names} are the same files under two sources"

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from selfshot.config.printable import printable
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import Annotations
 from selfshot.ops.masks import rle_area
@@ -52,18 +53,13 @@ class Split:
 def label(annotations: Annotations, video: int) -> str:
     """What a person calls a video."""
     names = annotations.videos[video].file_names
-    return f"video {video}" + (f" ({PurePosixPath(names[0]).parent})" if names else "")
+    folder = printable(str(PurePosixPath(names[0]).parent)) if names else ""
+    return f"video {video}" + (f" ({folder})" if names else "")
 
 
 def source_of(annotations: Annotations, video: int) -> str:
-    """What a video was cut from; one that does not say is its own source.
-
-    Two entries of the same frames are one source. The slash keeps a path apart from a name.
-    """
-    entry = annotations.videos[video]
-    if entry.source_id is not None:
-        return entry.source_id
-    return f"/{entry.file_names[0]}" if entry.file_names else f"/video {video}"
+    """What a video was cut from: see `Annotations.sources`."""
+    return annotations.sources[video]
 
 
 def split_videos(

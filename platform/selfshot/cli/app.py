@@ -12,6 +12,7 @@ import typer
 
 from selfshot import __version__
 from selfshot.config.errors import UserError
+from selfshot.config.printable import printable
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 130
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: object) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", printable(str(message), kept="\n"), file=sys.stderr)
     return EXIT_USER_ERROR
 
 

@@ -14,6 +14,7 @@ import typer
 
 from selfshot.cli.app import app
 from selfshot.config.errors import UserError
+from selfshot.config.printable import printable
 
 if TYPE_CHECKING:
     from selfshot.benchmarks.manifest import Benchmark
@@ -125,7 +126,7 @@ def show(
             f"folder that the file_names of {source} are relative to"
         )
     for name, reason in left_out:
-        print(f"left out: video {name}: {reason}", file=sys.stderr)
+        print(printable(f"left out: video {name}: {reason}"), file=sys.stderr)
     print(f"{len(drawn)} of {len(wanted)} videos drawn: {out / 'index.html'}")
 
 

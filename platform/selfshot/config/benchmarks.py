@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import Count, Positive, Section, Share
+from selfshot.config.fields import LATER, Count, Positive, Section, Share
 
 PAIRED_SUPPORTS = 10
 """Supports that a manifest fixes for each val and test query; the first k are those of k shots."""
@@ -126,12 +126,26 @@ class CocoOneShotBenchmark(DealtSides):
 
     kind: Literal["coco_one_shot"]
     annotations: Path = Field(description="COCO instances JSON")
+    eval_annotations: Annotated[Path | None, LATER] = Field(
+        None, description="another one, of the scored images; those of the first only train"
+    )
+    eval_frames: Annotated[Path | None, LATER] = Field(
+        None, description="folder of these images; none: frames"
+    )
     fold: Annotated[int, Field(ge=1, le=4)] = Field(
         1, description="unseen: every fourth class from this one on, in the order of the ids"
     )
     height: Side = 128
     width: Side = 128
     num_frames: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _frames_of_something(self) -> CocoOneShotBenchmark:
+        if self.eval_frames is not None and self.eval_annotations is None:
+            raise ValueError(
+                "eval_frames: belongs to eval_annotations, which is missing; give both, or neither"
+            )
+        return self
 
 
 class Yt8mSegments(Section):

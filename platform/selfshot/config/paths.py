@@ -17,7 +17,9 @@ from selfshot.config.schema import Experiment
 _INPUTS: dict[str, tuple[str, bool]] = {
     "annotations": ("a JSON of annotated videos", False),
     "extra_annotations": ("a YouTube-VIS JSON", False),
+    "eval_annotations": ("a COCO instances JSON", False),
     "frames": ("a folder of frames", True),
+    "eval_frames": ("a folder of images", True),
     "masks": ("a folder of indexed PNGs", True),
     "classes": ("a CSV with columns sequence, object, class", False),
     "corpus": ("a folder of clips", True),

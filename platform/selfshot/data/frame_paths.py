@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -26,6 +27,10 @@ def inside(file_name: object) -> str:
     """The name itself, refused with a ValueError if it could lead out of a folder."""
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         raise ValueError(f"{short(file_name)} is not allowed (a path below the frames' root)")
+    try:
+        os.fsencode(file_name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{short(file_name)} is no name that a file can have") from None
     for form in (PurePosixPath(file_name), PureWindowsPath(file_name)):
         if form.is_absolute() or form.drive or form.root or ".." in form.parts:
             raise ValueError(

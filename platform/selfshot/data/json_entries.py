@@ -138,6 +138,8 @@ def integer(entry: Mapping[str, Any], key: str, *, low: int | None = None) -> in
     allowed = "an integer" if low is None else f"an integer ≥ {low}"
     if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
         raise ValueError(f"{key}: {short(value)} is not allowed ({allowed})")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{key}: {short(value)} is not allowed (an integer of 64 bits)")
     return value
 
 

@@ -28,7 +28,8 @@ from selfshot.data.json_entries import (
     sized,
     write_json,
 )
-from selfshot.ops.masks import Rle, measured_rles, rle_to_box
+from selfshot.data.sources import sources_of
+from selfshot.ops.masks import Extents, Rle, measured_rles, rle_to_box
 
 __all__ = [
     "Annotations",
@@ -86,10 +87,10 @@ class Track:
     boxes: tuple[Box | None, ...]
     areas: tuple[float | None, ...]
     iscrowd: bool = False
-    pixels: tuple[int, ...] | None = dataclasses.field(
+    extents: Extents | None = dataclasses.field(
         default=None, init=False, compare=False, repr=False
     )
-    """Of each mask, if the reader counted them. Who replaces the masks loses the counts."""
+    """Of each mask, if the reader measured them. Who replaces the masks loses the measures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Prediction:
     category_id: int
     score: float
     segmentations: tuple[Rle | None, ...]
-    pixels: tuple[int, ...] | None = dataclasses.field(
+    extents: Extents | None = dataclasses.field(
         default=None, init=False, compare=False, repr=False
     )
     """As those of a track."""
@@ -117,6 +118,11 @@ class Annotations:
     def tracks_of(self, video_id: int) -> tuple[Track, ...]:
         """The tracks of one video, in the file's order; none for a video without any."""
         return self._by_video.get(video_id, ())
+
+    @cached_property
+    def sources(self) -> dict[int, str]:
+        """What each video was cut from: see `sources_of`."""
+        return sources_of(self.videos)
 
     @cached_property
     def _by_video(self) -> dict[int, tuple[Track, ...]]:
@@ -265,9 +271,9 @@ def load_results(
         score = entry.get("score")
         if not is_finite(score):
             raise ValueError(f"score: {short(score)} is not allowed (a finite number)")
-        segmentations, pixels = _segmentations(entry, video)
+        segmentations, extents = _segmentations(entry, video)
         prediction = Prediction(video.id, category_id, float(score), segmentations)
-        object.__setattr__(prediction, "pixels", pixels)
+        object.__setattr__(prediction, "extents", extents)
         predictions.append(prediction)
 
     read_entries(path, "results", content, add, set_aside, watch)
@@ -312,6 +318,8 @@ def _video(entry: Mapping[str, Any]) -> Video:
     if length < 1 or (len(names) not in (0, length) and not one_video):
         raise ValueError(f"length: {length} differs from the {len(names)} file_names")
     source_id = entry.get("source_id")
+    if isinstance(source_id, bool) or not isinstance(source_id, str | int | None):
+        raise ValueError(f"source_id: {short(source_id)} is not allowed (text or a number)")
     return Video(
         id=video_id,
         width=width,
@@ -331,14 +339,14 @@ def _track(
     iscrowd = entry.get("iscrowd", 0)
     if iscrowd not in (0, 1):
         raise ValueError(f"iscrowd: {short(iscrowd)} is not allowed (0 or 1)")
-    segmentations, pixels = _segmentations(entry, video)
+    segmentations, extents = _segmentations(entry, video)
     boxes, areas = entry.get("bboxes"), entry.get("areas")
     if boxes is None:
         boxes = [None] * video.length
     if areas is None:
         areas = [
             None if rle is None else float(area)
-            for rle, area in zip(segmentations, pixels, strict=True)
+            for rle, area in zip(segmentations, extents[0].tolist(), strict=True)
         ]
     for name, values in (("bboxes", boxes), ("areas", areas)):
         if not isinstance(values, list) or len(values) != video.length:
@@ -355,13 +363,13 @@ def _track(
         areas=tuple(_checked_area(area, frame) for frame, area in enumerate(areas)),
         iscrowd=bool(iscrowd),
     )
-    object.__setattr__(track, "pixels", pixels)
+    object.__setattr__(track, "extents", extents)
     return track
 
 
 def _segmentations(
     entry: Mapping[str, Any], video: Video
-) -> tuple[tuple[Rle | None, ...], tuple[int, ...]]:
+) -> tuple[tuple[Rle | None, ...], Extents]:
     segmentations = entry.get("segmentations")
     if not isinstance(segmentations, list) or len(segmentations) != video.length:
         raise ValueError(

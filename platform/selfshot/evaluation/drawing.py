@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 
+from selfshot.config.printable import printable
 from selfshot.data.ytvis import Prediction, Track
 from selfshot.evaluation.pictures import PALETTE
 from selfshot.evaluation.track_iou import track_iou
@@ -210,8 +211,7 @@ def _meet(box: Box, other: Box) -> bool:
 
 def plain(text: str, most: int = MAX_LABEL) -> str:
     """A name as a picture can show it: one line of printable characters, not too long."""
-    kept = "".join(one if one.isprintable() else " " for one in text)
-    line = " ".join(kept.split())
+    line = " ".join(printable(text, instead=" ").split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

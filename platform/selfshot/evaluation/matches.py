@@ -163,7 +163,7 @@ def _compare(
     num_frames: int, tracks: Sequence[Track], predictions: Sequence[Prediction]
 ) -> ComparedVideo:
     predicted, annotated = (
-        Masks.of([one.segmentations for one in some], [one.pixels for one in some])
+        Masks.of([one.segmentations for one in some], [one.extents for one in some])
         for some in (predictions, tracks)
     )
     seen = np.count_nonzero(predicted.areas, axis=-1)

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from selfshot.config.errors import UserError
+from selfshot.config.printable import printable
 from selfshot.data.frames import FrameReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Prediction, Video
@@ -265,6 +266,7 @@ def _write_page(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

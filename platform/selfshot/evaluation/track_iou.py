@@ -8,46 +8,57 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pycocotools import mask as coco_mask
 
-from selfshot.ops.masks import Rle, object_runs
+from selfshot.ops.masks import Extents, Rle, extents_of
 from selfshot.ops.overlap import WIDEST, layers_of, shared_of_layers, shared_of_runs
+from selfshot.ops.runs import object_runs
 
 # So many at once fit into a cache, and hopeless pairs are known before all is read.
-_MASKS_AT_ONCE = 120
+_MASKS_AT_ONCE = 320
+# Columns of all masks of a frame. Tens of thousands of predictions are rather slow than too large.
+_MOST_CELLS = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """Tracks of a video with the pixels of each mask; 0 where a track is absent."""
+    """Tracks of a video with the extents of their masks; zeros where a track is absent."""
 
     rles: Sequence[Sequence[Rle | None]]
-    areas: Float[np.ndarray, "tracks time"]
+    extents: Int[np.ndarray, "tracks 3 time"]
+
+    @property
+    def areas(self) -> Int[np.ndarray, "tracks time"]:
+        """The pixels of each mask."""
+        return self.extents[:, 0]
 
     @classmethod
     def of(
         cls,
         tracks: Sequence[Sequence[Rle | None]],
-        areas: Sequence[Sequence[float] | None] | None = None,
+        extents: Sequence[Extents | None] | None = None,
     ) -> Masks:
-        """Count the pixels of tracks.
+        """Measure tracks.
 
         Args:
             tracks: for each a compressed RLE or None a frame.
-            areas: for each its pixels a frame where they are known, else None.
+            extents: for each those of its masks where they are known, else None.
         """
-        known = [None] * len(tracks) if areas is None else areas
-        pixels = np.zeros((len(tracks), len(tracks[0]) if tracks else 0))
+        known = [None] * len(tracks) if extents is None else extents
+        measured = np.zeros((len(tracks), 3, len(tracks[0]) if tracks else 0), dtype=np.int64)
         for index, values in enumerate(known):
             if values is not None:
-                pixels[index] = values
-        unknown = [index for index, values in enumerate(known) if values is None]
-        seen = np.array([[bool(rle) for rle in tracks[index]] for index in unknown], dtype=bool)
-        if seen.any():
-            counted = np.zeros(seen.shape)
-            counted[seen] = _areas([rle for index in unknown for rle in tracks[index] if rle])
-            pixels[unknown] = counted
-        return cls(tracks, pixels)
+                measured[index] = values
+                continue
+            seen = [frame for frame, rle in enumerate(tracks[index]) if rle]
+            some = [rle for rle in tracks[index] if rle]
+            if some:
+                counts = [rle["counts"] for rle in some]
+                measured[index][:, seen] = extents_of(counts, some[0]["size"][0])
+        return cls(tracks, measured)
+
+    def some(self, tracks: Sequence[int]) -> Masks:
+        """Some of the tracks."""
+        return Masks([self.rles[track] for track in tracks], self.extents[tracks])
 
 
 def track_iou(
@@ -82,9 +93,9 @@ def _distinct(masks: Masks) -> tuple[Masks, Int[np.ndarray, " tracks"]]:
     """
     kept: list[int] = []
     same_as = np.zeros(len(masks.rles), dtype=np.int64)
-    of_areas: dict[bytes, list[int]] = {}
-    for track, areas in enumerate(masks.areas):
-        alike = of_areas.setdefault(areas.tobytes(), [])
+    of_extents: dict[bytes, list[int]] = {}
+    for track, extents in enumerate(masks.extents):
+        alike = of_extents.setdefault(extents.tobytes(), [])
         for place in alike:
             if masks.rles[kept[place]] == masks.rles[track]:
                 same_as[track] = place
@@ -93,17 +104,22 @@ def _distinct(masks: Masks) -> tuple[Masks, Int[np.ndarray, " tracks"]]:
             same_as[track] = len(kept)
             alike.append(len(kept))
             kept.append(track)
-    return Masks([masks.rles[track] for track in kept], masks.areas[kept]), same_as
+    return masks.some(kept), same_as
 
 
 def _distinct_iou(
     predicted: Masks, annotated: Masks, at_least: float
 ) -> Float[np.ndarray, "predictions tracks"]:
     inter = np.zeros((len(predicted.rles), len(annotated.rles)))
-    if not inter.size:
+    if not inter.size or not predicted.areas.any():
         return inter
-    # The most that a pair can share in a frame is the smaller one.
-    most = np.minimum(predicted.areas[:, None], annotated.areas)
+    # The most that a pair can share in a frame is the smaller one, or all columns that both have.
+    height = next(rle["size"][0] for track in predicted.rles for rle in track if rle)
+    (areas, first, end), (others, other_first, other_end) = (
+        np.moveaxis(masks.extents, 1, 0) for masks in (predicted, annotated)
+    )
+    both = np.minimum(end[:, None], other_end) - np.maximum(first[:, None], other_first)
+    most = np.minimum(np.minimum(areas[:, None], others), height * np.maximum(both, 0))
     left = most.sum(-1)
     total = predicted.areas.sum(-1)[:, None] + annotated.areas.sum(-1)
     # Where most is at stake comes first, so that hopeless pairs are known early.
@@ -121,11 +137,6 @@ def _distinct_iou(
         promising &= _promising(inter + left, total, at_least)
     union = total - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=promising & (union > 0))
-
-
-def _areas(rles: Sequence[Rle]) -> Float[np.ndarray, " masks"]:
-    """The pixels of masks; pycocotools fails on more than 255 at once with NumPy 2."""
-    return np.concatenate([coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)])
 
 
 def _promising(
@@ -148,28 +159,30 @@ def _shared_pixels(
     """The pixels that tracks share in some frames; 0 for pairs that are not wanted."""
     tracks = [predicted.rles[row] for row in rows.tolist()]
     tracks += [annotated.rles[column] for column in columns.tolist()]
-    of_frames = [rles[frame] for rles in tracks for frame in frames.tolist()]
-    seen = np.flatnonzero([bool(rle) for rle in of_frames])
-    masks = [rle for rle in of_frames if rle]
-    height, width = masks[0]["size"]
-    runs = object_runs([mask["counts"] for mask in masks])
+    areas = np.concatenate([predicted.areas[rows][:, frames], annotated.areas[columns][:, frames]])
+    masks = [
+        rles[frame]
+        for rles, seen in zip(tracks, areas > 0, strict=True)
+        for frame in frames[seen].tolist()
+    ]
+    runs = object_runs([mask["counts"] for mask in masks if mask])
+    places = np.flatnonzero(areas)
     shared = np.zeros((len(rows), len(columns)))
-    if width > WIDEST:
+    height, width = next(mask["size"] for mask in masks if mask)
+    if width > WIDEST or areas.size * (width + 1) > _MOST_CELLS:
         whole = np.zeros(len(tracks), dtype=bool)
     else:
-        layers = layers_of(runs, seen, len(of_frames), height, width)
-        shape = (-1, len(tracks), len(frames), width + 1)
+        layers = layers_of(runs, places, areas.size, height, width)
+        shape = (-1, *areas.shape, width + 1)
         tops, bottoms = layers.tops.reshape(shape), layers.bottoms.reshape(shape)
-        whole = np.all(layers.whole.reshape(len(tracks), -1), axis=-1)
+        whole = np.all(layers.whole.reshape(areas.shape), axis=-1)
         for place, column in enumerate(range(len(rows), len(tracks))):
             some = np.flatnonzero(wanted[:, place])
-            shared[some, place] = shared_of_layers(
-                tops[:, some], bottoms[:, some], tops[:, column], bottoms[:, column]
-            )
+            shared[some, place] = shared_of_layers(tops, bottoms, some, column)
     if not whole.all():
-        frame_of = (seen % len(frames)).repeat(np.diff(runs.bounds)) * (height * width)
+        frame_of = (places % len(frames)).repeat(np.diff(runs.bounds)) * (height * width)
         starts, ends = runs.starts + frame_of, runs.ends + frame_of
-        first = runs.bounds[seen.searchsorted(np.arange(len(tracks) + 1) * len(frames))]
+        first = runs.bounds[places.searchsorted(np.arange(len(tracks) + 1) * len(frames))]
         parts = [slice(*bounds) for bounds in itertools.pairwise(first.tolist())]
         for row, place in np.argwhere(wanted).tolist():
             column = len(rows) + place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -11,21 +10,17 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
 
+from selfshot.ops.runs import chain_bounds, counts_of, object_runs, runs_of, totals
+
 Rle = dict[str, Any]
 """`{"size": [height, width], "counts": str}`, compressed."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """Where the object begins and ends in several masks, one mask after another.
+LONGEST_OUTLINE = 2**22
+"""Of a polygon, in pixels: pycocotools notes every one, and a frame has more only by a slip."""
 
-    Positions are those of pixels, column by column from the top left.
-    """
-
-    starts: Int[np.ndarray, " runs"]
-    ends: Int[np.ndarray, " runs"]
-    bounds: Int[np.ndarray, " masks_and_end"]
-    """The first run of each mask, and the number of all."""
+Extents = Int[np.ndarray, "3 masks"]
+"""Of each mask its pixels, its first column and the column after its last; zeros without a mask."""
 
 
 def encode_rle(mask: Bool[np.ndarray, "height width"]) -> Rle:
@@ -59,9 +54,9 @@ def decode_rles(
         if not isinstance(counts, str | bytes):
             counts = to_rle(segmentation, height, width)["counts"]
         texts.append(counts)
-    runs, bounds = _runs_of(texts)
-    totals = _totals(runs)[bounds]
-    if (totals[1:] - totals[:-1] != height * width).any() or (len(runs) and runs.min() < 0):
+    runs, bounds = runs_of(texts)
+    sums = totals(runs)[bounds]
+    if (sums[1:] - sums[:-1] != height * width).any() or (len(runs) and runs.min() < 0):
         for begin, end in itertools.pairwise(bounds):
             _check_runs(runs[begin:end], height, width)
     # Every second run of a mask is of the object, beginning with its second.
@@ -117,10 +112,10 @@ def to_rles(segmentations: Sequence[object], height: int, width: int) -> tuple[R
 
 def measured_rles(
     segmentations: Sequence[object], height: int, width: int
-) -> tuple[tuple[Rle | None, ...], tuple[int, ...]]:
-    """As `to_rles`, with the pixels of each frame, 0 where the track is absent.
+) -> tuple[tuple[Rle | None, ...], Extents]:
+    """As `to_rles`, with the extent of each frame's mask.
 
-    Compressed RLEs, which the public files hold, are checked and counted together: a track costs
+    Compressed RLEs, which the public files hold, are checked and measured together: a track costs
     little more than a frame does in `to_rle`. They share one list as their size. A mask in which a
     run is empty is written anew: pycocotools stops comparing where two masks have one.
 
@@ -139,175 +134,80 @@ def measured_rles(
             continue
         rles[frame] = _named(frame, segmentation, height, width)
     seen = [frame for frame, rle in enumerate(rles) if rle]
-    measured = _measure([rle["counts"] for rle in rles if rle], height * width)
+    measured = _measure([rle["counts"] for rle in rles if rle], height, width)
     if measured is None:
         for frame in seen:
             _named(frame, segmentations[frame], height, width)
         raise AssertionError("a track is refused whose frames are not")
-    areas, have_empty_runs = measured
+    of_seen, have_empty_runs = measured
     for index in have_empty_runs:
-        rles[seen[index]] = encode_rle(decode_rle(rles[seen[index]], height, width))
-    pixels = [0] * len(segmentations)
-    for frame, area in zip(seen, areas, strict=True):
-        pixels[frame] = area
-    return tuple(rles), tuple(pixels)
+        rle = rles[seen[index]]
+        rles[seen[index]] = _without_empty_runs(rle["counts"] if rle else "", height, width)
+    extents = np.zeros((3, len(segmentations)), dtype=np.int64)
+    extents[:, seen] = of_seen
+    return tuple(rles), extents
 
 
-def counts_of(counts: str | bytes) -> np.ndarray:
-    """The run lengths of compressed counts: background first, column by column.
-
-    Raises:
-        ValueError: a character is not of the code, or the last number is cut short.
-    """
-    return _runs_of([counts])[0]
-
-
-def object_runs(strings: Sequence[str | bytes]) -> Runs:
-    """The runs of the object of many compressed counts; a last one of a mask may be empty.
-
-    Args:
-        strings: compressed counts that are known to fill frames of less than 2³¹ pixels.
-    """
-    texts = _texts(strings)
-    codes = _Codes.of(texts)
-    odd = (codes.number_bounds[1:] - codes.number_bounds[:-1]) % 2 == 1
-    if odd.any():
-        # These end with the background. With one more number each mask has pairs only.
-        codes = _Codes.of(
-            [text + "0" if one else text for text, one in zip(texts, odd.tolist(), strict=True)]
-        )
-    numbers, bounds = codes.numbers(np.int32), codes.number_bounds // 2
-    before, lengths = numbers[::2].copy(), numbers[1::2].copy()
-    begins, last = bounds[:-1], bounds[1:] - 1
-    # From the fourth on, a number is the difference to the number before last.
-    several = begins[last > begins]
-    before[several + 1] -= before[several]
-    lengths = _sums_apart(lengths, bounds)
-    lengths[last[odd]] = 0
-    ends = _sums_apart(_sums_apart(before, bounds) + lengths, bounds)
-    return Runs(ends - lengths, ends, bounds)
+def extents_of(strings: Sequence[str | bytes], height: int) -> Extents:
+    """The extents of masks whose compressed counts are known to fill frames of a height."""
+    if not len(strings):
+        return np.zeros((3, 0), dtype=np.int64)
+    runs = object_runs(strings)
+    begins = runs.bounds[:-1]
+    lengths = runs.ends - runs.starts
+    pixels = np.add.reduceat(lengths, begins, dtype=np.int64)
+    # Where the last run is empty, the one before it ends the mask.
+    last = runs.bounds[1:] - 1
+    last = np.where((lengths[last] == 0) & (last > begins), last - 1, last)
+    return _extents(pixels, runs.starts[begins], runs.ends[last], height)
 
 
-def _sums_apart(
-    values: Int[np.ndarray, " runs"], bounds: Int[np.ndarray, " masks_and_end"]
-) -> Int[np.ndarray, " runs"]:
-    """Running sums that begin anew at some places."""
-    sums = values.cumsum(dtype=values.dtype)
-    # Beyond 32 bits they wrap around, and come back here.
-    sums -= np.append(sums.dtype.type(0), sums[bounds[1:-1] - 1]).repeat(bounds[1:] - bounds[:-1])
-    return sums
+def _extents(
+    pixels: np.ndarray, starts: np.ndarray, ends: np.ndarray, height: int
+) -> Extents:
+    """From the first pixel of each mask and the one after its last."""
+    extents = np.stack([pixels, starts // height, (ends - 1) // height + 1])
+    extents[:, pixels == 0] = 0
+    return extents
 
 
-def _runs_of(strings: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Run lengths of many compressed counts, one after another, and where each begins and ends.
-
-    Raises:
-        ValueError: as in `counts_of`.
-    """
-    codes = _Codes.of(_texts(strings))
-    numbers, bounds = codes.numbers(np.int64), codes.number_bounds
-    # From the fourth on, a number is the difference to the number before last: two chains of sums,
-    # which begin at the second and the third number. The first stands alone.
-    begins = bounds[:-1][bounds[1:] > bounds[:-1]]
-    alone = numbers[begins]
-    numbers[begins] = 0
-    for parity in (0, 1):
-        chain, start = numbers[parity::2], _chain_bounds(bounds, parity)
-        total = _totals(chain)
-        chain[:] = total[1:] - total[start[:-1]].repeat(start[1:] - start[:-1])
-    numbers[begins] = alone
-    return numbers, bounds
+def _without_empty_runs(counts: str | bytes, height: int, width: int) -> Rle:
+    ends, times = np.unique(np.cumsum(counts_of(counts)), return_counts=True)
+    # Where the object begins and ends at one place there is no border.
+    borders = ends[(times % 2 == 1) & (ends < height * width)]
+    runs = np.diff(borders, prepend=0, append=height * width)
+    return to_rle({"size": [height, width], "counts": runs.tolist()}, height, width)
 
 
-def _texts(strings: Sequence[str | bytes]) -> list[str]:
-    return [text if isinstance(text, str) else text.decode("latin-1") for text in strings]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Codes:
-    """Many compressed counts, one after another.
-
-    Attributes:
-        codes: five bits of a number each, low bits first; bit 5 says that more of it follow, bit 4
-            of the last one is the sign. Nearly all numbers have one.
-        low: the places of those after which more follow.
-        number_bounds: where the numbers of each of the counts begin, and the number of all.
-    """
-
-    codes: np.ndarray
-    low: np.ndarray
-    number_bounds: np.ndarray
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> _Codes:
-        bounds = _totals(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
-        try:
-            joined = "".join(texts).encode("ascii")
-        except UnicodeEncodeError:
-            raise ValueError("counts: a character outside the RLE code") from None
-        # What is below the code's first character wraps around and is far above its last.
-        codes = np.frombuffer(joined, dtype=np.uint8) - np.uint8(48)
-        if codes.max(initial=0) > 63:
-            raise ValueError("counts: a character outside the RLE code")
-        ends = bounds[1:]
-        if (codes[ends[ends > 0] - 1] > 31).any():
-            raise ValueError("counts: cut short in the middle of a number")
-        low = np.flatnonzero(codes > 31)
-        return cls(codes, low, bounds - low.searchsorted(bounds))
-
-    def numbers(self, kind: type[np.signedinteger]) -> np.ndarray:
-        last = np.ones(len(self.codes), dtype=bool)
-        last[self.low] = False
-        numbers = ((self.codes ^ 16) - np.uint8(16)).view(np.int8)[last].astype(kind)
-        if len(self.low):
-            begin = np.flatnonzero(np.append(True, self.low[1:] - self.low[:-1] > 1))
-            count = np.diff(begin, append=len(self.low))
-            if count.max() > 6:
-                raise ValueError("counts: a number beyond 32 bits")
-            place = np.arange(len(self.low)) - begin.repeat(count)
-            parts = (self.codes[self.low] & 31).astype(np.int64) << (5 * place)
-            longer = self.low[begin] - begin
-            high = numbers[longer].astype(np.int64) << (5 * count)
-            numbers[longer] = high + np.add.reduceat(parts, begin)
-        return numbers
-
-
-def _totals(values: np.ndarray) -> np.ndarray:
-    """The sum of all values before each, and of all."""
-    totals = np.zeros(len(values) + 1, dtype=np.int64)
-    values.cumsum(out=totals[1:])
-    return totals
-
-
-def _chain_bounds(bounds: np.ndarray, parity: int) -> np.ndarray:
-    """Where texts begin and end among every second number, from the first or the second on."""
-    return (bounds + (1 - parity)) // 2
-
-
-def _measure(strings: Sequence[str | bytes], pixels: int) -> tuple[list[int], list[int]] | None:
-    """The areas of many compressed counts, and which of them have an empty run after the first.
+def _measure(
+    strings: Sequence[str | bytes], height: int, width: int
+) -> tuple[Extents, list[int]] | None:
+    """The extents of many compressed counts, and which have an empty run after the first.
 
     None if one of them is malformed or does not fill a frame.
     """
     try:
-        runs, bounds = _runs_of(strings)
+        runs, bounds = runs_of(strings)
     except ValueError:
         return None
-    if len(runs) and runs.min() < 0:
+    # No run is larger, so that no sum of them wraps around.
+    if len(runs) and not 0 <= runs.min() <= runs.max() <= height * width:
         return None
     sums = []
     for parity in (0, 1):
-        total = _totals(runs[parity::2])[_chain_bounds(bounds, parity)]
+        total = totals(runs[parity::2])[chain_bounds(bounds, parity)]
         sums.append(total[1:] - total[:-1])
-    if (sums[0] + sums[1] != pixels).any():
+    if (sums[0] + sums[1] != height * width).any():
         return None
     # Every second run is of the object, beginning with a mask's second.
     areas = np.where(bounds[:-1] % 2 == 0, sums[1], sums[0])
+    after = np.where((bounds[1:] - bounds[:-1]) % 2 == 1, runs[bounds[1:] - 1], 0)
+    extents = _extents(areas, runs[bounds[:-1]], height * width - after, height)
     empty = runs == 0
     empty[bounds[:-1]] = False
     places = np.flatnonzero(empty)
     found = np.unique(bounds.searchsorted(places, side="right") - 1) if len(places) else places
-    return areas.tolist(), found.tolist()
+    return extents, found.tolist()
 
 
 def _named(frame: int, segmentation: object, height: int, width: int) -> Rle:
@@ -347,14 +247,23 @@ def _from_polygons(polygons: Sequence[Any], height: int, width: int) -> Rle:
             raise ValueError(
                 f"polygon: {_short(polygon)} is not allowed (finite pixels near the frame)"
             )
+        corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        outline = np.abs(corners - np.roll(corners, 1, axis=0)).max(1).sum()
+        if outline > LONGEST_OUTLINE:
+            raise ValueError(
+                f"polygon: an outline of {outline:.0f} pixels is not allowed (at most "
+                f"{LONGEST_OUTLINE:,})"
+            )
     rles = coco_mask.frPyObjects([[float(v) for v in p] for p in polygons], height, width)
     rle = coco_mask.merge(rles)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
+    # No run is larger, so that their sum does not wrap around.
+    fit = not len(runs) or 0 <= runs.min() <= runs.max() <= height * width
     total = int(runs.sum())
-    if total != height * width or (len(runs) and runs.min() < 0):
+    if total != height * width or not fit:
         raise ValueError(
             f"counts: runs of {total} pixels in all do not fill {height} × {width} = "
             f"{height * width}"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 
-from selfshot.ops.masks import Runs
+from selfshot.ops.runs import Runs
 
 MOST_LAYERS = 4
 """A mask with more pieces in a column is compared by `shared_of_runs`, which is then as fast."""
@@ -81,21 +81,21 @@ def layers_of(
 
 
 def shared_of_layers(
-    tops: Shaped[np.ndarray, "layers tracks frames columns"],
-    bottoms: Shaped[np.ndarray, "layers tracks frames columns"],
-    other_tops: Shaped[np.ndarray, "others frames columns"],
-    other_bottoms: Shaped[np.ndarray, "others frames columns"],
-) -> Int[np.ndarray, " tracks"]:
-    """The pixels that each of several tracks shares with another one."""
-    shared = np.zeros(tops.shape[1], dtype=np.int64)
-    for other_top, other_bottom in zip(other_tops, other_bottoms, strict=True):
+    tops: Int[np.ndarray, "layers tracks frames columns"],
+    bottoms: Int[np.ndarray, "layers tracks frames columns"],
+    tracks: Int[np.ndarray, " some"],
+    other: int,
+) -> Int[np.ndarray, " some"]:
+    """The pixels that some tracks share with another one of them."""
+    shared = np.zeros(len(tracks), dtype=np.int64)
+    for other_top, other_bottom in zip(tops[:, other], bottoms[:, other], strict=True):
         columns = np.flatnonzero(other_bottom.any(0))
         if not len(columns):
             continue
         seen = slice(columns[0], columns[-1] + 1)
         for top, bottom in zip(tops[..., seen], bottoms[..., seen], strict=True):
-            common = np.minimum(bottom, other_bottom[:, seen])
-            common -= np.maximum(top, other_top[:, seen])
+            common = np.minimum(bottom[tracks], other_bottom[:, seen])
+            common -= np.maximum(top[tracks], other_top[:, seen])
             shared += np.maximum(common, 0, out=common).sum((1, 2), dtype=np.int64)
     return shared
 

@@ -20,6 +20,7 @@ from selfshot.benchmarks.manifest import (
 )
 from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
+from selfshot.data.sources import fold_source
 from selfshot.data.video import VideoError
 from selfshot.evaluation.episodes import SupportReader, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
@@ -212,15 +213,15 @@ class _Corpus:
         self.labels = {
             clip: name for clip, name in read_corpus_labels(folder).items() if clip in searched
         }
-        self._sources = {v: video.source_id for v, video in reader.annotations.videos.items()}
+        self._sources = reader.annotations.sources
         self._by_source: dict[str, set[str]] = {}
         for row in read_corpus(folder):
             if row["clip_id"] in searched:
-                self._by_source.setdefault(row["source_id"], set()).add(row["clip_id"])
+                self._by_source.setdefault(fold_source(row["source_id"]), set()).add(row["clip_id"])
 
     def own_source(self, video: int) -> frozenset[str]:
         """Clips from the same source as an annotated video."""
-        return frozenset(self._by_source.get(self._sources[video] or "", ()))
+        return frozenset(self._by_source.get(fold_source(self._sources[video]), ()))
 
 
 class _Described:

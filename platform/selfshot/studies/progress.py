@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from selfshot.config.printable import printable
+
 
 class Progress:
     """Prints whole lines, so that a log of a remote job reads as well as a terminal."""
@@ -18,7 +20,7 @@ class Progress:
 
     def _line(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
-        print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True, file=sys.stdout)
+        print(f"{minutes:3d}:{seconds:02d}  {printable(text)}", flush=True, file=sys.stdout)
 
     def stage(self, number: int, name: str, status: str) -> None:
         """A stage begins or is reused."""

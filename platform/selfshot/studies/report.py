@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from selfshot.config.printable import printable
 from selfshot.studies import charts, findings
 from selfshot.studies.gallery import SHOWN_SCORE, GalleryItem, Support, gallery_view
 
@@ -96,6 +97,7 @@ def _render(template: str, view: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_shown,
     )
     environment.filters["one"] = _one_decimal
     environment.filters["signed"] = lambda value: f"{value:+.1f}".replace("-", "−")
@@ -104,6 +106,11 @@ def _render(template: str, view: Mapping[str, Any]) -> str:
     environment.filters["duration"] = _duration
     environment.filters["cell"] = _markdown_cell
     return environment.get_template(template).render(view)
+
+
+def _shown(value: Any) -> Any:
+    """Names are those of files; what is marked as HTML is ours."""
+    return printable(value, kept="\n") if type(value) is str else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -48,7 +48,9 @@ def world(tmp_path: Path) -> World:
             path = tmp_path / "frames" / folder / "00000.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                Image.new("RGB", (WIDTH, HEIGHT), (7 * number % 256, 90, 200)).save(path)
+                Image.new("RGB", (WIDTH, HEIGHT), (7 * number % 256, 90, 200)).save(
+                    path, comment=str(path)
+                )
             entries["videos"].append(
                 {
                     "id": number,

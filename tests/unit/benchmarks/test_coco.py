@@ -23,6 +23,12 @@ POLYGON = [[2, 2, 11, 2, 11, 8, 2, 8]]
 CROWD = {"size": [10, 14], "counts": [20, 30, 90]}
 
 
+def draw(path: Path, seed: int) -> None:
+    """An image that no other seed has."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
 def instances(root: Path, images: list[list[int]]) -> dict[str, Any]:
     """Images given as the positions of their classes, from 1."""
     (root / "images").mkdir()
@@ -33,7 +39,7 @@ def instances(root: Path, images: list[list[int]]) -> dict[str, Any]:
     }
     for number, positions in enumerate(images, start=100):
         name = f"{number:012d}.jpg"
-        Image.new("RGB", (14, 10), (number, 90, 200)).save(root / "images" / name)
+        draw(root / "images" / name, number)
         document["images"].append({"id": number, "file_name": name, "width": 14, "height": 10})
         for position in positions:
             document["annotations"].append(
@@ -148,4 +154,61 @@ def test_another_json_is_refused(tmp_path: Path) -> None:
         build_coco_one_shot(tmp_path / "out", **settings)
     settings["annotations"].write_text("[]")
     with pytest.raises(UserError, match='no list "images"'):
+        build_coco_one_shot(tmp_path / "out", **settings)
+
+
+def two_files(root: Path) -> dict[str, Any]:
+    """Eight training images of each class and four others of each, in folders of their own."""
+    settings = instances(root, [[i] for i in range(1, 9) for _ in range(3)] + [[1, 2]])
+    (root / "val").mkdir()
+    other = instances(root / "val", [[i] for i in range(1, 9) for _ in range(4)] + [[6, 7]])
+    for path in (root / "val" / "images").iterdir():
+        draw(path, 1000 + int(path.stem))
+    return settings | {
+        "eval_annotations": other["annotations"],
+        "eval_frames": other["frames"],
+    }
+
+
+def test_scored_images_may_be_of_a_file_of_their_own(
+    tmp_path: Path, check_promises, written
+) -> None:
+    made = build_coco_one_shot(tmp_path / "out", **two_files(tmp_path))
+    annotations = written(tmp_path / "out")
+    check_promises(made, annotations)
+    names = {video: entry.file_names[0] for video, entry in annotations.videos.items()}
+    assert {names[video].split("/")[0] for video in made.videos["train"]} == {"images"}
+    scored = {*made.videos["val"], *made.videos["test"]}
+    assert {names[video].split("/")[0] for video in scored} == {"val"}
+    assert len(scored) == 4 + 4 + 1, "the classes 2 and 6, and the image of 6 and 7"
+    assert made.counts["videos"] == 25 + 33 and len(made.videos["train"]) == 6 * 3
+    reasons = [reason for _, reason in made.set_aside]
+    assert sum("which only trains" in reason for reason in reasons) == 3 + 3 + 1
+    assert sum("which never trains" in reason for reason in reasons) == 6 * 4
+    # Both files name the same ids, so that the second's are others here.
+    assert len(names) == 58 and made.reader(tmp_path / "out").frames(max(names)).shape[0] == 1
+    assert set(made.inputs) >= {"annotations", "eval_annotations", "frames"}
+
+
+def test_an_image_of_both_files_is_used_once(tmp_path: Path) -> None:
+    settings = two_files(tmp_path)
+    same = sorted(settings["frames"].iterdir())[0]
+    (settings["eval_frames"] / "000000000104.jpg").write_bytes(same.read_bytes())
+    said: list[str] = []
+    settings["on_message"] = said.append
+    made = build_coco_one_shot(tmp_path / "out", **settings)
+    assert any("1 pairs of videos are the same files" in message for message in said)
+    reasons = [reason for what, reason in made.set_aside if what.startswith("video 100 ")]
+    assert any("is on the" in reason for reason in reasons), reasons
+    assert 100 not in made.videos["train"]
+
+
+@pytest.mark.parametrize("key", ["name", "id"])
+def test_files_of_two_datasets_are_refused(tmp_path: Path, key: str) -> None:
+    settings = two_files(tmp_path)
+    document = json.loads(settings["eval_annotations"].read_text())
+    document["categories"][-1][key] = 35 if key == "id" else "other"
+    document["annotations"] = [a for a in document["annotations"] if a["category_id"] != 34]
+    settings["eval_annotations"].write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"benchmark\.eval_annotations: .*2 ids or names differ"):
         build_coco_one_shot(tmp_path / "out", **settings)

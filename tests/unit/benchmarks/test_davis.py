@@ -44,7 +44,8 @@ def write(root: Path, sequence: str, masks: list[np.ndarray | None]) -> None:
         (root / kind / sequence).mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(masks):
         frame = Image.new("RGB", (WIDTH, HEIGHT), (20 * number, 90, 200))
-        frame.save(root / "JPEGImages" / sequence / f"{number:05d}.jpg")
+        # No two recordings have the same bytes.
+        frame.save(root / "JPEGImages" / sequence / f"{number:05d}.jpg", comment=sequence)
         if pixels is not None:
             indexed(pixels).save(root / "Annotations" / sequence / f"{number:05d}.png")
 

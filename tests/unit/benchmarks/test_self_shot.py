@@ -127,7 +127,7 @@ class TestSelfVis:
         assert made.inputs["annotations"] == hashlib.sha256(content).hexdigest()
         assert set(made.inputs) == {"annotations", "frames", "corpus"}
         (settings["frames"] / "dog_0" / "00000.jpg").write_bytes(
-            (settings["frames"] / "cat_0" / "00000.jpg").read_bytes()
+            (settings["frames"] / "dog_0" / "00000.jpg").read_bytes() + b" "
         )
         again = _vis(tmp_path / "again", settings)
         assert again.inputs["frames"] != made.inputs["frames"]

@@ -104,7 +104,7 @@ def test_no_world_leaks(
     split = deal(annotations, side_of, seed, val_share=val_share if dealt else 0.0)
     made = manifest(annotations, split, side_of, seed)
     check_promises(made, annotations)
-    check_leakage(made, annotations, [])
+    check_leakage(made, annotations, [], {})
     # Every video has a side or a reason.
     placed = set().union(*(split.videos(side) for side in ("train", "val", "test")))
     named = " ".join(f"{what} " for what, _ in split.set_aside)
@@ -188,9 +188,15 @@ class TestLeaks:
     def _made(self) -> Benchmark:
         return manifest(self.ANNOTATIONS, deal(self.ANNOTATIONS, NAMED), NAMED)
 
-    def _refused(self, made: Benchmark, annotations: Annotations, *parts: str) -> None:
+    def _refused(
+        self,
+        made: Benchmark,
+        annotations: Annotations,
+        *parts: str,
+        files: dict[int, list[str]] | None = None,
+    ) -> None:
         with pytest.raises(UserError) as caught:
-            check_leakage(made, annotations, [])
+            check_leakage(made, annotations, [], files or {})
         for part in ("benchmark: it leaks", *parts):
             assert part in str(caught.value)
 
@@ -200,7 +206,7 @@ class TestLeaks:
         return dataclasses.replace(self.ANNOTATIONS, videos=videos)
 
     def test_a_whole_benchmark_passes(self) -> None:
-        check_leakage(self._made(), self.ANNOTATIONS, [{"clip_id": "x", "source_id": "z"}])
+        check_leakage(self._made(), self.ANNOTATIONS, [{"clip_id": "x", "source_id": "z"}], {})
 
     def test_a_video_on_two_sides(self) -> None:
         made = self._made()
@@ -233,6 +239,54 @@ class TestLeaks:
         annotations = self._moved(1, file_names=("v3/0.jpg",))
         self._refused(self._made(), annotations, "the frame v3/0.jpg is used for train and for")
 
+    @pytest.mark.parametrize("source", ["C", " c ", "c\u0301", "\u0107"])
+    def test_a_source_that_is_spelt_otherwise(self, source: str) -> None:
+        annotations = self._moved(1, source_id=source)
+        if len(source.strip()) == 1 and source != "\u0107":
+            self._refused(self._made(), annotations, "is used for train and for test")
+            return
+        # An accent is another name, however it is written.
+        check_leakage(self._made(), annotations, [], {})
+        videos = {**annotations.videos}
+        for number, name in ((1, "c\u0301"), (3, "\u0107")):
+            videos[number] = dataclasses.replace(videos[number], source_id=name)
+        self._refused(
+            self._made(),
+            dataclasses.replace(annotations, videos=videos),
+            "is used for train and for test",
+        )
+
+    def test_the_same_files_under_other_names(self) -> None:
+        files = {number: [f"{number} {frame}" for frame in range(4)] for number in range(1, 6)}
+        check_leakage(self._made(), self.ANNOTATIONS, [], files)
+        # A black frame at the beginning is in many recordings.
+        for frames in files.values():
+            frames[0] = "black"
+        check_leakage(self._made(), self.ANNOTATIONS, [], files)
+        files[1][2] = files[3][1]
+        self._refused(
+            self._made(),
+            self.ANNOTATIONS,
+            "video 1 (v1) and video 3 (v3) are the same files",
+            "train, test",
+            files=files,
+        )
+        files[1] = [f"1 {frame}" for frame in range(4)]
+        files[4] = files[3][::-1]
+        self._refused(
+            self._made(), self.ANNOTATIONS, "are the same files under two sources", files=files
+        )
+
+    @pytest.mark.parametrize("number", [1, 3, 4])
+    def test_the_file_of_a_query_in_the_corpus(self, number: int) -> None:
+        made = self._made()
+        rows = [{"clip_id": "x", "source_id": "z", "sha256": "abc"}]
+        if number in {video for video, _ in made.queries["test"]}:
+            with pytest.raises(UserError, match="the corpus clip x is a query's own file"):
+                check_leakage(made, self.ANNOTATIONS, rows, {number: ["abc"]})
+        else:
+            check_leakage(made, self.ANNOTATIONS, rows, {number: ["abc"]})
+
     def test_a_class_on_two_sides(self) -> None:
         made = self._made()
         leaky = dataclasses.replace(made, classes={**made.classes, "val": ("cat", "ant")})
@@ -256,12 +310,12 @@ class TestLeaks:
         made = self._made()
         source = sorted(query_sources(made, self.ANNOTATIONS))[0]
         with pytest.raises(UserError, match=f"clip x is of a query's source, {source}"):
-            check_leakage(made, self.ANNOTATIONS, [{"clip_id": "x", "source_id": source}])
+            check_leakage(made, self.ANNOTATIONS, [{"clip_id": "x", "source_id": source}], {})
 
     def test_many_leaks_make_one_message(self) -> None:
         made = self._made()
         source = sorted(query_sources(made, self.ANNOTATIONS))[0]
         rows = [{"clip_id": str(i), "source_id": source} for i in range(9)]
         with pytest.raises(UserError, match="and 4 more; give videos") as caught:
-            check_leakage(made, self.ANNOTATIONS, rows)
+            check_leakage(made, self.ANNOTATIONS, rows, {})
         assert str(caught.value).count("corpus clip") == 5

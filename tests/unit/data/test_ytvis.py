@@ -23,7 +23,7 @@ from selfshot.data.ytvis import (
     save_annotations,
     save_results,
 )
-from selfshot.ops.masks import decode_rle, encode_rle, rle_area
+from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
 
 HEIGHT, WIDTH, LENGTH = 5, 7, 3
 
@@ -128,14 +128,20 @@ def test_there_and_back(annotation_file: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_the_reader_counts_pixels(annotation_file: Path, tmp_path: Path) -> None:
+def test_the_reader_measures_masks(annotation_file: Path, tmp_path: Path) -> None:
     annotations = load_annotations(annotation_file)
     first, second = load_results(_write(tmp_path, _results()), annotations)
-    assert first.pixels == (6, 0, 6)
-    assert second.pixels == (rle_area(second.segmentations[0] or {}),)
-    assert annotations.tracks_of(7)[1].pixels == (6, 6, 0)
-    # A count would be wrong after its masks have been replaced.
-    assert dataclasses.replace(first, segmentations=(None, RLE, None)).pixels is None
+    other = annotations.tracks_of(7)[1]
+    for one in (first, second, other):
+        assert one.extents is not None
+        for rle, extent in zip(one.segmentations, one.extents.T.tolist(), strict=True):
+            if rle is None:
+                assert extent == [0, 0, 0]
+            else:
+                x, _, width, _ = rle_to_box(rle)
+                assert extent == [rle_area(rle), x, x + width]
+    # They would be wrong after the masks have been replaced.
+    assert dataclasses.replace(first, segmentations=(None, RLE, None)).extents is None
 
 
 def test_counts_as_bytes_are_written_as_text(annotation_file: Path, tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from selfshot.ops.masks import (
-    counts_of,
     decode_rle,
     encode_rle,
+    extents_of,
     measured_rles,
     rle_area,
     rle_to_box,
     to_rle,
     to_rles,
 )
+from selfshot.ops.runs import counts_of
 
 masks = st.tuples(st.integers(1, 13), st.integers(1, 11)).flatmap(
     lambda shape: arrays(np.bool_, shape)
@@ -174,10 +175,19 @@ def test_a_track_is_its_frames(track: list[np.ndarray | None]) -> None:
 
 
 @given(st.lists(st.none() | masks_of_one_size, max_size=5))
-def test_the_pixels_of_a_track(track: list[np.ndarray | None]) -> None:
+def test_the_extents_of_a_track(track: list[np.ndarray | None]) -> None:
     rles = [None if mask is None else encode_rle(mask) for mask in track]
-    _, areas = measured_rles(rles, 11, 13)
-    assert list(areas) == [0 if mask is None else mask.sum() for mask in track]
+    _, extents = measured_rles(rles, 11, 13)
+    known = [rle["counts"] for rle in rles if rle]
+    np.testing.assert_array_equal(
+        extents_of(known, 11), extents[:, [mask is not None for mask in track]]
+    )
+    for mask, extent in zip(track, extents.T.tolist(), strict=True):
+        columns = np.flatnonzero(mask.any(0)) if mask is not None else []
+        if mask is None or not len(columns):
+            assert extent == [0, 0, 0]
+        else:
+            assert extent == [mask.sum(), columns[0], columns[-1] + 1]
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=3))
@@ -186,8 +196,8 @@ def test_masks_with_empty_runs_are_written_anew(tracks: list[list[int]]) -> None
     forms = [{"size": [5, 7], "counts": [*runs, 35 - sum(runs)]} for runs in tracks]
     packed = [coco_mask.frPyObjects(form, 5, 7)["counts"].decode() for form in forms]
     some = [{"size": [5, 7], "counts": counts} for counts in packed]
-    rles, areas = measured_rles(some, 5, 7)
-    for form, rle, area in zip(forms, rles, areas, strict=True):
+    rles, extents = measured_rles(some, 5, 7)
+    for form, rle, area in zip(forms, rles, extents[0], strict=True):
         mask = decode_rle(form, 5, 7)
         assert rle == encode_rle(mask)
         assert area == mask.sum()

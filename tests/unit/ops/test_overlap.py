@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from selfshot.ops.masks import encode_rle, object_runs
+from selfshot.ops.masks import encode_rle
 from selfshot.ops.overlap import MOST_LAYERS, layers_of, shared_of_layers, shared_of_runs
+from selfshot.ops.runs import object_runs
 
 SIZE = (11, 7)
 # Empty, full, of one pixel, of whole columns, of many pieces a column, and anything.
@@ -67,9 +68,7 @@ def test_layers_and_runs_share_what_drawn_masks_share(
         assert layers.whole[i] == (pieces <= MOST_LAYERS)
     tops, bottoms = layers.tops[:, :, None], layers.bottoms[:, :, None]
     for j, other in enumerate(others, start=len(some)):
-        shared = shared_of_layers(
-            tops[:, : len(some)], bottoms[:, : len(some)], tops[:, j], bottoms[:, j]
-        )
+        shared = shared_of_layers(tops, bottoms, np.arange(len(some)), j)
         for i, mask in enumerate(some):
             if mask is None or other is None:
                 assert shared[i] == 0
@@ -99,9 +98,6 @@ def test_frames_that_are_very_tall_or_wide(height: int, width: int) -> None:
     layers = layers_of(runs, np.arange(2), 2, height, width)
     assert layers.whole.all()
     shared = shared_of_layers(
-        layers.tops[:, :1, None],
-        layers.bottoms[:, :1, None],
-        layers.tops[:, 1, None],
-        layers.bottoms[:, 1, None],
+        layers.tops[:, :, None], layers.bottoms[:, :, None], np.array([0]), 1
     )
     assert shared.tolist() == [int(coco_mask.area(coco_mask.merge(packed, intersect=True)))]
