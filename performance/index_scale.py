@@ -4,8 +4,8 @@ The vectors are drawn block by block from a seed and written as the embedding jo
 shards of float16. Clusters hold about a hundred clips each, stand in groups themselves, and spread
 more in a few directions than in the others, as embeddings do; everything is then turned at random.
 Each kind is built in a process of its own, so that its memory is its own, and queries are new
-vectors of the same clusters. Exact search is FAISS over float32 blocks in memory; only the
-comparing is timed.
+vectors of the same clusters. Exact search is FAISS over float32 vectors in memory, timed over one
+block in turn with the index, as other programs may run, and taken times the number of blocks.
 
     python performance/index_scale.py exact                        # 237,000 × 768, 472 queries
     python performance/index_scale.py kinds --clips 1000000
@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from selfshot.retrieval.building import BuildSettings, build_from_embeddings, load_index
 from selfshot.retrieval.embeddings import iterate_blocks
 from selfshot.retrieval.exact import ExactSearch
-from selfshot.retrieval.index import build_index, unit_vectors
+from selfshot.retrieval.index import build_index, compare_all, unit_vectors
 
 SHARD = 65_536
 CLIPS_PER_CLUSTER = 100
@@ -89,19 +89,12 @@ def blocks(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
         yield first, unit_vectors(vectors, ids)
 
 
-def clocks() -> np.ndarray:
-    """Seconds on the wall, and seconds of processors: those do not count others' work."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def exact(folder: Path, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the true nearest, and seconds that comparing took, on both clocks."""
-    search, seconds = ExactSearch(queries, K), np.zeros(2)
+def exact(folder: Path, queries: np.ndarray) -> np.ndarray:
+    """Rows of the true nearest."""
+    search = ExactSearch(queries, K)
     for first, vectors in blocks(folder):
-        began = clocks()
         search.add(first, vectors)
-        seconds += clocks() - began
-    return search.rows, seconds
+    return search.rows
 
 
 def build(folder: Path, out: Path, settings: dict[str, Any]) -> None:
@@ -115,14 +108,10 @@ def build(folder: Path, out: Path, settings: dict[str, Any]) -> None:
     shutil.rmtree(out / "scratch")
 
 
-def rate(index: Any, queries: np.ndarray, seconds: float = 4.0) -> np.ndarray:
-    """Queries a second on both clocks, after once to warm up."""
-    index.search_rows(queries, K)
-    began, done = clocks(), 0
-    while (clocks() - began)[0] < seconds:
-        index.search_rows(queries, K)
-        done += len(queries)
-    return done / (clocks() - began)
+def seconds_of(search: Callable[..., Any], *given: Any) -> float:
+    began = time.perf_counter()
+    search(*given)
+    return time.perf_counter() - began
 
 
 def compare_kinds(given: argparse.Namespace) -> None:
@@ -134,15 +123,10 @@ def compare_kinds(given: argparse.Namespace) -> None:
     print(f"{given.clips:,} vectors of {given.dim} written in {time.perf_counter() - began:.0f} s")
     queries = clusters.draw(QUERIES, 2**31)
     kept = corpus / f"exact-{QUERIES}.json"
-    if not kept.exists() or given.again:
-        truth, seconds = exact(corpus, queries)
-        kept.write_text(json.dumps({"rows": truth.tolist(), "seconds": seconds.tolist()}))
-    known = json.loads(kept.read_text())
-    truth, plain = np.array(known["rows"]), QUERIES / np.array(known["seconds"])
-    print(
-        f"exact: {plain[0]:,.0f} queries a second, {plain[1]:,.0f} a second of a processor; "
-        f"{4 * given.dim} bytes a vector"
-    )
+    if not kept.exists():
+        kept.write_text(json.dumps({"rows": exact(corpus, queries).tolist()}))
+    truth = np.array(json.loads(kept.read_text())["rows"])
+    block = next(blocks(corpus))[1]
     for kind in given.kinds:
         out = folder / f"{kind}-{given.clips}-{given.dim}-{given.seed}{given.name}"
         settings: dict[str, Any] = {
@@ -161,13 +145,19 @@ def compare_kinds(given: argparse.Namespace) -> None:
         index = load_index(out)
         _, found = index.search_rows(queries, K)
         hits = np.mean([len({*a} & {*b}) for a, b in zip(found, truth, strict=True)]) / K
-        batched = rate(index, queries)
-        one = rate(index, queries[:1])
+        times: dict[str, list[float]] = {"batch": [], "one": [], "all": []}
+        for turn in range(given.rounds):
+            times["batch"].append(seconds_of(index.search_rows, queries, K))
+            times["one"].append(seconds_of(index.search_rows, queries[turn : turn + 1], K))
+            times["all"].append(seconds_of(compare_all, queries, block, K))
+        plain = np.array(times["all"]) * given.clips / len(block)
+        ratios = np.sort(plain / np.array(times["batch"]))
         print(
             f"{kind}: recall@{K} {100 * hits:.1f}% (its own figure: "
-            f"{100 * facts.get('recall', 1):.1f}%), {batched[0]:,.0f} queries a second in batches "
-            f"of {QUERIES}, {one[0]:,.0f} one by one; {batched[1]:,.0f} a second of a processor, "
-            f"{batched[1] / plain[1]:.1f} times exact; "
+            f"{100 * facts.get('recall', 1):.1f}%), {QUERIES / min(times['batch']):,.0f} queries a "
+            f"second in batches of {QUERIES}, {1 / min(times['one']):,.0f} one by one, "
+            f"{QUERIES / min(plain):,.0f} exact: {np.median(ratios):.1f} times as fast (in turn "
+            f"{ratios[0]:.1f} to {ratios[-1]:.1f}); "
             f"{facts['memory_bytes_per_vector']:.1f} bytes a vector in memory, "
             f"{facts['disk_bytes_per_vector']:.0f} on disk with names; built in "
             f"{facts['build_seconds']:.0f} s, at most {facts['peak_memory_bytes'] / 1e9:.2f} GB; "
@@ -187,24 +177,23 @@ def compare_exact(given: argparse.Namespace) -> None:
     )
     queries = clusters.draw(QUERIES, 2**31)
     index = build_index(vectors, [f"clip-{row}" for row in range(clips)])
-    ours, numpy = [], []
+    ours, numpy, found, nearest = [], [], None, None
     index.search_rows(queries, K)
     for _ in range(given.rounds):
-        began = clocks()
+        began = time.perf_counter()
         _, found = index.search(queries, K)
-        ours.append(clocks() - began)
-        began = clocks()
+        ours.append(time.perf_counter() - began)
+        began = time.perf_counter()
         cosines = queries @ vectors.T
         nearest = np.argpartition(-cosines, K, axis=1)[:, :K]
-        numpy.append(clocks() - began)
+        numpy.append(time.perf_counter() - began)
+    assert found is not None and nearest is not None
     truth = [{f"clip-{row}" for row in line} for line in nearest.tolist()]
     assert all(set(line) == true for line, true in zip(found.tolist(), truth, strict=True))
-    best, plain = np.min(ours, axis=0), np.min(numpy, axis=0)
     print(
-        f"{clips:,} × {dim}, {K} neighbours of {QUERIES} queries: {best[0]:.2f} s a batch "
-        f"(median {np.median(ours, axis=0)[0]:.2f}), {best[1]:.2f} s of processors; NumPy's "
-        f"product and partition take {plain[0]:.2f} and {plain[1]:.2f} s: "
-        f"{plain[0] / best[0]:.1f} times as long"
+        f"{clips:,} × {dim}, {K} neighbours of {QUERIES} queries: {min(ours):.2f} s a batch "
+        f"(median {np.median(ours):.2f}); NumPy's product and partition take {min(numpy):.2f} s: "
+        f"{min(numpy) / min(ours):.1f} times as long"
     )
 
 
@@ -218,7 +207,6 @@ def main() -> None:
     parser.add_argument("--settings", default="{}", help="of the index, as JSON")
     parser.add_argument("--name", default="", help="of these settings, where several are compared")
     parser.add_argument("--folder", help="keeps corpora and indexes, so that a run goes on there")
-    parser.add_argument("--again", action="store_true", help="time exact search once more")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
