@@ -4,7 +4,17 @@ Nothing heavy is imported at the top: `selfshot validate` answers before Ray or 
 been loaded.
 """
 
-from selfshot.cli import benchmarks, corpus, experiments, predict, scores, show
+from selfshot.cli import benchmarks, corpus, experiments, index, predict, scores, show
 from selfshot.cli.app import app, main
 
-__all__ = ["app", "benchmarks", "corpus", "experiments", "main", "predict", "scores", "show"]
+__all__ = [
+    "app",
+    "benchmarks",
+    "corpus",
+    "experiments",
+    "index",
+    "main",
+    "predict",
+    "scores",
+    "show",
+]

@@ -119,7 +119,6 @@ def _stage_command(group: typer.Typer, name: str, stage: str, words: str) -> Cal
 _stage_command(train_app, "backbone", "backbone", "Pretrain the network of frames.")
 _stage_command(train_app, "encoder", "encoder", "Train the video encoder without labels.")
 _stage_command(train_app, "vis", "vis", "Train the video instance segmentation transformer.")
-_stage_command(app, "index", "index", "Index the embeddings.")
 
 
 def _print_plan(experiment: Experiment) -> None:

@@ -1,8 +1,10 @@
-"""A corpus without an experiment: embed a folder or a manifest with any encoder."""
+"""A corpus without an experiment: list it, embed it with any encoder, index the embeddings."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,51 @@ def embed(
 def _is_folder_of_videos(corpus: str) -> bool:
     folder = Path(corpus)
     return folder.is_dir() and next(folder.glob("*.parquet"), None) is None
+
+
+def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, Any]:
+    """Index a folder of embeddings, or go on with it.
+
+    It is made in a folder beside `out`, which gets that name when all is there.
+
+    Args:
+        experiment: its sections `index` and `compute` say how.
+        embeddings: folder of shards.
+        out: folder of the index.
+
+    Returns:
+        its metadata.
+
+    Raises:
+        UserError: there is nothing to index, `out` is there already, or the kind does not fit.
+    """
+    from selfshot.retrieval.building import BuildSettings, build_from_embeddings
+    from selfshot.retrieval.embeddings import shard_paths
+
+    if not shard_paths(embeddings):
+        raise UserError(
+            f"--embeddings: {embeddings} has no shard-*.parquet (allowed: a local folder that "
+            "selfshot embed wrote)"
+        )
+    if out.exists():
+        raise UserError(f"--out: {out} is there already; take it away or give another folder")
+    settings = BuildSettings(
+        **experiment.index.model_dump(),
+        seed=experiment.seed,
+        use_gpu=experiment.compute.use_gpu,
+    )
+    partial = out.with_name(f"{out.name}.partial")
+    said = partial / "settings.json"
+    wanted = {**experiment.index.model_dump(mode="json"), "embeddings": str(embeddings.resolve())}
+    if partial.exists() and (not said.exists() or json.loads(said.read_text()) != wanted):
+        shutil.rmtree(partial)  # Begun with other settings: nothing of it can be gone on with.
+    (partial / "scratch").mkdir(parents=True, exist_ok=True)
+    if not said.exists():
+        said.write_text(json.dumps(wanted))
+    progress = Progress(1)
+    facts = build_from_embeddings(
+        embeddings, partial, partial / "scratch", settings, progress.note
+    )
+    shutil.rmtree(partial / "scratch")
+    partial.rename(out)
+    return facts
