@@ -48,12 +48,17 @@ class Masks:
         for index, values in enumerate(known):
             if values is not None:
                 measured[index] = values
-                continue
-            seen = [frame for frame, rle in enumerate(tracks[index]) if rle]
-            some = [rle for rle in tracks[index] if rle]
-            if some:
-                counts = [rle["counts"] for rle in some]
-                measured[index][:, seen] = extents_of(counts, some[0]["size"][0])
+        unknown = [
+            (index, frame, rle)
+            for index, values in enumerate(known)
+            if values is None
+            for frame, rle in enumerate(tracks[index])
+            if rle
+        ]
+        if unknown:
+            places, frames, masks = zip(*unknown, strict=True)
+            found = extents_of([mask["counts"] for mask in masks], masks[0]["size"][0])
+            measured[list(places), :, list(frames)] = found.T
         return cls(tracks, measured)
 
     def some(self, tracks: Sequence[int]) -> Masks:
