@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,3 +105,35 @@ def groups_of(lengths: Sequence[int]) -> dict[int, list[int]]:
     for place, length in enumerate(lengths):
         found.setdefault(int(length), []).append(place)
     return found
+
+
+def rows_of(x: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of a batch; without a copy where that is all of them."""
+    return x if rows == list(range(len(x))) else x[rows]
+
+
+def with_padding(outputs: dict[str, Any], time: int) -> dict[str, Any]:
+    """Outputs of shorter clips with zeros up to `time` frames."""
+    axis = {"common_logits": 1}
+
+    def longer(name: str, value: Any) -> Any:
+        if name == "auxiliary":
+            return [{key: longer(key, x) for key, x in layer.items()} for layer in value]
+        at = axis.get(name, 2)
+        if value.shape[at] == time:
+            return value
+        sizes = [0, 0] * (value.dim() - 1 - at) + [0, time - value.shape[at]]
+        return functional.pad(value, sizes)
+
+    return {name: longer(name, value) for name, value in outputs.items()}
+
+
+def in_order(parts: list[dict[str, Any]], places: Tensor) -> dict[str, Any]:
+    """Outputs of several groups of clips as those of one batch."""
+
+    def together(name: str, values: list[Any]) -> Any:
+        if name == "auxiliary":
+            return [in_order(list(layers), places) for layers in zip(*values, strict=True)]
+        return torch.cat(values)[places]
+
+    return {name: together(name, [part[name] for part in parts]) for name in parts[0]}

@@ -13,13 +13,24 @@ from torch.nn import functional
 from selfshot.models.backbone import Backbone
 from selfshot.models.checkpointing import call
 from selfshot.models.departures import Departures
-from selfshot.models.features import ClipFeatures, SupportFeatures, groups_of, stack_supports
+from selfshot.models.features import (
+    ClipFeatures,
+    SupportFeatures,
+    groups_of,
+    in_order,
+    rows_of,
+    stack_supports,
+    with_padding,
+)
 from selfshot.models.fuser import QuerySupportFuser
 from selfshot.models.guide import guide_bias, reference_boxes
 from selfshot.models.references import reference_tracks
 from selfshot.models.segmenter import InstanceSegmenter
 from selfshot.models.transformer import SpatioTemporalDecoder, SpatioTemporalEncoder
 from selfshot.ops.positions import sine_positions
+
+FRAMES_AT_ONCE = 16
+"""Frames whose activations are computed again together, with gradient checkpointing."""
 
 LIKENESS_CENTRE, LIKENESS_SCALE = (0.4, 0.6), (0.2, 0.14)
 """Bring cosines of pretrained tokens, and of finer features, to about unit deviation."""
@@ -151,7 +162,7 @@ class SelfShotVIS(nn.Module):
     def encode_together(self, clips: list[Tensor], is_support: list[bool]) -> list[ClipFeatures]:
         """`encode` of several batches of clips of one frame size with one backbone call."""
         images = torch.cat([self.backbone.normalise(frames).flatten(0, 1) for frames in clips])
-        tokens, fine = call(self.backbone, images, checkpointing=self.checkpointing)
+        tokens, fine = self._see(images)
         sizes = [frames.shape[0] * frames.shape[1] for frames in clips]
         return [
             self._encode_clip(frames.shape[0], f, c, support)
@@ -159,6 +170,19 @@ class SelfShotVIS(nn.Module):
                 clips, is_support, tokens.split(sizes), fine.split(sizes), strict=True
             )
         ]
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The backbone on normalised frames; with checkpointing on some of them at a time.
+
+        What it computes again is then of so many frames. Norms that learn want all at once.
+        """
+        if not (self.checkpointing and self.backbone.freeze_norms):
+            return call(self.backbone, images, checkpointing=self.checkpointing)
+        parts = [
+            call(self.backbone, part, checkpointing=True) for part in images.split(FRAMES_AT_ONCE)
+        ]
+        tokens, fine = (torch.cat(maps) for maps in zip(*parts, strict=True))
+        return tokens, fine
 
     def _encode_clip(
         self, batch: int, tokens: Tensor, fine: Tensor, is_support: bool
@@ -170,7 +194,9 @@ class SelfShotVIS(nn.Module):
         wanted = self.support_positions if is_support else self.query_positions
         positions = self._positions(shape, flat) if wanted else None
         encoded = self.encoder(flat, positions)
-        fine_clips = fine.unflatten(0, (batch, time))
+        # Only a query's are read, at a stride that makes them large; an empty copy frees them.
+        read = self.departures.fine_masks and not is_support
+        fine_clips = fine.unflatten(0, (batch, time)) if read else fine.new_empty(batch, 0)
         if self.object_head is None:
             return ClipFeatures(encoded, None, None, fine_clips, shape)
         averaged = functional.adaptive_avg_pool2d(fine, shape[1:]).unflatten(0, (batch, time))
@@ -215,14 +241,14 @@ class SelfShotVIS(nn.Module):
             else [length for row in support_lengths for length in row]
         )
         of_support = groups_of(lengths)
-        clips = [_rows(query_frames, rows)[:, :length] for length, rows in of_query.items()]
-        clips += [_rows(flat, rows)[:, :length] for length, rows in of_support.items()]
+        clips = [rows_of(query_frames, rows)[:, :length] for length, rows in of_query.items()]
+        clips += [rows_of(flat, rows)[:, :length] for length, rows in of_support.items()]
         is_support = [False] * len(of_query) + [True] * len(of_support)
         encoded = self.encode_together(clips, is_support)
         queries, supports = encoded[: len(of_query)], encoded[len(of_query) :]
         if len(of_query) == 1 and len(of_support) <= 1:
             whole = supports[0].as_supports(batch) if supports else None
-            return _with_padding(self.predict(queries[0], whole), time)
+            return with_padding(self.predict(queries[0], whole), time)
         single: dict[int, ClipFeatures] = {}
         for rows, features in zip(of_support.values(), supports, strict=True):
             single |= dict(zip(rows, features.clips(), strict=True))
@@ -230,10 +256,10 @@ class SelfShotVIS(nn.Module):
         for rows, features in zip(of_query.values(), queries, strict=True):
             own = [[single[row * shots + shot] for shot in range(shots)] for row in rows]
             helped = self.predict(features, stack_supports(own) if shots else None)
-            parts.append(_with_padding(helped, time))
+            parts.append(with_padding(helped, time))
         order = [row for rows in of_query.values() for row in rows]
         places = torch.tensor(order, device=query_frames.device).argsort()
-        return _in_order(parts, places)
+        return in_order(parts, places)
 
     def fuse(
         self, query: ClipFeatures, support: SupportFeatures | None
@@ -352,38 +378,6 @@ class SelfShotVIS(nn.Module):
         queries = (queries + self.reference_embedding(evidence)).flatten(1, 2)
         start = boxes.clamp(0.02, 0.98).logit() if self.departures.box_corrections else None
         return queries, bias, start
-
-
-def _rows(x: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of a batch; without a copy where that is all of them."""
-    return x if rows == list(range(len(x))) else x[rows]
-
-
-def _with_padding(outputs: dict[str, Any], time: int) -> dict[str, Any]:
-    """Outputs of shorter clips with zeros up to `time` frames."""
-    axis = {"common_logits": 1}
-
-    def longer(name: str, value: Any) -> Any:
-        if name == "auxiliary":
-            return [{key: longer(key, x) for key, x in layer.items()} for layer in value]
-        at = axis.get(name, 2)
-        if value.shape[at] == time:
-            return value
-        sizes = [0, 0] * (value.dim() - 1 - at) + [0, time - value.shape[at]]
-        return functional.pad(value, sizes)
-
-    return {name: longer(name, value) for name, value in outputs.items()}
-
-
-def _in_order(parts: list[dict[str, Any]], places: Tensor) -> dict[str, Any]:
-    """Outputs of several groups of clips as those of one batch."""
-
-    def together(name: str, values: list[Any]) -> Any:
-        if name == "auxiliary":
-            return [_in_order(list(layers), places) for layers in zip(*values, strict=True)]
-        return torch.cat(values)[places]
-
-    return {name: together(name, [part[name] for part in parts]) for name in parts[0]}
 
 
 def masks_at(mask_logits: Tensor, height: int, width: int) -> Tensor:

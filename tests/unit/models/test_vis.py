@@ -342,19 +342,29 @@ class TestPaper:
 
 
 @pytest.mark.parametrize("paper", [False, True])
-def test_checkpointing_changes_nothing(paper: bool) -> None:
+def test_checkpointing_changes_nothing(paper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vis, "FRAMES_AT_ONCE", 2)  # of the seven frames of query and supports
     query, supports = _frames(1, 3), _frames(1, 2, 2, seed=1)
     gradients = []
     for checkpointing in (False, True):
         make = _paper_model if paper else _model
         model = make(checkpointing=checkpointing, dropout=0.3).train()
-        model.backbone.eval()
+        model.backbone.freeze_norms = True
+        model.train()
         torch.manual_seed(5)
         outputs = model(query, supports)
         loss = outputs["mask_logits"].square().mean() + outputs["boxes_cxcywh"].mean()
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_only_what_is_read_is_kept() -> None:
+    clip = _frames(BATCH, 2)
+    assert _model().encode(clip, is_support=False).fine.shape == (BATCH, 2, 16, 8, 6)
+    assert not _model().encode(clip, is_support=True).fine.numel()
+    assert not _paper_model().encode(clip, is_support=False).fine.numel()
 
 
 @torch.no_grad()
