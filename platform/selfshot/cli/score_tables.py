@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfshot.config.printable import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -39,7 +41,7 @@ def print_set_aside(set_aside: Sequence[tuple[Path, SetAside]]) -> None:
     """Say how many entries were set aside, and list the first of them."""
     print(f"set aside: {len(set_aside)} {'entry' if len(set_aside) == 1 else 'entries'}")
     for path, one in set_aside[:LISTED]:
-        print(f"  {path}: {one.entry}: {one.reason}")
+        print(printable(f"  {path}: {one.entry}: {one.reason}"))
     if len(set_aside) > LISTED:
         print(f"  … and {len(set_aside) - LISTED} more, which --json lists")
 
@@ -69,7 +71,8 @@ def _figures(scores: dict[str, Any], categories: dict[int, str]) -> Table:
             table.add_row(Text(name), _percent(value))
     for category, value in scores["AP50_per_category"].items():
         # The one category of a class-agnostic score has no name.
-        table.add_row(Text(f"AP50 {categories.get(category, 'of any category')}"), _percent(value))
+        name = printable(categories.get(category, "of any category"))
+        table.add_row(Text(f"AP50 {name}"), _percent(value))
     return table
 
 

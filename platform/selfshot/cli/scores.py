@@ -189,6 +189,6 @@ def _score(
 
 def _write_json(path: Path, scores: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--json: {path} cannot be written: {error.strerror}") from None

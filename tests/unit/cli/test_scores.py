@@ -268,3 +268,38 @@ def test_options_of_files_do_not_go_with_an_experiment(
     answer = say("evaluate", "good.yaml", option)
     assert answer.code == 2
     assert option.partition("=")[0] in answer.err and "exclude each other" in answer.err
+
+
+STEERING = "swan\x1b[31m\r\nAP50 100.0\u202e\ud800"
+SEEN = "swan�[31m��AP50 100.0��"
+
+
+def _named(name: str) -> None:
+    truth = _truth()
+    truth["categories"][0]["name"] = name
+    # Half a character is refused where a file is named.
+    truth["videos"][0]["file_names"][0] = name.replace("\ud800", "") + "/0.jpg"
+    Path("truth.json").write_text(json.dumps(truth))
+
+
+def test_a_name_cannot_steer_the_terminal(say: Callable[..., Answer]) -> None:
+    _named(STEERING)
+    answer = say("evaluate", *FILES, "--json", "out.json", "--breakdown", "--bootstrap", "3")
+    assert answer.code == 0
+    assert f"AP50 {SEEN}" in answer.out
+    assert answer.out.replace("\n", "").isprintable()
+    assert Path("out.json").read_text().isascii()
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_wrong_entry_cannot_steer_the_terminal(say: Callable[..., Answer], skip: bool) -> None:
+    _named(STEERING)
+    results = _results()
+    results[0]["score"] = STEERING
+    Path("results.json").write_text(json.dumps(results))
+    answer = say("evaluate", *FILES, "--json", "out.json", *(["--skip-invalid"] if skip else []))
+    assert answer.code == (0 if skip else 2)
+    assert (answer.out + answer.err).replace("\n", "").isprintable()
+    assert "results[0]: score" in (answer.out if skip else answer.err)
+    if skip:
+        assert Path("out.json").read_text().isascii()
