@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfshot.config.errors import UserError
 from selfshot.models.backbone import PretrainedBackbone
@@ -38,14 +39,45 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
     path = folder / f"{name}.safetensors"
     if not path.exists():
         raise UserError(f"{path}: there is no such file; make the stage again")
-    return load_file(path), json.loads((folder / f"{name}.json").read_text())
+    try:
+        return load_file(path), json.loads((folder / f"{name}.json").read_text())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: it cannot be read: {error}; make the stage again") from None
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load weights that must be a module's own.
+
+    Raises:
+        UserError: they are of another configuration; names the first difference.
+    """
+    wanted = module.state_dict()
+    for name, value in wanted.items():
+        if name not in state:
+            difference = f"{name} is missing"
+        elif state[name].shape != value.shape:
+            shapes = [" × ".join(map(str, x.shape)) or "one number" for x in (state[name], value)]
+            difference = f"{name} is {shapes[0]} where {shapes[1]} is wanted"
+        else:
+            continue
+        break
+    else:
+        unexpected = [name for name in state if name not in wanted]
+        if not unexpected:
+            module.load_state_dict(state)
+            return
+        difference = f"{unexpected[0]} is one weight too many"
+    raise UserError(
+        f"{path}: these weights are of another configuration than the settings beside them: "
+        f"{difference}; make the stage again"
+    )
 
 
 def load_backbone(folder: Path) -> PretrainedBackbone:
     """The pretrained backbone, in evaluation mode with its norms frozen."""
     state, settings = read_weights(folder, "backbone")
     module = PretrainedBackbone(build_backbone(**settings))
-    module.load_state_dict(state)
+    fill(module, state, folder / "backbone.safetensors")
     module.backbone.freeze_norms = True
     return module.eval()
 
@@ -56,7 +88,7 @@ def load_vis(folder: Path) -> SelfShotVIS:
     backbone = build_backbone(**settings["backbone"])
     backbone.freeze_norms = True
     model = SelfShotVIS(backbone, **settings["model"])
-    model.load_state_dict(state)
+    fill(model, state, folder / "vis.safetensors")
     return model.eval()
 
 

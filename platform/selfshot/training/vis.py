@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.config.errors import UserError
 from selfshot.data.episodes import episode_batch
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_backbone, save_weights
 from selfshot.ops.set_loss import class_weight_of, set_loss
+
+log = logging.getLogger(__name__)
 
 
 class VisTraining(nn.Module):
@@ -89,6 +94,17 @@ class VisTraining(nn.Module):
         ]
 
 
+def _with_supports(
+    queries: list[tuple[int, str]], supports: Mapping[str, Sequence[int]], shots: int
+) -> tuple[list[tuple[int, str]], list[str]]:
+    """The queries whose class has a video beside the query, and names of the others."""
+    if not shots:
+        return queries, []
+    helped = [(v, name) for v, name in queries if set(supports.get(name, ())) - {v}]
+    alone = [f"video {v} of {name}" for v, name in queries if (v, name) not in set(helped)]
+    return helped, alone
+
+
 class VisTask:
     """Episodes of seen classes for `VisTraining`."""
 
@@ -116,7 +132,8 @@ class VisTask:
             model: arguments of `SelfShotVIS` but the backbone.
             weights: of the losses.
             episodes_per_batch: episodes of one global batch.
-            train_shots: supports of an episode.
+            train_shots: supports of an episode; of a class with fewer other videos some come
+                twice, and queries of a class without any are left out.
             learning_rate: of the transformer.
             backbone_learning_rate: of the backbone.
             support_frames: frames of a support; none: those of a query.
@@ -140,8 +157,20 @@ class VisTask:
         annotations = reader.annotations
         self.category_ids = {name: i for i, name in annotations.categories.items()}
         self.reader = reader
-        self.queries = list(manifest.queries["train"])
         self.supports = manifest.supports["train"]
+        shots = 0 if network.fuser is None else train_shots
+        self.queries, alone = _with_supports(list(manifest.queries["train"]), self.supports, shots)
+        if not self.queries:
+            raise UserError(
+                f"vis.train_shots: {train_shots} supports are wanted, and no training class has a "
+                f"video beside the query itself ({', '.join(alone[:3])}); add videos of them to "
+                "the benchmark"
+            )
+        if alone:
+            log.warning(
+                "%d training queries are left out, as their class has no other video: %s",
+                len(alone), ", ".join(alone[:5]),
+            )  # fmt: skip
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Transformer and backbone, each at its own learning rate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.config.errors import UserError
 from selfshot.models.backbone import normalise_frames
-from selfshot.models.weights import load_backbone, load_vis
+from selfshot.models.weights import load_backbone, load_vis, save_weights
 from selfshot.training.backbone import BackboneTask
 from selfshot.training.loop import run_plain
 from selfshot.training.vis import VisTask
@@ -340,6 +342,57 @@ class TestVis:
         assert not loaded.training
         for name in ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits"):
             assert torch.equal(mine[name], theirs[name])
+
+    def test_a_query_without_another_video_of_its_class(
+        self, make: Any, tiny_sprites: Path, tmp_path: Path, caplog: Any
+    ) -> None:
+        shutil.copytree(tiny_sprites, tmp_path / "benchmark")
+        benchmark = load_benchmark(tmp_path / "benchmark")
+        (lonely, name), *_ = benchmark.queries["train"]
+        supports = benchmark.supports["train"] | {name: [lonely]}
+        fewer = dataclasses.replace(
+            benchmark, supports={**benchmark.supports, "train": supports}
+        )
+        fewer.save(tmp_path / "benchmark")
+        task = make(benchmark=str(tmp_path / "benchmark"), train_shots=2)
+        assert (lonely, name) not in task.queries
+        assert len(task.queries) == len(benchmark.queries["train"]) - 1
+        assert f"video {lonely} of {name}" in caplog.text
+        others = [v for v, n in benchmark.queries["train"] if n == name and v != lonely]
+        assert others and {v for v, n in task.queries if n == name} == set(others)
+        assert len(make({"fuser": False}, benchmark=str(tmp_path / "benchmark")).queries) == len(
+            benchmark.queries["train"]
+        )
+        none: dict[str, list[int]] = {name: [] for name in benchmark.supports["train"]}
+        dataclasses.replace(
+            benchmark, supports={**benchmark.supports, "train": none}
+        ).save(tmp_path / "benchmark")
+        with pytest.raises(UserError, match=r"vis\.train_shots: 2 supports are wanted"):
+            make(benchmark=str(tmp_path / "benchmark"), train_shots=2)
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            (lambda state: state.pop("instance_queries"), "instance_queries is missing"),
+            (
+                lambda state: state.update(instance_queries=torch.zeros(5, 12)),
+                "instance_queries is 5 × 12 where 3 × 12 is wanted",
+            ),
+            (lambda state: state.update(more=torch.zeros(1)), "more is one weight too many"),
+        ],
+    )
+    def test_weights_of_another_configuration(
+        self, make: Any, tmp_path: Path, change: Any, expected: str
+    ) -> None:
+        task = make()
+        state = dict(task.module.model.state_dict())
+        change(state)
+        save_weights(tmp_path, "vis", state, task.settings)
+        with pytest.raises(UserError, match=f"vis.safetensors: .*{expected}"):
+            load_vis(tmp_path)
+        (tmp_path / "vis.safetensors").write_bytes(b"short")
+        with pytest.raises(UserError, match="cannot be read"):
+            load_vis(tmp_path)
 
     @pytest.mark.parametrize("parts", [2, 4])
     def test_parts_of_a_batch_sum_to_the_whole(self, make: Any, parts: int) -> None:
