@@ -188,6 +188,9 @@ class SupportsConfig(Section):
         0.0, description="a window's cosine counts times its foreground to this power"
     )
     duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
+    expand_by: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+        0, description="clips found first, with which the query asks again; 0: it asks once"
+    )
     suspect_cosine: Annotated[Share, LATER] = Field(
         0.9, description="a clip that is kept and nearer than this may be of the same scene"
     )
@@ -198,7 +201,9 @@ class SupportsConfig(Section):
     semi_shot: tuple[tuple[Count, Count], ...] = Field(
         ((1, 4),), description="Table 5: labelled supports, and clips found with their help"
     )
-    candidates: Count = Field(50, description="clips that each video proposes for semi_shot")
+    candidates: Count = Field(
+        50, description="clips that each video of semi_shot, or search of expand_by, proposes"
+    )
     crop_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="Table 13: share of the query's length, or of each side, in a crop"
     )

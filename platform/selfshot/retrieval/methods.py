@@ -15,7 +15,14 @@ import numpy as np
 from jaxtyping import Int
 
 from selfshot.retrieval.index import ClipIndex
-from selfshot.retrieval.supports import Described, Retrieved, draw, retrieve, retrieve_together
+from selfshot.retrieval.supports import (
+    Described,
+    Retrieved,
+    draw,
+    retrieve,
+    retrieve_expanded,
+    retrieve_together,
+)
 
 Support = str | int | dict[str, Any]
 
@@ -88,13 +95,18 @@ class OracleVideos:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievedClips:
-    """Eq. 3, by one vector a query or by its windows, as `describe` gives them."""
+    """Eq. 3, by one vector a query or by its windows, as `describe` gives them.
+
+    With `expand_by` the query is asked again together with so many of the clips found first.
+    """
 
     index: ClipIndex
     describe: Describe
     duplicate_cosine: float
     foreground_power: float = 0.0
     searched: Int[np.ndarray, " rows"] | None = None
+    expand_by: int = 0
+    candidates: int = 50
 
     def __call__(self, queries: Sequence[Asked], count: int) -> list[Chosen]:
         """See `Method`."""
@@ -102,16 +114,16 @@ class RetrievedClips:
 
     def _find(self, query: Asked, count: int) -> Retrieved:
         described = self.describe(query.video)
-        return retrieve(
-            self.index,
-            described.vectors,
-            described.foreground,
-            count,
-            duplicate_cosine=self.duplicate_cosine,
-            own_source=query.own_source,
-            foreground_power=self.foreground_power,
-            searched=self.searched,
-        )
+        given: dict[str, Any] = {
+            "duplicate_cosine": self.duplicate_cosine,
+            "own_source": query.own_source,
+            "foreground_power": self.foreground_power,
+            "searched": self.searched,
+        }
+        if self.expand_by:
+            given |= {"by": self.expand_by, "candidates": self.candidates}
+        find = retrieve_expanded if self.expand_by else retrieve
+        return find(self.index, described.vectors, described.foreground, count, **given)
 
 
 @dataclasses.dataclass(frozen=True)

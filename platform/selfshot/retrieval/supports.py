@@ -130,6 +130,78 @@ def _best_of_each(
     )
 
 
+def retrieve_expanded(
+    index: ClipIndex,
+    vectors: Float[np.ndarray, "windows dim"],
+    foreground: Float[np.ndarray, " windows"],
+    count: int,
+    *,
+    by: int,
+    candidates: int,
+    duplicate_cosine: float,
+    own_source: Collection[str] = (),
+    foreground_power: float = 0.0,
+    searched: Int[np.ndarray, " rows"] | None = None,
+) -> Retrieved:
+    """Retrieve, then ask again with what the first clips have in common.
+
+    The second query is one vector: half the mean of the windows that found the first `by` clips,
+    half the mean of those clips. A clip's score is the mean of its first score and its cosine
+    with that vector, so one clip that is near by chance does not decide alone.
+
+    Args:
+        index: of the corpus.
+        vectors: see `retrieve`.
+        foreground: see `retrieve`.
+        count: supports wanted.
+        by: clips that the query is expanded by.
+        candidates: clips that each of the two searches proposes.
+        duplicate_cosine: see `retrieve`; of the query's own windows.
+        own_source: see `retrieve`.
+        foreground_power: see `retrieve`.
+        searched: see `retrieve`.
+    """
+    most = max(count, candidates)
+    first = retrieve(
+        index,
+        vectors,
+        foreground,
+        most,
+        duplicate_cosine=duplicate_cosine,
+        own_source=own_source,
+        foreground_power=foreground_power,
+        searched=searched,
+    )
+    if not first.clip_ids:
+        return first
+    unit = unit_vectors(vectors, ["the query"] * len(vectors))
+    weights = (np.asarray(foreground, np.float32) ** foreground_power)[:, None]
+    head = index.vectors(first.clip_ids[:by])
+    finders = unit[((unit @ head.T) * weights).argmax(0)]
+    asked = unit_vectors((finders.mean(0) + head.mean(0))[None] / 2, ["the expanded query"])
+    # Nothing is a duplicate of a mean; those of the query are left out below.
+    second = retrieve(
+        index,
+        asked,
+        np.ones(1, np.float32),
+        most,
+        duplicate_cosine=np.inf,
+        own_source=own_source,
+        searched=searched,
+    )
+    names = np.array(sorted({*first.clip_ids, *second.clip_ids}), dtype=object)
+    corpus = index.vectors(names.tolist())
+    cosines = unit @ corpus.T
+    scores = ((cosines * weights).max(0) + (asked @ corpus.T)[0]) / 2
+    kept = cosines.max(0) <= duplicate_cosine
+    order = [row for row in np.lexsort((names.astype(str), -scores)) if kept[row]][:count]
+    return dataclasses.replace(
+        first,
+        clip_ids=tuple(names[order].tolist()),
+        scores=tuple(round(float(scores[row]), 6) for row in order),
+    )
+
+
 def retrieve_together(
     index: ClipIndex,
     members: Sequence[Described],

@@ -60,6 +60,7 @@ class SupportSettings:
     window_size: int
     foreground_power: float
     duplicate_cosine: float
+    expand_by: int = 0
     suspect_cosine: float = 0.9
     corpus_share: float = 1.0
     corpus_seed: int = 0
@@ -119,7 +120,13 @@ def choose_supports(
     power = {"global": 0.0, "windows": settings.foreground_power}
     ways = {
         way: RetrievedClips(
-            index, described.by(way), settings.duplicate_cosine, power[way], subset
+            index,
+            described.by(way),
+            settings.duplicate_cosine,
+            power[way],
+            subset,
+            settings.expand_by,
+            settings.candidates,
         )
         for way in WAYS
     }

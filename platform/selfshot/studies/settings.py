@@ -134,7 +134,7 @@ def supports_settings(experiment: Experiment) -> dict[str, Any]:
     kinds = kinds_on_demand(experiment)
     unread: list[str] = []
     if "semi_shot" not in kinds:
-        unread += ["semi_shot", "candidates"]
+        unread += ["semi_shot"] if section.expand_by else ["semi_shot", "candidates"]
     if not {"temporal_crops", "spatial_crops"} & set(kinds):
         unread += ["crop_share"]
     if section.corpus_share == 1:

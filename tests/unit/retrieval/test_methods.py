@@ -76,6 +76,23 @@ def test_retrieved_clips_are_the_nearest(power: float, share: bool) -> None:
     assert list(other.scores) != [] and max(other.scores) <= 1
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize("by", [1, 3])
+def test_an_expanded_query_asks_again(by: int, power: float) -> None:
+    method = RetrievedClips(INDEX, VIDEOS.__getitem__, 0.9, power, None, by, CLIPS)
+    (found,) = method(QUERIES[1:], 11)
+    seen = VIDEOS[5]
+    cosines = np.array([[float(vector @ clip) for clip in CORPUS] for vector in seen.vectors])
+    weighted = cosines * seen.foreground[:, None] ** power
+    near = set(np.flatnonzero(cosines.max(0) > 0.9).tolist())
+    first = [NAMES.index(name) for name in ranked(weighted.max(0), near, by)]
+    windows = np.mean([seen.vectors[weighted[:, row].argmax()] for row in first], axis=0)
+    asked = windows / 2 + np.mean([CORPUS[row] for row in first], axis=0) / 2
+    scores = (weighted.max(0) + CORPUS @ (asked / np.linalg.norm(asked))) / 2
+    assert found.supports == ranked(scores, near, 11) and found.near_duplicates == len(near)
+    assert found.scores[0] == pytest.approx(scores[NAMES.index(str(found.supports[0]))], abs=1e-5)
+
+
 @pytest.mark.parametrize("labelled", [1, 2])
 def test_semi_shot_finds_what_query_and_labelled_videos_are_near_to(labelled: int) -> None:
     method = SemiShot(
