@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
+import torch
+
 from selfshot.config.fields import LATER, Section
-from selfshot.studies.settings import plain
+from selfshot.config.load import load_experiment
+from selfshot.models.backbones import build_backbone
+from selfshot.models.vis import SelfShotVIS
+from selfshot.studies.settings import model_settings, network_settings, plain
+
+PAPER = Path(__file__).parents[3] / "experiments" / "paper_model.yaml"
 
 
 class _Inner(Section):
@@ -25,3 +33,23 @@ def test_what_came_later_is_keyed_when_it_is_changed() -> None:
         "inner": {"old": 2, "new": 7},
         "whole": {"old": 5, "new": 4},
     }
+
+
+def test_the_papers_model_is_what_the_paper_says() -> None:
+    """Section 5 and A.3, with every departure off; on tensors without contents."""
+    experiment = load_experiment(PAPER)
+    assert (experiment.benchmark.width, experiment.benchmark.height) == (320, 280)
+    assert not any(experiment.vis.departures.model_dump().values())
+    with torch.device("meta"):
+        backbone = build_backbone(**network_settings(experiment.backbone))
+        model = SelfShotVIS(backbone, **model_settings(experiment, fuser=True))
+    assert (backbone.dim, backbone.token_stride) == (288, 16)
+    depths = [len(stage.layers) for stage in (model.encoder, model.fuser, model.decoder) if stage]
+    assert depths == [6, 3, 6]
+    assert model.instance_queries.shape == (10, 32, 288), "n·T = 320 instance sequences"
+    assert model.encoder.layers[0].attention.heads == 8
+    assert model.encoder.layers[0].feed_forward.layers[0].out_features == 2048
+    assert model.segmenter.mask_convolution.offsets is not None
+    convolutions = [m for m in model.segmenter.volume if isinstance(m, torch.nn.Conv3d)]
+    assert [c.kernel_size for c in convolutions] == [(3, 3, 3)] * 3 + [(1, 1, 1)]
+    assert 36e6 < sum(p.numel() for p in model.parameters()) < 37e6
