@@ -34,8 +34,9 @@ from selfshot.config.load import load_experiment
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.evaluation import episodes
 from selfshot.models.backbone import normalise_frames
+from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.video_encoder import VideoEncoder
-from selfshot.models.weights import load_backbone, load_encoder
+from selfshot.models.weights import load_backbone
 from selfshot.retrieval.supports import draw
 from selfshot.studies.run import plan_experiment
 

@@ -19,7 +19,7 @@ from selfshot.config.load import load_experiment
 from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.ranking import Ranking, ranking_scores
 from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
-from selfshot.models.weights import load_encoder
+from selfshot.models.trained_encoder import load_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.methods import Asked, RandomClips, RetrievedClips
 from selfshot.retrieval.supports import Described

@@ -130,6 +130,29 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
     assert not train_workers()
 
 
+def test_after_a_loss_that_is_not_finite_the_last_checkpoint_is_there(
+    tmp_path: Path, undisturbed: TrainingResult
+) -> None:
+    with pytest.raises(UserError, match="step 16: the loss is nan"):
+        train_toy(tmp_path, {"spoil_step": 16})
+    mended = train_toy(tmp_path)
+    assert mended.resumed_from == 14
+    ours, theirs = weights(mended), weights(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_options_of_the_engine(tmp_path: Path, undisturbed: TrainingResult) -> None:
+    """Batches from processes change nothing; a compiled module rounds otherwise."""
+    result = train_toy(tmp_path / "a", loader_workers=1, compile_module=True, steps=6)
+    for ours, theirs in zip(result.history, undisturbed.history, strict=False):
+        if ours["step"] == 5:
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    two = train_toy(tmp_path / "b", zero_stage=1, steps=6)
+    plain = run_plain(ToyTask(seed=1), **SHARED | {"steps": 6})
+    for ours, theirs in zip(two.history, plain, strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
 def test_gpus_that_are_not_there(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there are")

@@ -104,7 +104,7 @@ def test_the_guides_name_no_other_setting() -> None:
     sections = {path[: end.start()] for path in paths for end in re.finditer(r"\.", path)}
     dotted = re.compile(rf"(?:{'|'.join(sorted(Experiment.model_fields))})\.[a-z_0-9.]+")
     # Names of files and of tables in MLflow look alike.
-    files = re.compile(r"\.(json|jsonl|yaml|html|md|parquet|csv|py)$")
+    files = re.compile(r"\.(json|jsonl|yaml|html|md|parquet|csv|py|safetensors)$")
     for page in PAGES:
         for word in INLINE.findall(_prose(page)):
             key = word.partition(":")[0].partition("=")[0].strip()

@@ -107,6 +107,10 @@ def check_inputs(experiment: Experiment) -> None:
     if weights is not None:
         wanted = "a .safetensors or PyTorch file of weights"
         problems.append(_input_problem("backbone.weights", weights, wanted))
+    given = experiment.encoder.weights
+    if given is not None and not is_address(given):
+        wanted = "a .safetensors or PyTorch file of weights"
+        problems.append(_input_problem("encoder.weights", Path(given), wanted))
     found = [problem for problem in problems if problem]
     if len(found) == 1:
         raise UserError(found[0])

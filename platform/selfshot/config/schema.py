@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
+from selfshot.config.encoder import EncoderConfig
 from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
+from selfshot.config.optimiser import Optimiser
 from selfshot.config.vis import DeparturesConfig
 
 SupportKind = Literal[
@@ -27,24 +29,6 @@ SupportKind = Literal[
     "semi_shot",
     "oracle",
 ]
-
-
-class Optimiser(Section):
-    """AdamW with warm-up and a cosine to zero, the same for every training stage."""
-
-    steps: Count
-    learning_rate: Positive
-    weight_decay: NonNegative = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    clip_norm: Positive = 1.0
-    checkpoint_every: Count = Field(100, description="steps between two checkpoints")
-    log_every: Count = Field(20, description="steps between two logged points")
-
-    @model_validator(mode="after")
-    def _warmup_within_steps(self) -> Optimiser:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps: {self.warmup_steps} is not below steps: {self.steps}")
-        return self
 
 
 class BackboneConfig(Section):
@@ -84,41 +68,6 @@ class BackboneConfig(Section):
             raise ValueError(
                 f"weights: {self.weights} is not for kind {self.kind} (resnet18, "
                 "resnet50_dilated); leave weights out, or choose another kind"
-            )
-        return self
-
-
-class EncoderConfig(Section):
-    """Φ: a video transformer over frame tokens, trained without a label on the corpus."""
-
-    trunk: Literal["backbone", "efficientnet_lite0", "scratch"] = Field(
-        "backbone",
-        description="what turns frames into tokens: the pretrained backbone (frozen), "
-        "EfficientNet-Lite0 with ImageNet weights (frozen), or a network trained from scratch",
-    )
-    dim: Annotated[int, Field(ge=6)] = 128
-    layers: Annotated[int, Field(ge=0)] = 1
-    heads: Count = 4
-    loss: Literal["rank", "nce"] = "rank"
-    rank_temperature: Positive = Field(0.05, description="2 is what Eq. 6 prints")
-    rank_form: Literal["ap", "paper"] = "ap"
-    nce_temperature: Positive = 0.1
-    num_frames: Count = Field(2, description="frames of one temporal crop")
-    videos_per_batch: Annotated[int, Field(ge=2)] = 32
-    crops_per_video: Annotated[int, Field(ge=2)] = 4
-    queue_length: Annotated[int, Field(ge=0)] = 1280
-    momentum: Share = Field(0.99, description="of Φ̃; rises to 1 on a cosine")
-    optimiser: Optimiser = Optimiser(steps=60, learning_rate=1e-4, warmup_steps=20)
-
-    @model_validator(mode="after")
-    def _shapes(self) -> EncoderConfig:
-        if self.dim % self.heads:
-            raise ValueError(f"dim: {self.dim} is not a multiple of heads: {self.heads}")
-        if self.queue_length % (self.videos_per_batch * self.crops_per_video):
-            raise ValueError(
-                f"queue_length: {self.queue_length} is no multiple of the batch, "
-                f"videos_per_batch × crops_per_video = "
-                f"{self.videos_per_batch * self.crops_per_video}"
             )
         return self
 
@@ -305,6 +254,28 @@ class ComputeConfig(Section):
     threads_per_worker: Count | None = Field(None, description="none: cores / num_workers")
     parallel_trials: Count = Field(2, description="evaluation trials at one time")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="restarts of a dead worker")
+    min_workers: Count | None = Field(
+        None, description="go on with as few workers where some are lost; none: wait for all"
+    )
+    loader_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that make a worker's batches; 0: a thread of its own"
+    )
+    compile: bool = Field(False, description="torch.compile what is trained")
+
+    @model_validator(mode="after")
+    def _fewer_workers(self) -> ComputeConfig:
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers: {self.min_workers} is more than num_workers: {self.num_workers}"
+            )
+        if self.zero_stage:
+            raise ValueError(
+                f"min_workers: {self.min_workers} needs zero_stage: 0, not {self.zero_stage}: "
+                "what is spread over workers cannot be read by fewer"
+            )
+        return self
 
 
 class TrackingConfig(Section):
@@ -369,6 +340,13 @@ class Experiment(Section):
             raise ValueError(
                 f"encoder.dim: {self.encoder.dim} differs from {what}: "
                 f"{deep}, the channels that it reads; set both alike, or another trunk"
+            )
+        workers, parts = self.compute.num_workers, self.encoder.accumulate
+        if self.encoder.videos_per_batch % (workers * parts):
+            raise ValueError(
+                f"encoder.videos_per_batch: {self.encoder.videos_per_batch} is no multiple of "
+                f"compute.num_workers: {workers} × encoder.accumulate: {parts}, among which it is "
+                "divided"
             )
         most = max(self.supports.shots) + max(self.supports.extra)
         if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:

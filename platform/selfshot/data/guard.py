@@ -102,6 +102,7 @@ class GuardedDecoder:
         time_limit_s: float = 20.0,
         memory_limit_bytes: int | None = None,
         decode: str = DECODE,
+        least_frames: int | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -114,6 +115,8 @@ class GuardedDecoder:
                 machine holds. None: no limit.
             decode: `module:function` with the signature of `sample_frames`, or of `frames_at` if
                 it is asked for `FileFrames`.
+            least_frames: a `Clip` with fewer is refused; none: any number is taken, some more
+                than once.
         """
         if not time_limit_s > 0:
             raise ValueError(f"time_limit_s: {time_limit_s} must be above 0")
@@ -121,6 +124,7 @@ class GuardedDecoder:
         self.time_limit_s = time_limit_s
         self.memory_limit_bytes = memory_limit_bytes
         self.decode_name = decode
+        self.least_frames = least_frames
         self.restarts = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -205,6 +209,8 @@ class GuardedDecoder:
         request = dataclasses.asdict(clip)
         if isinstance(clip, Clip):
             request |= zip(("num_frames", "height", "width"), self.shape[:3], strict=True)
+            if self.least_frames is not None:
+                request["least_frames"] = self.least_frames
         return request
 
     def _shape(self, clip: Request) -> tuple[int, ...]:

@@ -75,6 +75,7 @@ def sample_frames(
     width: int,
     start_s: float | None = None,
     end_s: float | None = None,
+    least_frames: int = 1,
 ) -> UInt8[np.ndarray, "num_frames height width 3"]:
     """The middle frame of each of `num_frames` equal parts of a video, resized while decoding.
 
@@ -87,10 +88,11 @@ def sample_frames(
         width: of the frames given back, in pixels.
         start_s: beginning of the part of the video that is sampled; its beginning if None.
         end_s: end of that part; the video's end if None or later.
+        least_frames: what the part must have.
 
     Raises:
         ValueError: a number or a size below 1, or a part that does not end after its start.
-        VideoError: the file cannot be opened or decoded, or has no frame in the part.
+        VideoError: the file cannot be opened or decoded, or has too few frames in the part.
     """
     if min(num_frames, height, width) < 1:
         raise ValueError(
@@ -100,12 +102,16 @@ def sample_frames(
         raise ValueError(f"start_s: {start_s} is not before end_s: {end_s}")
 
     def middles(reader: Any) -> np.ndarray:
-        indices = _middles(reader, num_frames, start_s, end_s)
-        if indices is None:
+        part = _part(reader, start_s, end_s)
+        if part is None:
             seconds = len(reader) / max(float(reader.get_avg_fps()), 1e-9)
             reason = f"no frame between {start_s} s and {end_s} s; it has {seconds:.2f} s"
             raise VideoError(reason, path)
-        return indices
+        first, end = part
+        if end - first < least_frames:
+            reason = f"it has {end - first} frames where {least_frames} are needed"
+            raise VideoError(reason, path)
+        return first + ((np.arange(num_frames) + 0.5) * (end - first) / num_frames).astype(np.int64)
 
     return _decode(path, middles, num_frames, height, width)
 
@@ -218,21 +224,15 @@ def _open(path: Path | str, **size: int) -> Any:
     return reader
 
 
-def _middles(
-    reader: Any, num_frames: int, start_s: float | None, end_s: float | None
-) -> np.ndarray | None:
-    """Indices of the frames to take; None if no frame lies between the times."""
-    first, end = 0, len(reader)
-    if start_s is not None or end_s is not None:
-        # By the frames' own times: in some files the rate in the header means nothing.
-        middle_s = reader.get_frame_timestamp(np.arange(end)).mean(axis=1)
-        inside = (middle_s >= (start_s or 0.0)) & (middle_s < (np.inf if end_s is None else end_s))
-        frames = np.flatnonzero(inside)
-        if not len(frames):
-            return None
-        first, end = int(frames[0]), int(frames[-1]) + 1
-    part = (end - first) / num_frames
-    return first + ((np.arange(num_frames) + 0.5) * part).astype(np.int64)
+def _part(reader: Any, start_s: float | None, end_s: float | None) -> tuple[int, int] | None:
+    """First frame between two times and the one after the last; None if no frame lies there."""
+    if start_s is None and end_s is None:
+        return 0, len(reader)
+    # By the frames' own times: in some files the rate in the header means nothing.
+    middle_s = reader.get_frame_timestamp(np.arange(len(reader))).mean(axis=1)
+    inside = (middle_s >= (start_s or 0.0)) & (middle_s < (np.inf if end_s is None else end_s))
+    frames = np.flatnonzero(inside)
+    return (int(frames[0]), int(frames[-1]) + 1) if len(frames) else None
 
 
 def _reason_of(error: Exception) -> str:

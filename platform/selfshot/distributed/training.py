@@ -55,10 +55,13 @@ def train(
     checkpoint_every: int,
     log_every: int,
     num_workers: int = 1,
+    min_workers: int | None = None,
     threads_per_worker: int | None = None,
     use_gpu: bool = False,
     zero_stage: int = 1,
     max_failures: int = 2,
+    loader_workers: int = 0,
+    compile_module: bool = False,
     seed: int = 0,
     on_log: OnLog | None = None,
 ) -> TrainingResult:
@@ -80,10 +83,13 @@ def train(
         checkpoint_every: steps between checkpoints; two are kept.
         log_every: steps between logged points.
         num_workers: data-parallel workers.
+        min_workers: go on with as few where the cluster has no more; none: wait for all.
         threads_per_worker: None divides this machine's cores among the workers.
         use_gpu: one GPU a worker, bfloat16 autocast, NCCL; otherwise gloo and float32.
         zero_stage: which of deepspeed/zero{0,1,2,3}.json.
         max_failures: restarts after a worker's death.
+        loader_workers: processes that make a worker's batches; 0: a thread of its own.
+        compile_module: torch.compile it; on a CPU that needs a C++ compiler.
         seed: of dropout and of whatever the task draws while it is built.
         on_log: called here for each logged point: the metrics, and stage, steps, steps_per_s and
             eta_s. Points between a checkpoint and a death are reported again.
@@ -117,6 +123,8 @@ def train(
             "clip_norm": clip_norm,
             "checkpoint_every": checkpoint_every,
             "log_every": log_every,
+            "loader_workers": loader_workers,
+            "compile": compile_module,
             "threads": threads,
             "use_gpu": use_gpu,
             "zero_stage": zero_stage,
@@ -124,7 +132,9 @@ def train(
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=_wanted_workers(num_workers, min_workers),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             # Ray finds the checkpoints of a killed run by these two.
@@ -164,6 +174,11 @@ def _resources(
     share = session.num_cpus / num_workers if session.embedded else float(threads)
     cpus = min(float(threads), max(0.1, int(share * 10) / 10))
     return threads, {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
+
+
+def _wanted_workers(num_workers: int, min_workers: int | None) -> Any:
+    """A number, or the bounds between which Ray Train starts as many as there is room for."""
+    return num_workers if min_workers is None else (min_workers, num_workers)
 
 
 def _drop_unreadable(run: Path) -> None:
@@ -238,7 +253,8 @@ class _Follower:
             return
         if began != self.began:
             # The file was made anew before start.json was, so it is read from its beginning.
-            self.began, self.seen, self.offset = began, int(began["step"]), 0
+            # Step 0 is logged too, of a network that is probed before it is trained.
+            self.began, self.seen, self.offset = began, int(began["step"]) or -1, 0
         with self.history.open("rb") as file:
             file.seek(self.offset)
             tail = file.read()
@@ -253,6 +269,6 @@ class _Follower:
     def _described(self, point: dict[str, Any], began: dict[str, float]) -> dict[str, Any]:
         done, seconds = point["step"] - began["step"], point["time"] - began["time"]
         rate = done / max(seconds, 1e-6)
-        eta = (self.steps - point["step"]) / rate
+        eta = (self.steps - point["step"]) / rate if rate else float("inf")
         extra = {"stage": self.stage, "steps": self.steps, "steps_per_s": rate, "eta_s": eta}
         return {**point, **extra}

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from selfshot.config.errors import UserError
 
@@ -23,7 +23,12 @@ FAILURE = "failure.json"
 
 
 def deepspeed_config(
-    zero_stage: int, *, learning_rate: float, weight_decay: float, clip_norm: float, use_gpu: bool
+    zero_stage: int,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    clip_norm: float,
+    use_gpu: bool,
 ) -> dict[str, Any]:
     """The JSON of a ZeRO stage with an experiment's own numbers in it."""
     config: dict[str, Any] = json.loads((CONFIGS / f"zero{zero_stage}.json").read_text())
@@ -108,16 +113,34 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     def make_batch(step: int) -> Any:
         return task.batch(step, rank, world_size)
 
+    def log(point: dict[str, Any]) -> None:
+        if history is not None:
+            history.write(json.dumps({**point, "time": time.time()}) + "\n")
+            history.flush()
+
+    def probe(done: int) -> dict[str, float]:
+        """Of rank 0, while the others wait."""
+        if not loop.probe_due(task, done):
+            return {}
+        with _whole_weights(task.module, config["zero_stage"], change=False):
+            return cast(loop.WatchedTask, task).probe() if rank == 0 else {}
+
     if rank == 0:
         history = _reopen_history(work_dir / HISTORY, start)
         write_atomically(scratch / START, json.dumps({"step": start, "time": time.time()}))
-    with loop.prefetch(make_batch, range(start, steps)) as batches:
+    if start == 0 and (before := probe(0)):
+        log({"step": 0, **before})
+    batches_made, since = 0, time.monotonic()
+    with loop.load_batches(
+        make_batch, range(start, steps), workers=config["loader_workers"]
+    ) as batches:
         for step, batch in batches:
             multiplier = loop.schedule(step, steps, config["warmup_steps"])
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier
             loop.seed_step(config["seed"], step, rank)
             metrics: dict[str, float] = {}
+            norm: float | None = None
             for part in loop.parts_of(task, batch):
                 outputs = engine(loop.to_device(part, engine.device))
                 names, values = loop.read_scalars(outputs)
@@ -125,24 +148,40 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
                     torch.distributed.all_reduce(values)
                     values /= world_size
                 metrics = loop.add_scalars(metrics, dict(zip(names, values.tolist(), strict=True)))
-                loop.check_finite(metrics, step)
+                loop.check_finite(metrics, step, task, part)
                 # The engine takes the mean over parts, and their losses are shares of the whole.
                 engine.backward(outputs["loss"] * parts if parts > 1 else outputs["loss"])
+                norm = _gradient_norm(engine, config["zero_stage"])
                 engine.step()
+            if norm is None:
+                norm = engine.get_global_grad_norm()
+            if norm is not None:
+                metrics["grad_norm"] = float(norm)
+            meter.add(metrics)
+            batches_made += 1
             with _whole_weights(task.module, config["zero_stage"], change=True):
                 task.after_step(step)
-            meter.add(metrics)
             done = step + 1
-            if done % config["log_every"] == 0 or done == steps:
-                point = {"step": done, **meter.take(), "lr": multiplier, "time": time.time()}
-                if history is not None:
-                    history.write(json.dumps(point) + "\n")
-                    history.flush()
+            probing = loop.probe_due(task, done)
+            if done % config["log_every"] == 0 or done == steps or probing:
+                speed = loop.pace(task, batches_made, time.monotonic() - since)
+                means = {**meter.take(), **speed, **probe(done)}
+                log({"step": done, **means, "lr": multiplier})
+                batches_made, since = 0, time.monotonic()
             if done % config["checkpoint_every"] == 0 or done == steps:
                 _checkpoint(engine, meter, done, scratch)
     with _whole_weights(task.module, config["zero_stage"], change=False):
         if rank == 0:
             _export(task, work_dir)
+
+
+def _gradient_norm(engine: Any, zero_stage: int) -> float | None:
+    """Of the gradients before they are clipped; the sharding stages say it after their step."""
+    if zero_stage > 0 or not engine.is_gradient_accumulation_boundary():
+        return None
+    from selfshot.training.loop import gradient_norm
+
+    return gradient_norm(engine.module.parameters())
 
 
 def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
@@ -171,6 +210,8 @@ def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
         | {"gradient_accumulation_steps": getattr(task, "accumulate", 1)},
     )
     engine.train()
+    if config["compile"]:
+        engine.module.compile()
     return engine, peaks
 
 

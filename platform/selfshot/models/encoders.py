@@ -18,8 +18,8 @@ from jaxtyping import Float, UInt8
 from torch.nn import functional
 
 from selfshot.config.errors import UserError
+from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.trunks import EfficientNetTrunk
-from selfshot.models.weights import load_encoder
 
 FRAMES_AT_ONCE = 16
 """On a CPU the activations of so many frames still fit its caches; on a GPU all go at once."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import fsspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from selfshot.config.errors import UserError
+from selfshot.config.paths import is_address
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 """Keys under which training programs put the weights of a network."""
@@ -23,14 +27,14 @@ class WeightsReport:
     """What became of a file of weights.
 
     Attributes:
-        path: the file.
+        path: the file, or its address.
         prefix: what its names have before ours.
         loaded: how many of the network's weights were taken from it.
         missing: weights of the network that the file lacks; they stay as they were.
         unexpected: names of the file that the network has no use for.
     """
 
-    path: Path
+    path: Path | str
     prefix: str
     loaded: int
     missing: tuple[str, ...]
@@ -45,18 +49,23 @@ class WeightsReport:
         return "; ".join(parts)
 
 
-def read_foreign_weights(path: Path) -> dict[str, Tensor]:
+def read_foreign_weights(path: Path | str) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of a PyTorch file, which may run no code.
+
+    Args:
+        path: of the file, or an address that fsspec opens.
 
     Raises:
         UserError: there is no such file, or it holds no weights that can be read safely.
     """
-    if not path.is_file():
+    remote = _read_remote(str(path)) if is_address(str(path)) else None
+    if remote is None and not Path(path).is_file():
         raise UserError(f"{path}: there is no such file (a .safetensors or PyTorch file)")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if str(path).endswith(".safetensors"):
+            return dict(load_file(path) if remote is None else load(remote))
+        source = path if remote is None else io.BytesIO(remote)
+        state = torch.load(source, map_location="cpu", weights_only=True)
     except (
         SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError,
     ) as error:  # fmt: skip
@@ -78,12 +87,42 @@ def read_foreign_weights(path: Path) -> dict[str, Tensor]:
     raise UserError(f"{path}: it holds no named tensors; give a network's weights")
 
 
+def _read_remote(address: str) -> bytes:
+    try:
+        with fsspec.open(address, "rb") as file:
+            content: bytes = file.read()
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{address}: it cannot be read ({error}); give a file, or an address that fsspec opens"
+        ) from None
+    return content
+
+
+def weights_digest(path: Path | str) -> str:
+    """What tells one version of a file from another: its SHA-256, or what its storage says.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        filesystem, inside = fsspec.core.url_to_fs(str(path))
+        if "file" in filesystem.protocol:
+            with open(inside, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        return str(filesystem.ukey(inside))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{path}: it cannot be read ({error}); give a file, or an address that fsspec opens"
+        ) from None
+
+
 def fit_foreign_weights(
     module: nn.Module,
-    path: Path,
+    path: Path | str,
     *,
     optional: Sequence[str] = (),
     setting: str,
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> WeightsReport:
     """Load a network's weights by their names, whatever stands before all of them.
 
@@ -92,6 +131,7 @@ def fit_foreign_weights(
         path: a file of `read_foreign_weights`.
         optional: beginnings of the names of weights that the file need not have.
         setting: what named the file, for messages.
+        convert: changes the file's weights, under the module's names, before they are fitted.
 
     Raises:
         UserError: a needed weight is missing or has another shape.
@@ -105,9 +145,11 @@ def fit_foreign_weights(
     prefix = max(
         sorted(prefixes), key=lambda p: sum(p + name in state for name in names), default=""
     )
-    missing = [name for name in names if prefix + name not in state]
-    needed = [name for name in missing if not name.startswith(tuple(optional))]
     found = {name: state[prefix + name] for name in names if prefix + name in state}
+    if convert is not None:
+        found = convert(found)
+    missing = [name for name in names if name not in found]
+    needed = [name for name in missing if not name.startswith(tuple(optional))]
     unexpected = [
         name
         for name in state
@@ -117,7 +159,7 @@ def fit_foreign_weights(
         raise UserError(
             f"{setting}: {path} lacks {len(needed)} of {len(names)} weights, as "
             f"{', '.join(needed[:3])}; it has {', '.join(sorted(state)[:3])}…; give weights of "
-            "this very network, with torchvision's names"
+            "this very network, under its own names"
         )
     for name, value in found.items():
         if value.shape != wanted[name].shape:

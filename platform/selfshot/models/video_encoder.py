@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.models.attention import MultiHeadAttention
+from selfshot.models.checkpointing import call
+from selfshot.models.windows import window_vectors
 from selfshot.ops.positions import sine_positions
+
+
+class ClipEncoder(Protocol):
+    """What every Φ is: `embed(features(frames))` is its vector.
+
+    `features` is the part that stays the same while Φ is trained, if there is one (a frozen
+    trunk): it is computed once for Φ and Φ̃, and may be computed once for a whole training.
+    """
+
+    dim: int
+
+    def features(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Any:
+        """What is not trained."""
+        ...
+
+    def embed(self, features: Any) -> Float[Tensor, "batch dim"]:
+        """What is trained; L2-normalised vectors."""
+        ...
+
+    def windows(
+        self, frames: UInt8[Tensor, "batch time height width 3"], size: int
+    ) -> tuple[Float[Tensor, "batch windows dim"], Float[Tensor, "batch windows"]]:
+        """One vector for each window of `size` × `size` tokens, and its mean foreground."""
+        ...
 
 
 class VideoBlock(nn.Module):
@@ -37,10 +65,37 @@ class VideoBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class ResidualAdapter(nn.Module):
+    """A linear correction of a vector, which starts at none.
+
+    It reweighs the trunk's channels and mixes no tokens, so that the windows of a query stay as
+    sharp as the trunk's.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.change = nn.Linear(dim, dim)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """L2-normalised vectors to the same."""
+        return functional.normalize(x + self.change(x), dim=-1)
+
+
 class VideoEncoder(nn.Module):
     """Φ: frames to one L2-normalised vector, or to one for each spatial window."""
 
-    def __init__(self, trunk: nn.Module, dim: int, layers: int, heads: int) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        dim: int,
+        layers: int,
+        heads: int,
+        *,
+        adapter: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
         """Build it.
 
         Args:
@@ -48,13 +103,18 @@ class VideoEncoder(nn.Module):
             dim: channels d; the trunk's tokens are projected where theirs differ.
             layers: transformer layers; 0 leaves the trunk alone.
             heads: attention heads.
+            adapter: correct the pooled vectors by a `ResidualAdapter`.
+            checkpointing: forget activations inside the layers and compute them again for the
+                gradient.
         """
         super().__init__()
         self.trunk = trunk
-        self.dim = dim
+        self.frozen = bool(getattr(trunk, "frozen", False))
+        self.dim, self.checkpointing = dim, checkpointing
         trunk_dim = int(getattr(trunk, "dim"))  # noqa: B009
         self.project = nn.Identity() if trunk_dim == dim else nn.Linear(trunk_dim, dim, bias=False)
         self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
+        self.adapter: nn.Module = ResidualAdapter(dim) if adapter else nn.Identity()
 
     def trunk_tokens(
         self, frames: UInt8[Tensor, "batch time height width 3"]
@@ -74,7 +134,7 @@ class VideoEncoder(nn.Module):
             codes = sine_positions(time, height, width, dim // 6 * 6).flatten(0, 2)
             codes = functional.pad(codes, (0, dim - codes.shape[-1])).to(x)
             for block in self.blocks:
-                x = block(x, codes)
+                x = call(block, x, codes, checkpointing=self.checkpointing)
         return x.unflatten(1, (time, height, width))
 
     @staticmethod
@@ -86,12 +146,20 @@ class VideoEncoder(nn.Module):
         total = (tokens * weights[..., None]).sum((1, 2, 3)) / weights.sum((1, 2, 3))[:, None]
         return functional.normalize(total, dim=-1)
 
+    def features(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Any:
+        """Tokens and foreground of a frozen trunk; of one that is trained, the frames."""
+        return self.trunk_tokens(frames) if self.frozen else frames
+
+    def embed(self, features: Any) -> Float[Tensor, "batch dim"]:
+        """One L2-normalised vector for each clip."""
+        tokens, foreground = features if self.frozen else self.trunk_tokens(features)
+        return self.adapter(self.pool(self.contextualise(tokens), foreground))
+
     def forward(
         self, frames: UInt8[Tensor, "batch time height width 3"]
     ) -> Float[Tensor, "batch dim"]:
         """Φ(v): one vector for each clip."""
-        tokens, foreground = self.trunk_tokens(frames)
-        return self.pool(self.contextualise(tokens), foreground)
+        return self.embed(self.features(frames))
 
     def windows(
         self, frames: UInt8[Tensor, "batch time height width 3"], size: int
@@ -105,19 +173,8 @@ class VideoEncoder(nn.Module):
             L2-normalised vectors, and the mean foreground probability of each window.
         """
         tokens, foreground = self.trunk_tokens(frames)
-        tokens = self.contextualise(tokens)
-        batch, time = tokens.shape[:2]
-        size = min(size, *tokens.shape[2:4])
-        weights = foreground.clamp_min(1e-4).flatten(0, 1)[:, None]
-        planes = tokens.flatten(0, 1).permute(0, 3, 1, 2)
-        mass = functional.avg_pool2d(weights, size, 1)
-        vectors = functional.avg_pool2d(planes * weights, size, 1) / mass
-        vectors = functional.normalize(vectors, dim=1).permute(0, 2, 3, 1)
-        shape = (batch, -1)
-        return (
-            vectors.unflatten(0, (batch, time)).flatten(1, 3),
-            mass.reshape(shape),
-        )
+        vectors, mass = window_vectors(self.contextualise(tokens), foreground, size)
+        return self.adapter(vectors), mass
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from selfshot.data.video import VideoError
 from selfshot.evaluation.episodes import SupportReader, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
 from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
-from selfshot.models.weights import FrozenEncoder, load_encoder
+from selfshot.models.trained_encoder import FrozenEncoder, load_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.methods import (
     Asked,

@@ -19,9 +19,11 @@ from selfshot.config.load import resolved_yaml
 from selfshot.data.clips import ClipReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import load_results
+from selfshot.evaluation.corpus_map import draw_corpus
 from selfshot.evaluation.episodes import SupportReader, folds, row_name
 from selfshot.evaluation.pictures import contact_sheet, overlay
 from selfshot.ops.masks import decode_rle
+from selfshot.retrieval.embeddings import read_embeddings
 from selfshot.studies.gallery import SHOWN_SCORE
 from selfshot.studies.report import GalleryItem, Support, write_report
 from selfshot.studies.store import git_revision
@@ -73,6 +75,11 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
         },
     )
     write_sheet(folder / "gallery.png", gallery)
+    draw_corpus(
+        folder / "corpus.png",
+        *read_embeddings(folders["embeddings"]),
+        read_corpus_labels(folders["benchmark"]),
+    )
     return {"rows": len(rows), "gallery": len(gallery)}
 
 

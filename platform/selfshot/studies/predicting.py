@@ -24,8 +24,9 @@ from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
 from selfshot.evaluation.showing import Selection, show_videos
 from selfshot.models.attention_maps import attention_maps
 from selfshot.models.features import SupportFeatures
+from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
-from selfshot.models.weights import load_encoder, load_vis
+from selfshot.models.weights import load_vis
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.supports import retrieve
 from selfshot.studies.run import plan_experiment

@@ -9,6 +9,9 @@ from typing import Any
 
 from selfshot.config.printable import printable
 
+COLLAPSED = 0.1
+"""A spread of embeddings below it is a collapse: retrieval would choose by noise."""
+
 
 class Progress:
     """Prints whole lines, so that a log of a remote job reads as well as a terminal."""
@@ -17,6 +20,7 @@ class Progress:
         self.stages = stages
         self.began = time.monotonic()
         self._last = 0.0
+        self._warned: set[str] = set()
 
     def _line(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
@@ -32,11 +36,26 @@ class Progress:
 
     def training(self, point: dict[str, Any]) -> None:
         """A logged step of a training."""
-        text = (
-            f"step {point['step']}/{point['steps']}  loss {point['loss']:.4f}  "
-            f"{point['steps_per_s']:.2f} steps/s  {point['eta_s']:.0f} s left"
-        )
-        self._seldom(text, last=point["step"] == point["steps"])
+        text = f"step {point['step']}/{point['steps']}"
+        if "loss" in point:
+            text += (
+                f"  loss {point['loss']:.4f}  {point['steps_per_s']:.2f} steps/s  "
+                f"{point['eta_s']:.0f} s left"
+            )
+        probed = "probe_precision_5" in point
+        if probed:
+            text += (
+                f"  precision@5 of unseen classes {100 * point['probe_precision_5']:.1f}% "
+                f"(chance {100 * point['probe_chance']:.1f}%)"
+            )
+        self._seldom(text, last=point["step"] == point["steps"] or probed)
+        if point.get("spread", 1.0) < COLLAPSED and point["stage"] not in self._warned:
+            self._warned.add(point["stage"])
+            self.note(
+                f"warning: at step {point['step']} the embeddings' spread is "
+                f"{point['spread']:.3f} (1 is that of directions at random): they collapse to a "
+                "point; lower the learning rate, or raise the momentum or the queue"
+            )
 
     def embedding(self, state: dict[str, Any]) -> None:
         """How far the embedding job is."""

@@ -24,8 +24,8 @@ def plain(section: Section) -> dict[str, Any]:
     return settings
 
 
-ALIKE = ("gradient_checkpointing",)
-"""Settings of a section that change how a network is trained and none of its weights."""
+ALIKE = ("gradient_checkpointing", "activation_checkpointing", "probe")
+"""Settings of a section that change how a network is trained or watched and none of its weights."""
 
 
 def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +57,12 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
         if name == "vis" and not isinstance(experiment.benchmark, SpritesBenchmark):
             # Padding was attended to once. Composed clips have none, and were always alike.
             section["padding"] = "left out"
+        if name == "encoder" and experiment.encoder.weights is not None:
+            from selfshot.models.foreign_weights import weights_digest
+
+            section["weights"] = weights_digest(experiment.encoder.weights)
+        if compute.compile:
+            machine["compile"] = True
         return {**section, "seed": experiment.seed, "compute": machine}
 
     return settings

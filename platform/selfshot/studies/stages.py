@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.config.benchmarks import SpritesBenchmark
-from selfshot.config.schema import Experiment, Optimiser
+from selfshot.config.optimiser import Optimiser
+from selfshot.config.schema import Experiment
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.corpus import account, embedding_arguments
 from selfshot.studies.progress import Progress
@@ -111,18 +112,17 @@ def _train(
         checkpoint_every=optimiser.checkpoint_every,
         log_every=optimiser.log_every,
         num_workers=compute.num_workers,
+        min_workers=compute.min_workers,
         threads_per_worker=compute.threads_per_worker,
         use_gpu=compute.use_gpu,
+        loader_workers=compute.loader_workers,
+        compile_module=compute.compile,
         zero_stage=compute.zero_stage,
         max_failures=compute.max_failures,
         seed=context.experiment.seed,
         on_log=context.progress.training,
     )
     last = result.history[-1] if result.history else {}
-    if last.get("spread", 1.0) < 0.1:
-        context.progress.note(
-            f"warning: the embeddings' spread is {last['spread']:.3f}: they collapse to a point"
-        )
     return {key: value for key, value in last.items() if isinstance(value, (int, float))}
 
 
@@ -163,6 +163,18 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
         "learning_rate": section.optimiser.learning_rate,
         **section.model_dump(exclude={"optimiser"}),
     }
+    if section.trains_nothing or section.weights is not None:
+        # Built here: weights of another network are told before Ray starts a worker.
+        from selfshot.training.encoder import EncoderTask
+
+        fixed = EncoderTask(**kwargs)
+        if fixed.load_report is not None:
+            context.progress.note(f"{section.weights}: {fixed.load_report}")
+        if section.trains_nothing:
+            context.progress.note(f"{section.trunk} is fixed: there is nothing to train")
+            (folder.path / "export").mkdir()
+            fixed.export(folder.path / "export")
+            return {}
     task = "selfshot.training.encoder:EncoderTask"
     return _train(context, folder, "encoder", task, kwargs, section.optimiser)
 
@@ -375,7 +387,7 @@ STAGES: tuple[Stage, ...] = (
         _make_evaluation,
     ),
     Stage(
-        "report", 1,
+        "report", 2,
         ("benchmark", "backbone", "encoder", "embeddings", "index", "supports", "vis",
          "vis_no_fuser", "evaluation"),
         lambda experiment: {

@@ -13,12 +13,13 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from selfshot.config.errors import UserError
 
@@ -85,6 +86,37 @@ def parts_of(task: TrainingTask, batch: Any) -> list[Any]:
 def add_scalars(sums: dict[str, float], values: Mapping[str, float]) -> dict[str, float]:
     """Metrics of one part more."""
     return {name: sums.get(name, 0.0) + value for name, value in values.items()}
+
+
+class WatchedTask(Protocol):
+    """What a task may have besides, to be watched while it learns; each part by itself.
+
+    `clips_per_batch` makes clips a second of the pace; `probe_every` asks for `probe` before the
+    first step and after every so many; `describe` says what a batch was made of.
+    """
+
+    clips_per_batch: int
+    probe_every: int
+
+    def probe(self) -> dict[str, float]:
+        """Figures of the network as it is; called on rank 0 with all weights gathered."""
+        ...
+
+    def describe(self, batch: Any) -> str:
+        """For the message about a loss that is not finite."""
+        ...
+
+
+def probe_due(task: TrainingTask, done: int) -> bool:
+    """Whether a task is probed after so many steps."""
+    every = int(getattr(task, "probe_every", 0))
+    return every > 0 and done % every == 0
+
+
+def pace(task: TrainingTask, batches: int, seconds: float) -> dict[str, float]:
+    """Clips a second, of a task that counts them."""
+    clips = getattr(task, "clips_per_batch", None)
+    return {} if clips is None else {"clips_per_s": clips * batches / max(seconds, 1e-9)}
 
 
 def resolve(path: str) -> Any:
@@ -194,6 +226,63 @@ def prefetch(
         thread.join()
 
 
+class _Batches(Dataset):
+    """`make(step)` of each step, or the exception that it raised."""
+
+    def __init__(self, make: Callable[[int], Any], steps: Sequence[int]) -> None:
+        self.make, self.steps = make, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[int, Any, BaseException | None]:
+        step = self.steps[index]
+        try:
+            return step, self.make(step), None
+        except BaseException as error:  # handed over as it is: a DataLoader would reword it
+            return step, None, error
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+@contextlib.contextmanager
+def load_batches(
+    make: Callable[[int], Any], steps: range, *, workers: int = 0
+) -> Iterator[Iterator[tuple[int, Any]]]:
+    """(step, `make(step)`) for each step, made ahead by a thread or by a DataLoader's processes.
+
+    Args:
+        make: gives the batch of a step; the same one in whichever process.
+        steps: in order.
+        workers: processes, forked from this one; 0: one thread of this process.
+    """
+    if not workers or not steps:
+        with prefetch(make, steps) as batches:
+            yield batches
+        return
+    loader = DataLoader(
+        _Batches(make, steps),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context="fork",
+    )
+
+    def in_order() -> Iterator[tuple[int, Any]]:
+        for step, batch, error in loader:
+            if error is not None:
+                raise error
+            yield step, batch
+
+    batches = in_order()
+    try:
+        yield batches
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
 class Meter:
     """Means of the metrics since the last logged step; its state goes into checkpoints."""
 
@@ -230,18 +319,28 @@ def read_scalars(outputs: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
     return names, torch.stack([outputs[name].detach().float().reshape(()) for name in names])
 
 
-def check_finite(values: Mapping[str, float], step: int) -> None:
-    """Stop on a loss that is not a number.
+def check_finite(
+    values: Mapping[str, float], step: int, task: TrainingTask | None = None, batch: Any = None
+) -> None:
+    """Stop on a loss that is not a number. The last checkpoint stays as it is.
 
     Raises:
-        NonFiniteLossError: naming the step and every metric of it.
+        NonFiniteLossError: naming the step, every metric of it and what the batch was made of.
     """
     if not math.isfinite(values["loss"]):
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        describe = getattr(task, "describe", None)
+        made_of = f": {describe(batch)}" if describe is not None else ""
         raise NonFiniteLossError(
             f"step {step}: the loss is {values['loss']} ({shown}); lower the learning rate or "
-            "clip_norm, or look at the data of this step"
+            f"clip_norm, or look at the data of this step{made_of}"
         )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The global norm of the gradients that are there."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
 def run_plain(
@@ -253,6 +352,7 @@ def run_plain(
     clip_norm: float,
     log_every: int = 20,
     seed: int = 0,
+    loader_workers: int = 0,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train in this process with AdamW, a linear warm-up and a cosine to zero.
@@ -265,11 +365,12 @@ def run_plain(
         clip_norm: bound of the gradient's global norm.
         log_every: steps between two logged points; the last step is always logged.
         seed: of dropout.
+        loader_workers: see `load_batches`.
         on_log: receives each logged point as it is made.
 
     Returns:
         the logged points: step (1-based, steps done), lr multiplier, and metrics as means over
-        the steps since the point before.
+        the steps since the point before. Of a task that is probed the first point is step 0.
     """
     groups: list[dict[str, Any]] = [{**group} for group in task.parameter_groups()]
     peaks = [float(group["lr"]) for group in groups]
@@ -277,8 +378,19 @@ def run_plain(
     parameters = [parameter for group in groups for parameter in group["params"]]
     device = parameters[0].device
     meter, history = Meter(), []
+
+    def log(point: dict[str, Any]) -> None:
+        history.append(point)
+        if on_log is not None:
+            on_log(point)
+
     task.module.train()
-    with prefetch(lambda step: task.batch(step, 0, 1), range(steps)) as batches:
+    if probe_due(task, 0):
+        log({"step": 0, **cast(WatchedTask, task).probe(), "time": time.time()})
+    batches_made, since = 0, time.monotonic()
+    with load_batches(
+        lambda step: task.batch(step, 0, 1), range(steps), workers=loader_workers
+    ) as batches:
         for step, batch in batches:
             multiplier = schedule(step, steps, warmup_steps)
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
@@ -290,16 +402,19 @@ def run_plain(
                 outputs = task.module(to_device(part, device))
                 names, values = read_scalars(outputs)
                 metrics = add_scalars(metrics, dict(zip(names, values.tolist(), strict=True)))
-                check_finite(metrics, step)
+                check_finite(metrics, step, task, part)
                 outputs["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            meter.add({**metrics, "grad_norm": float(norm)})
+            batches_made += 1
             optimiser.step()
             task.after_step(step)
-            meter.add(metrics)
             done = step + 1
-            if done % log_every == 0 or done == steps:
-                point = {"step": done, **meter.take(), "lr": multiplier, "time": time.time()}
-                history.append(point)
-                if on_log is not None:
-                    on_log(point)
+            probing = probe_due(task, done)
+            if done % log_every == 0 or done == steps or probing:
+                speed = pace(task, batches_made, time.monotonic() - since)
+                probed = cast(WatchedTask, task).probe() if probing else {}
+                means = {**meter.take(), **speed, **probed}
+                log({"step": done, **means, "lr": multiplier, "time": time.time()})
+                batches_made, since = 0, time.monotonic()
     return history

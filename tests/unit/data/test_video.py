@@ -94,6 +94,19 @@ def test_more_frames_than_the_video_has(video: Path) -> None:
     assert _which(frames) == [0, 0, 1, 1]
 
 
+def test_a_part_with_too_few_frames(video: Path) -> None:
+    size = {"num_frames": 3, "height": HEIGHT, "width": WIDTH}
+    part = {"start_s": 0.5, "end_s": 1.0}
+    whole = sample_frames(video, **size, **part)
+    np.testing.assert_array_equal(sample_frames(video, **size, **part, least_frames=5), whole)
+    with pytest.raises(VideoError, match="it has 5 frames where 6 are needed"):
+        sample_frames(video, **size, **part, least_frames=6)
+    with GuardedDecoder(**size, least_frames=6) as guard:
+        assert guard.decode(video).shape == (3, HEIGHT, WIDTH, 3)
+        with pytest.raises(VideoError, match="it has 5 frames where 6 are needed"):
+            guard.decode(Clip(str(video), **part))
+
+
 def test_facts(video: Path) -> None:
     facts = probe(video)
     assert (facts.num_frames, facts.height, facts.width) == (FRAMES, HEIGHT, WIDTH)

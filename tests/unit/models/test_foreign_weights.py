@@ -13,7 +13,11 @@ from torchvision.models import resnet18
 
 from selfshot.config.errors import UserError
 from selfshot.models.backbones import build_backbone
-from selfshot.models.foreign_weights import fit_foreign_weights, read_foreign_weights
+from selfshot.models.foreign_weights import (
+    fit_foreign_weights,
+    read_foreign_weights,
+    weights_digest,
+)
 
 
 @pytest.fixture
@@ -83,3 +87,20 @@ def test_what_is_no_weights(tmp_path: Path, kind: str, capsys: Any) -> None:
     with pytest.raises(UserError, match=r"w\.pth"):
         read_foreign_weights(path)
     assert "run" not in capsys.readouterr().out
+
+
+def test_addresses(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        path = tmp_path / name
+        read = read_foreign_weights(f"file://{path}")
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[key], state[key]) for key in state)
+        assert weights_digest(path) == weights_digest(f"file://{path}")
+    assert weights_digest(tmp_path / "w.pth") != weights_digest(tmp_path / "w.safetensors")
+    for wrong in ("nowhere://x/y.pt", f"file://{tmp_path}/missing.pt"):
+        with pytest.raises(UserError, match=r"it cannot be read \("):
+            read_foreign_weights(wrong)
+    with pytest.raises(UserError, match=r"missing.pt: it cannot be read"):
+        weights_digest(tmp_path / "missing.pt")

@@ -92,6 +92,25 @@ def test_tokens_of_other_channels_are_projected(frames: Tensor) -> None:
     torch.testing.assert_close(encoder(frames).norm(dim=-1), torch.ones(BATCH))
 
 
+@torch.no_grad()
+def test_an_adapter_corrects_clips_and_windows(frames: Tensor, stir) -> None:
+    plain = _encoder(0)
+    torch.manual_seed(0)
+    trunk = plain.trunk
+    adapted = VideoEncoder(trunk, DIM, 0, 2, adapter=True).eval()
+    torch.testing.assert_close(adapted(frames), plain(frames))
+    stir(adapted.adapter)
+    weight, bias = (p.double().numpy() for p in adapted.adapter.change.parameters())
+    ours, (windows, mass) = adapted(frames), adapted.windows(frames, 3)
+    for got, given in ((ours, plain(frames)), (windows, plain.windows(frames, 3)[0])):
+        for vector, before in zip(got.flatten(0, -2), given.flatten(0, -2), strict=True):
+            x = before.double().numpy()
+            changed = x + weight @ x + bias
+            expected = changed / np.linalg.norm(changed)
+            np.testing.assert_allclose(vector, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(mass, plain.windows(frames, 3)[1])
+
+
 def test_a_frozen_trunk_stays_as_it_is(frames: Tensor) -> None:
     encoder = _encoder().train()
     before = {name: value.clone() for name, value in encoder.trunk.state_dict().items()}

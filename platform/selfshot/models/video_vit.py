@@ -1,0 +1,198 @@
+"""ViT over the patches of uniformly sampled frames: the paper's Φ, in three sizes.
+
+Parameters have the names of the usual image ViT (`patch_embed.proj`, `blocks.0.attn.qkv`, …), so
+that weights of DINO, MoCo v3, MAE or timm load as they are (`pretrained`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfshot.config.errors import UserError
+from selfshot.models.checkpointing import call
+from selfshot.models.windows import window_vectors
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+"""Channels, layers and heads of ViT's family."""
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""ImageNet's, which published weights of image ViTs expect."""
+
+Pooling = Literal["class", "mean"]
+
+
+class Attention(nn.Module):
+    """Self-attention of all tokens of a clip, by PyTorch's fused kernel."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Attend."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """The feed-forward branch."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Apply it."""
+        return self.fc2(functional.gelu(self.fc1(x)))
+
+
+class ViTBlock(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Apply the layer."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """One linear map of each patch of each frame."""
+
+    def __init__(self, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, patch)
+
+
+class VideoViT(nn.Module):
+    """Φ: patches of every sampled frame as one sequence of tokens, one vector for the clip."""
+
+    cls_token: Tensor
+    pos_embed: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        size: str,
+        patch: int,
+        grid: tuple[int, int, int],
+        pooling: Pooling = "class",
+        checkpointing: bool = False,
+    ) -> None:
+        """Build it.
+
+        Args:
+            size: of the family, see `SIZES`.
+            patch: side of a patch in pixels.
+            grid: frames, rows and columns of patches that have positions of their own; those
+                of other lengths and sizes are interpolated.
+            pooling: the vector is that of the class token, or the mean of the others.
+            checkpointing: forget activations inside the layers and compute them again for the
+                gradient: less memory, the same result.
+        """
+        super().__init__()
+        self.dim, layers, heads = SIZES[size]
+        self.patch, self.pooling, self.checkpointing = patch, pooling, checkpointing
+        self.patch_embed = PatchEmbedding(self.dim, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(*grid, self.dim))
+        self.blocks = nn.ModuleList(ViTBlock(self.dim, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(self.dim, eps=1e-6)
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for tensor in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(tensor, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # A patch's map is a linear layer, so it is drawn as one.
+        weight = self.patch_embed.proj.weight
+        nn.init.xavier_uniform_(weight.view(self.dim, -1))
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
+
+    def positions(self, time: int, height: int, width: int) -> Float[Tensor, "time h w dim"]:
+        """The learned positions, interpolated where the grid is another."""
+        if self.pos_embed.shape[:3] == (time, height, width):
+            return self.pos_embed
+        channels_first = self.pos_embed.permute(3, 0, 1, 2)[None]
+        resized = functional.interpolate(
+            channels_first, size=(time, height, width), mode="trilinear", align_corners=False
+        )
+        return resized[0].permute(1, 2, 3, 0)
+
+    def encode(
+        self, frames: UInt8[Tensor, "batch time height width 3"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch time h w dim"]]:
+        """The class token and the patches' tokens after the last layer.
+
+        Raises:
+            UserError: a frame is smaller than a patch.
+        """
+        batch, time, height, width = frames.shape[:4]
+        if min(height, width) < self.patch:
+            raise UserError(
+                f"encoder.vit_patch: {self.patch} is more than a frame's side (frames are "
+                f"{height} × {width} pixels); choose a smaller patch or larger frames"
+            )
+        images = (frames.flatten(0, 1).float() - self.pixel_mean) / self.pixel_std
+        patches = self.patch_embed.proj(images.movedim(-1, 1))
+        grid = (time, *patches.shape[-2:])
+        tokens = patches.permute(0, 2, 3, 1).unflatten(0, (batch, time))
+        tokens = (tokens + self.positions(*grid)).flatten(1, 3)
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], 1)
+        for block in self.blocks:
+            x = call(block, x, checkpointing=self.checkpointing)
+        x = self.norm(x)
+        return x[:, 0], x[:, 1:].unflatten(1, grid)
+
+    def features(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Any:
+        """What stays the same while it trains: the frames themselves."""
+        return frames
+
+    def embed(
+        self, features: UInt8[Tensor, "batch time height width 3"]
+    ) -> Float[Tensor, "batch dim"]:
+        """One L2-normalised vector for each clip."""
+        class_token, tokens = self.encode(features)
+        pooled = class_token if self.pooling == "class" else tokens.mean((1, 2, 3))
+        return functional.normalize(pooled, dim=-1)
+
+    def forward(
+        self, frames: UInt8[Tensor, "batch time height width 3"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Φ(v)."""
+        return self.embed(frames)
+
+    def windows(
+        self, frames: UInt8[Tensor, "batch time height width 3"], size: int
+    ) -> tuple[Float[Tensor, "batch windows dim"], Float[Tensor, "batch windows"]]:
+        """One vector for each window of `size` × `size` patches; every window weighs the same."""
+        _, tokens = self.encode(frames)
+        return window_vectors(tokens, torch.ones_like(tokens[..., 0]), size)

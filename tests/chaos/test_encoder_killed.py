@@ -1,0 +1,119 @@
+"""kill -9 in the training of Φ: queue, momentum twin, order of clips and augmentation go on."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfshot.benchmarks.sprites.build import build_sprites
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 30
+TRAIN = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT / "platform")!r})
+from pathlib import Path
+from selfshot.distributed.session import ray_session
+from selfshot.distributed.training import train
+with ray_session():
+    train("selfshot.training.encoder:EncoderTask", json.loads(sys.argv[2]),
+        work_dir=Path(sys.argv[1]), name="encoder", steps={STEPS}, warmup_steps=3,
+        weight_decay=0.1, clip_norm=1.0, checkpoint_every=4, log_every=1, seed=5,
+        threads_per_worker=1, loader_workers=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sprites")
+    (folder / "benchmark").mkdir()
+    build_sprites(
+        folder / "benchmark", folder / "scratch", map, seed=0, height=32, width=32, num_frames=2,
+        train_classes=2, val_classes=1, test_classes=1, train_queries=1, train_supports=1,
+        eval_queries=2, eval_supports=1, corpus_clips=11, corpus_seen_classes=1,
+        multi_shot_share=0.5,
+    )  # fmt: skip
+    return folder / "benchmark"
+
+
+def _kwargs(benchmark: Path) -> dict[str, Any]:
+    return {
+        "benchmark": str(benchmark),
+        "backbone": None,
+        "backbone_settings": {"width": 8, "dim": 12},
+        "seed": 1,
+        "steps": STEPS,
+        "trunk": "video_vit",
+        "vit_size": "tiny",
+        "vit_patch": 16,
+        "dim": 192,
+        "layers": 0,
+        "heads": 3,
+        "loss": "rank",
+        "rank_temperature": 0.05,
+        "rank_form": "ap",
+        "nce_temperature": 0.1,
+        "num_frames": 2,
+        "videos_per_batch": 5,
+        "crops_per_video": 2,
+        "queue_length": 30,
+        "momentum": 0.9,
+        "learning_rate": 1e-3,
+        "augmentation": {"crop_scale": 0.4, "brightness": 0.4, "blur": 0.5},
+        "head": {"kind": "mlp", "hidden": 32, "dim": 16, "norm": "batch", "retrieve": True},
+        "probe": {"every": 10, "queries": 2, "clips": 9, "num_frames": 2},
+    }
+
+
+def _points(work_dir: Path) -> list[dict[str, Any]]:
+    path = work_dir / "history.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _run(work_dir: Path, kwargs: dict[str, Any], kill_after: int | None = None) -> None:
+    """To the end, or until so many steps are logged."""
+    command = [sys.executable, "-c", TRAIN, str(work_dir), json.dumps(kwargs)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    if kill_after is None:
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors
+        return
+    while not any(point["step"] >= kill_after for point in _points(work_dir)):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_killed_training_ends_with_the_same_bits(benchmark: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    kwargs = _kwargs(benchmark)
+    _run(whole, kwargs)
+    first, second = sorted(random.sample(range(5, STEPS - 2), 2))
+    print(f"killed after steps {first} and {second}")
+    _run(killed, kwargs, first)
+    _run(killed, kwargs, second)
+    _run(killed, kwargs)
+    for name in ("encoder.safetensors", "encoder.json"):
+        ours, theirs = (folder / "export" / name for folder in (killed, whole))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert int(json.loads((killed / "scratch" / "start.json").read_text())["step"]) > 0
+    exact = ("step", "loss", "spread", "queue_age", "nearest_is_positive", "probe_precision_5")
+    histories = [
+        [{name: point.get(name) for name in exact} for point in _points(folder)]
+        for folder in (whole, killed)
+    ]
+    assert [point["step"] for point in histories[0]] == list(range(STEPS + 1))
+    assert histories[0] == histories[1]
