@@ -195,7 +195,7 @@ def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_
     assert [clip for clip, _ in read_quarantine(tmp_path)] == ["clip-04"]
     times = [path.stat().st_mtime_ns for path in shards]
     shards[1].unlink()
-    assert embed(small_corpus, tmp_path)["quarantined"] == 1
+    assert embed(small_corpus, tmp_path, shards_at_once=1)["quarantined"] == 1
     again = [path.stat().st_mtime_ns for path in shards]
     assert again[0] == times[0] and again[1] > times[1] and again[2] == times[2]
     assert np.array_equal(read_embeddings(tmp_path)[1], vectors)

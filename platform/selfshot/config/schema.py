@@ -78,6 +78,7 @@ class EmbeddingConfig(Section):
     num_frames: Count = Field(8, description="frames sampled uniformly from a clip")
     clips_per_batch: Count = 32
     clips_per_shard: Count = Field(512, description="clips in one Parquet shard, and in one resume")
+    shards_at_once: Count = Field(1024, description="shards of one pipeline; bounds its memory")
     decode_timeout_s: Positive = 20.0
     decode_memory_mb: Annotated[int, Field(ge=512)] = Field(
         4096, description="a clip whose decoder wants more is set aside"

@@ -48,6 +48,7 @@ def embed_corpus(
     width: int,
     clips_per_batch: int,
     clips_per_shard: int,
+    shards_at_once: int = 1024,
     decode_timeout_s: float,
     decode_memory_mb: int,
     max_quarantine_share: float,
@@ -77,6 +78,8 @@ def embed_corpus(
         width: of a frame.
         clips_per_batch: clips that are decoded and embedded together.
         clips_per_shard: clips of a Parquet file.
+        shards_at_once: shards of one pipeline; those after it are begun when it has ended, so
+            this bounds what Ray and this process hold of a long manifest.
         decode_timeout_s: a clip that takes longer is set aside.
         decode_memory_mb: a clip whose decoder wants more is set aside.
         max_quarantine_share: more clips set aside than this share are an error.
@@ -122,13 +125,12 @@ def embed_corpus(
     _take_stock(writer, storage, retry_quarantined, on_message)
     failures = 0
     while unfinished := writer.unfinished():
-        before = len(unfinished)
         session = current_session()
         sizes = _pool_sizes(session, manifest.clips, clips_per_batch, decoders, embedders, use_gpu)
         try:
             stream = _stream(
                 manifest,
-                [slices[index] for index in unfinished],
+                [slices[index] for index in unfinished[:shards_at_once]],
                 encoder,
                 clips_per_batch,
                 frames,
@@ -138,16 +140,18 @@ def embed_corpus(
             )
             for batch in stream:
                 writer.take(batch)
-            break
         except Exception as error:
             mistake = user_error_in(error)
             if mistake is not None:
                 raise mistake from error
             writer.forget_unfinished()
-            failures = failures + 1 if len(writer.unfinished()) == before else 1
+            failures = failures + 1 if len(writer.unfinished()) == len(unfinished) else 1
             if not _is_of_the_cluster(error) or failures > max_failures:
                 raise
             on_message(f"{_first_line(error)}; going on with what is not finished")
+        else:
+            if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - shards_at_once):
+                raise RuntimeError("the pipeline ended, and not every clip came out of it")
     writer.check_whole()
     seconds = time.monotonic() - began
     start_s = seconds if writer.first_at is None else writer.first_at - began
