@@ -15,9 +15,9 @@ import pytest
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-CLIPS = 160
+CLIPS = 800
 RUN = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from pathlib import Path
 import psutil
 from engine_parts import mean_colour
@@ -45,18 +45,22 @@ def kill(what):
         os.kill(found[0], signal.SIGKILL)
         killed.append(what)
 
+def kill_decoders():
+    for what in ("selfshot.data.guard", "Decode"):
+        while not workers(what):
+            time.sleep(0.05)
+        time.sleep(0.3)
+        kill(what)
+
 def look(state):
-    if state["done"] >= 16 and "Decode" not in killed:
-        kill("Decode")
-    elif state["done"] >= 48 and "selfshot.data.guard" not in killed:
-        kill("selfshot.data.guard")
-    elif state["done"] >= 80 and "Embed" not in killed:
+    if state["done"] >= 100 and "Embed" not in killed:
         kill("Embed")
 
+threading.Thread(target=kill_decoders, daemon=True).start()
 with ray_session():
     embed_corpus(open_manifest(str(folder / "clips.parquet")), mean_colour(folder),
         settings={"encoder": "mean colour"}, out=folder / "out", num_frames=2, height=16, width=32,
-        clips_per_batch=4, clips_per_shard=16, decode_timeout_s=30.0, decode_memory_mb=4096,
+        clips_per_batch=8, clips_per_shard=40, decode_timeout_s=30.0, decode_memory_mb=4096,
         max_quarantine_share=0.5, on_progress=look, on_message=print)
 print("killed", *killed)
 """
@@ -75,11 +79,11 @@ def test_no_clip_is_lost_or_comes_twice(tmp_path: Path) -> None:
     columns = {
         "clip_id": [f"clip-{row:03d}" for row in range(CLIPS)],
         "uri": ["video.mp4"] * CLIPS,
-        "start_s": [row * 0.005 for row in range(CLIPS)],
+        "start_s": [row * 0.002 for row in range(CLIPS)],
         "end_s": pa.nulls(CLIPS, pa.float64()),
     }
     pq.write_table(pa.table(columns), tmp_path / "clips.parquet")
-    (tmp_path / "seconds.txt").write_text("0.6")
+    (tmp_path / "seconds.txt").write_text("0.1")
     paths = os.pathsep.join([str(ROOT / "platform"), str(ROOT / "tests" / "integration")])
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path)],
@@ -93,6 +97,6 @@ def test_no_clip_is_lost_or_comes_twice(tmp_path: Path) -> None:
     shards = sorted((tmp_path / "out").glob("shard-*.parquet"))
     rows = [row for path in shards for row in pq.read_table(path).to_pylist()]
     assert [row["clip_id"] for row in rows] == columns["clip_id"]
-    # The clip that the killed child had in hand may be set aside; a clip of a killed actor is not.
+    # The clip that the killed child had in hand is set aside; one of a killed actor is not.
     aside = [row["error"] for row in rows if row["status"] != "embedded"]
     assert len(aside) <= 2 and all("process died" in error for error in aside)

@@ -40,6 +40,7 @@ _FRAMES, _REASON, _READY = b"F", b"R", b"Y"
 # The child starts on the next clip while the parent takes the last one's frames.
 _AHEAD = 2
 _START_S = 60.0
+_STARTS = 3
 _ALARM_GRACE_S = 2.0
 _PIPE_BYTES = 1 << 20
 _CHILD = "import sys; sys.path[:] = {path!r}; from selfshot.data.guard import serve; serve()"
@@ -195,7 +196,7 @@ class GuardedDecoder:
     def _ask(self, asked: deque[Request]) -> None:
         """Send the newest clip; a child that is new has to be told all of them."""
         if self._child is None:
-            self._start()
+            self._start_at_last()
             to_send = list(asked)
         else:
             to_send = [asked[-1]]
@@ -266,6 +267,19 @@ class GuardedDecoder:
             if not received:
                 raise EOFError
             view = view[received:]
+
+    def _start_at_last(self) -> None:
+        """Start the child; one that is killed while it starts is started again.
+
+        Raises:
+            RuntimeError: it does not start at all.
+        """
+        for attempt in range(1, _STARTS + 1):
+            try:
+                return self._start()
+            except RuntimeError:
+                if attempt == _STARTS:
+                    raise
 
     def _start(self) -> None:
         """Start the child and wait until it is ready.
