@@ -47,6 +47,8 @@ from selfshot.retrieval.kinds import IndexPlan, Kind, plan_index
 
 METADATA_FILE = "metadata.json"
 EXACT_FILE = "vectors.f16"
+NEIGHBOURS = 32  # of a clip, itself among them, that a query is made of
+NEIGHBOUR_EFFORT = 16
 TIMED_S = 0.5  # a rate is taken over at least as long
 SAVED_EVERY_S = 60.0  # between two copies of a graph that is being built
 
@@ -260,17 +262,20 @@ def measure(
 ) -> dict[str, Any]:
     """Find the least effort that reaches the wished recall, and what it brings.
 
-    Queries are clips of the corpus, each without itself. The effort is found on every second of
-    them and everything told is measured on the others.
+    Queries are made of clips of the corpus and their neighbours (`made_queries`), for a clip itself
+    would be found too easily: a graph has links from it to just its neighbours. The effort is found
+    on every second of them and everything told is measured on the others.
 
     Returns:
         `effort`, `recall` and `queries_per_second` at it; `exact_queries_per_second` of comparing
         all; `sweep`, the recall of each effort tried.
     """
-    k = min(settings.recall_at, len(ids) - 1)
+    k = min(settings.recall_at, len(ids))
     rows, sample = sample_embeddings(embeddings, settings.held_queries, settings.seed + 1)
-    unit = unit_vectors(sample, [f"sample {row}" for row in range(len(sample))])
-    exact = ExactSearch(unit, k, rows, settings.use_gpu)
+    unit = made_queries(
+        index, unit_vectors(sample, [f"sample {row}" for row in range(len(sample))]), settings.seed
+    )
+    exact = ExactSearch(unit, k, settings.use_gpu)
     compared = 0.0
     for first, block in _unit_blocks(embeddings, settings.part_rows):
         began = time.perf_counter()
@@ -280,7 +285,7 @@ def measure(
     sweep: list[dict[str, float]] = []
     index.effort = settings.effort or 1
     while True:
-        recall = _recall(index, unit[tuned], rows[tuned], exact.rows[tuned], k)
+        recall = _recall(index, unit[tuned], exact.rows[tuned], k)
         sweep.append({"effort": index.effort, "recall": recall})
         if (
             settings.effort is not None
@@ -294,7 +299,7 @@ def measure(
         low, high = int(sweep[-2]["effort"]), index.effort
         while high - low > max(low // 8, 1):
             index.effort = (low + high) // 2
-            between = _recall(index, unit[tuned], rows[tuned], exact.rows[tuned], k)
+            between = _recall(index, unit[tuned], exact.rows[tuned], k)
             sweep.append({"effort": index.effort, "recall": between})
             if between >= settings.wished_recall:
                 high = index.effort
@@ -303,7 +308,7 @@ def measure(
         index.effort = high
     facts: dict[str, Any] = {
         "effort": index.effort,
-        "recall": _recall(index, unit[held], rows[held], exact.rows[held], k),
+        "recall": _recall(index, unit[held], exact.rows[held], k),
         "recall_at": k,
         "held_queries": len(rows[held]),
         "queries_per_second": _rate(index, unit[held], k),
@@ -323,19 +328,35 @@ def measure(
     return facts
 
 
+def made_queries(
+    index: ClipIndex, unit: Float[np.ndarray, "queries dim"], seed: int
+) -> Float[np.ndarray, "queries dim"]:
+    """Vectors as far from the corpus's as those are from each other, and none of them.
+
+    Around each clip a draw is made from the normal distribution that has the mean and the
+    covariance of its nearest clips: their offsets from the mean are added with random weights.
+    """
+    index.effort = min(NEIGHBOUR_EFFORT, index.most_effort)
+    k = min(NEIGHBOURS, len(index))
+    _, found = index.search_rows(unit, k)
+    rows, places = np.unique(found, return_inverse=True)
+    near = index.vectors_at(rows)[places.reshape(found.shape)]
+    middle = near.mean(1)
+    weights = np.random.default_rng([seed, 41]).normal(size=found.shape) / np.sqrt(max(k - 1, 1))
+    made = middle + np.einsum("qk,qkd->qd", weights, near - middle[:, None])
+    return unit_vectors(made, [f"made query {row}" for row in range(len(made))])
+
+
 def _recall(
     index: ClipIndex,
     unit: Float[np.ndarray, "queries dim"],
-    own: Int[np.ndarray, " queries"],
     truth: Int[np.ndarray, "queries k"],
     k: int,
 ) -> float:
-    """Share of the true nearest that are among the first `k`, the queries themselves apart."""
-    _, found = index.search_rows(unit, k + 1)
-    hits = 0
-    for line, row, true in zip(found.tolist(), own.tolist(), truth.tolist(), strict=True):
-        hits += len(set([other for other in line if other != row][:k]) & set(true))
-    return hits / (len(unit) * k)
+    """Share of the true nearest that are among the first `k`."""
+    _, found = index.search_rows(unit, k)
+    hits = [len({*a} & {*b}) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]
+    return sum(hits) / (len(unit) * k)
 
 
 def _rate(index: ClipIndex, unit: Float[np.ndarray, "queries dim"], k: int) -> float:

@@ -125,9 +125,12 @@ class ClipIndex:
 
     def vectors(self, clip_ids: Sequence[str]) -> Float[np.ndarray, "clips dim"]:
         """The unit vectors of some clips; near to them, where an index has only their codes."""
-        rows = self.clip_ids.rows(clip_ids)
+        return self.vectors_at(self.clip_ids.rows(clip_ids))
+
+    def vectors_at(self, rows: Rows) -> Float[np.ndarray, "rows dim"]:
+        """The same of some rows."""
         if self._exact is not None:
-            return unit_vectors(self._exact[rows], clip_ids)
+            return unit_vectors(self._exact[rows], [f"row {row}" for row in rows])
         if self.plan.kind in ("ivf_flat", "ivf_pq"):
             self._inverted().make_direct_map()
         return np.stack([self._index.reconstruct(int(row)) for row in rows])

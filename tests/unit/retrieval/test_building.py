@@ -21,7 +21,7 @@ from selfshot.retrieval.embeddings import (
     sample_embeddings,
 )
 from selfshot.retrieval.exact import ExactSearch
-from selfshot.retrieval.index import unit_vectors
+from selfshot.retrieval.index import build_index, unit_vectors
 from selfshot.retrieval.kinds import plan_index
 
 CLIPS, DIM = 1511, 24
@@ -84,17 +84,30 @@ def test_shards_are_read_in_blocks(shards: tuple[Path, list[str], np.ndarray]) -
     assert sample_embeddings(folder, 9999, seed=6)[0].tolist() == list(range(len(names)))
 
 
-def test_exact_search_in_blocks_leaves_the_query_out() -> None:
-    vectors = unit_vectors(clustered(211, 7, seed=1), [])
-    own = np.array([3, 100, 210])
-    search = ExactSearch(vectors[own], 5, own)
+def test_exact_search_in_blocks() -> None:
+    vectors = unit_vectors(clustered(211, 7, seed=1), ["clip"] * 211)
+    queries = unit_vectors(clustered(13, 7, seed=2), ["query"] * 13)
+    search = ExactSearch(queries, 5)
     for start in range(0, 211, 37):
         search.add(start, vectors[start : start + 37])
-    wanted = exact_rows(vectors[own], vectors, 6)
-    assert wanted[:, 0].tolist() == own.tolist()
-    assert search.rows.tolist() == wanted[:, 1:].tolist()
-    cosines = np.take_along_axis(vectors[own] @ vectors.T, search.rows, axis=1)
+    assert search.rows.tolist() == exact_rows(queries, vectors, 5).tolist()
+    cosines = np.take_along_axis(queries @ vectors.T, search.rows, axis=1)
     np.testing.assert_allclose(search.scores, cosines, atol=1e-6)
+
+
+def test_made_queries_are_new_and_lie_among_the_others() -> None:
+    """As far from their nearest clip as clips are from theirs."""
+    rng = np.random.default_rng(4)
+    centres = np.repeat(rng.normal(size=(7, 24)), 60, axis=0)
+    clips = (centres + 0.3 * rng.normal(size=centres.shape)).astype(np.float32)
+    index = build_index(clips, [str(row) for row in range(len(clips))])
+    unit = index.vectors_at(np.arange(0, 420, 3))
+    made = building.made_queries(index, unit, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
+    nearest = index.search(made, 1)[0][:, 0]
+    others = index.search(unit, 2)[0][:, 1]
+    assert nearest.max() < 0.999
+    assert np.arccos(nearest).mean() == pytest.approx(np.arccos(others).mean(), rel=0.15)
 
 
 def test_flat_from_shards_is_exact(
