@@ -44,3 +44,37 @@ def trial(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("fails"):
         raise RuntimeError(f"{config['trial_id']} was told to fail")
     return {"square": config["number"] ** 2}
+
+
+def budgeted_trial(config: dict[str, Any]) -> dict[str, Any]:
+    """Scores its number times its budget, and counts its calls."""
+    calls = Path(config["folder"]) / "calls"
+    with calls.open("a") as file:
+        file.write(f"{config['trial_id']}\n")
+    return {"score": float(config["number"] * config["budget"])}
+
+
+def graph_unit(config: dict[str, Any]) -> None:
+    """Writes down when it began and ended, and fails when told to."""
+    began = time.monotonic()
+    time.sleep(0.05)
+    if config.get("fails"):
+        raise RuntimeError(f"{config['name']} was told to fail")
+    (Path(config["folder"]) / config["name"]).write_text(f"{began} {time.monotonic()}")
+
+
+def trial_of_trials(config: dict[str, Any]) -> dict[str, Any]:
+    """A trial that runs trials of its own on the same Ray."""
+    from selfshot.distributed.trials import run_trials
+
+    configs = [
+        {"trial_id": f"inner{n}", "number": n, "folder": config["folder"]} for n in range(3)
+    ]
+    inner = run_trials(
+        "engine_parts:trial",
+        configs,
+        out_dir=Path(config["folder"]) / config["trial_id"],
+        name="inner",
+        parallel=2,
+    )
+    return {"sum": sum(result["square"] for result in inner)}

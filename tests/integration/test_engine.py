@@ -20,7 +20,6 @@ from selfshot.config.errors import UserError
 from selfshot.data.corpus_manifest import open_manifest
 from selfshot.distributed.embedding import embed_corpus
 from selfshot.distributed.session import ray_session
-from selfshot.distributed.tracking import Tracker
 from selfshot.distributed.training import TrainingResult, train
 from selfshot.distributed.trials import TrialsFailedError, run_trials
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
@@ -233,46 +232,6 @@ def test_trials_run_once_and_failures_come_last(tmp_path: Path) -> None:
     assert run() == [{"square": 0}, {"square": 1}, {"square": 4}, {"square": 9}]
     calls = [len((tmp_path / f"seed{n}.calls").read_text().splitlines()) for n in range(4)]
     assert calls == [1, 3, 1, 1]  # the failing one was tried twice, then once more
-
-
-def test_tracking_resumes_its_runs(tmp_path: Path) -> None:
-    history = [{"step": step, "loss": 1 / step, "time": 1e9 + step} for step in range(1, 1203)]
-    ids = set()
-    for _ in range(2):
-        tracker = Tracker(None, "paper", tmp_path)
-        settings = {"model": {"dim": 72}, "long": "x" * 900}
-        run = tracker.start("run", id_file=tmp_path / "id", params=settings, tags={"key": "ab"})
-        stage = run.child("train", id_file=tmp_path / "train.id")
-        stage.log_history(history)
-        run.log_table([{"supports": "oracle", "AP50": 75.0}, {"supports": "random"}], "rows")
-        stage.end()
-        run.end()
-        ids.add((run.run_id, stage.run_id))
-    assert len(ids) == 1 and not (tmp_path / "unsent.jsonl").exists()
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracker.uri)
-    run_id, stage_id = ids.pop()
-    found = client.get_run(run_id)
-    assert found.info.status == "FINISHED" and found.data.tags["key"] == "ab"
-    assert found.data.params["model.dim"] == "72" and len(found.data.params["long"]) == 500
-    assert client.get_run(stage_id).data.tags["mlflow.parentRunId"] == run_id
-    points = client.get_metric_history(stage_id, "loss")
-    assert sorted(point.step for point in points) == list(range(1, 1203))
-    assert json.loads(found.data.tags["mlflow.loggedArtifacts"])[0]["path"] == "rows.json"
-    table = json.loads(Path(client.download_artifacts(run_id, "rows.json")).read_text())
-    assert table == {"columns": ["supports", "AP50"], "data": [["oracle", 75.0], ["random", None]]}
-
-
-def test_a_dead_tracking_server_stops_nothing(tmp_path: Path) -> None:
-    tracker = Tracker("http://127.0.0.1:9", "paper", tmp_path)
-    with pytest.warns(UserWarning, match="the run goes on") as warned:
-        run = tracker.start("run", id_file=tmp_path / "id", params={"a": 1})
-        run.log_metrics({"AP50": 60.0})
-        run.end()
-    assert len(warned) == 1
-    kept = [json.loads(line) for line in (tmp_path / "unsent.jsonl").read_text().splitlines()]
-    assert [record["what"] for record in kept] == ["start", "params", "history", "end"]
 
 
 def test_session_within_a_session_and_addresses_that_do_not_answer() -> None:

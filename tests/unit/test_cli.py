@@ -292,13 +292,34 @@ def test_wrong_settings_of_a_kind_are_named_with_their_line(say, study) -> None:
     assert_refused(answer, ["benchmark.corpus: clips does not exist"])
 
 
-def test_a_dry_run_shows_the_plan_and_runs_nothing(say, study) -> None:
-    study.status = "partial"
+def test_a_dry_run_shows_the_plan_and_runs_nothing(say) -> None:
     answer = say("run", "good.yaml", "--dry-run")
     assert answer.code == 0
-    assert "benchmark" in answer.out and "partial" in answer.out and "to do" in answer.out
-    assert "0123456789abcdef" in answer.out
-    assert study.calls == []
+    assert "benchmark" in answer.out and "to do" in answer.out and "report" in answer.out
+    assert "time: not known; the store has no earlier result of the" in answer.out
+    assert "training workers" in answer.out
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_of_a_study_shows_its_trials(say) -> None:
+    sweep = ("--set", "sweep.over={supports.vectors: [global, windows]}", "--set", "sweep.repeat=2")
+    answer = say("run", "good.yaml", "--dry-run", *sweep)
+    assert answer.code == 0
+    assert "4 trials" in answer.out and "vectors=windows #2" in answer.out
+    assert "evaluation" in answer.out and not Path("runs").exists()
+    assert say("validate", "good.yaml", *sweep).out.endswith("4 trials)\n")
+
+
+def test_a_study_goes_on_only_where_it_was_begun(say) -> None:
+    sweep = ("--set", "sweep.over={supports.vectors: [global, windows]}")
+    assert_refused(say("run", "good.yaml", "--resume", *sweep), ["--resume", "no trial", "begun"])
+    assert_refused(say("report", "good.yaml", *sweep), ["none of the 2 trials is done"])
+
+
+def test_what_mlflow_was_not_told(say) -> None:
+    Path("runs").mkdir()
+    assert say("track", "sync").out == "nothing is left to send\n"
+    assert_refused(say("track", "sync", "elsewhere"), ["elsewhere is not there"])
 
 
 def test_resume_needs_something_to_resume(say, study) -> None:

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from selfshot import cli
-from selfshot.config.load import parse_experiment
 from selfshot.config.schema import Experiment
+from selfshot.config.sweep import parse_study
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,6 +41,8 @@ def _shown(value: Any) -> str:
         return "required"
     if value is None:
         return "null"
+    if value == {}:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -160,7 +162,7 @@ def _yaml_blocks() -> list[Any]:
 
 @pytest.mark.parametrize("text", _yaml_blocks())
 def test_experiments_in_the_text_are_valid(text: str) -> None:
-    parse_experiment(text, "the page")
+    parse_study(text, "the page")
 
 
 def _command_lines() -> list[Any]:

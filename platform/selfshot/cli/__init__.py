@@ -4,12 +4,23 @@ Nothing heavy is imported at the top: `selfshot validate` answers before Ray or 
 been loaded.
 """
 
-from selfshot.cli import benchmarks, corpus, experiments, index, predict, scores, show
+from selfshot.cli import (
+    benchmarks,
+    cluster,
+    corpus,
+    experiments,
+    index,
+    predict,
+    scores,
+    show,
+    track,
+)
 from selfshot.cli.app import app, main
 
 __all__ = [
     "app",
     "benchmarks",
+    "cluster",
     "corpus",
     "experiments",
     "index",
@@ -17,4 +28,5 @@ __all__ = [
     "predict",
     "scores",
     "show",
+    "track",
 ]

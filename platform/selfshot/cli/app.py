@@ -28,9 +28,13 @@ app = typer.Typer(
 benchmark_app = typer.Typer(help="Build a benchmark's videos and splits.", rich_markup_mode=None)
 corpus_app = typer.Typer(help="List the clips of a corpus.", rich_markup_mode=None)
 train_app = typer.Typer(help="Train one of the three networks.", rich_markup_mode=None)
+track_app = typer.Typer(help="What MLflow was told.", rich_markup_mode=None)
+cluster_app = typer.Typer(help="Look at a Ray cluster.", rich_markup_mode=None)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(train_app, name="train")
+app.add_typer(track_app, name="track")
+app.add_typer(cluster_app, name="cluster")
 
 ExperimentFile = Annotated[
     Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment's file.")

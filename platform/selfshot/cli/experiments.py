@@ -14,16 +14,33 @@ from selfshot.config.errors import UserError
 
 if TYPE_CHECKING:
     from selfshot.config.schema import Experiment
+    from selfshot.config.sweep import Study
 
 
 def load_checked(path: Path, overrides: Sequence[str] | None) -> Experiment:
-    """An experiment whose input files are there."""
+    """An experiment whose input files are there; of a study, what its trials start from."""
     from selfshot.config.load import load_experiment
     from selfshot.config.paths import check_inputs
 
     experiment = load_experiment(path, overrides or ())
     check_inputs(experiment)
     return experiment
+
+
+def load_any(path: Path, overrides: Sequence[str] | None) -> Study:
+    """An experiment or a study, every trial of it valid and its input files there."""
+    from selfshot.config.paths import check_inputs
+    from selfshot.config.sweep import load_study
+
+    study = load_study(path, overrides or ())
+    different = {
+        experiment.benchmark.model_dump_json(): experiment
+        for experiment in [study.experiment, *(trial.experiment for trial in study.trials)]
+        if not study.trials or experiment is not study.experiment
+    }
+    for experiment in different.values():
+        check_inputs(experiment)
+    return study
 
 
 def run_until(
@@ -59,18 +76,44 @@ def run_command(
     ] = False,
     resume: Resume = False,
 ) -> None:
-    """Run every stage that is not done, then write the report."""
+    """Run every stage that is not done, or every trial of a sweep, then write the report."""
+    loaded = load_any(experiment, overrides)
     if dry_run:
-        _print_plan(load_checked(experiment, overrides))
+        from selfshot.cli.plans import print_plan
+
+        print_plan(loaded)
+    elif loaded.trials:
+        run_whole_study(loaded, experiment, resume)
     else:
         run_until(experiment, overrides, resume)
 
 
+def run_whole_study(study: Study, path: Path, resume: bool) -> None:
+    """Runs a study; exits with 1 if trials failed, after all others and the report."""
+    from selfshot.studies import study as studies
+    from selfshot.studies.sweeping import plan_study
+
+    if resume:
+        plan = plan_study(study)
+        begun = any(piece.status != "to do" for piece in plan.pieces.values())
+        if not begun and len(plan.open_trials) == len(plan.trials):
+            raise UserError(
+                f"--resume: no trial of {path} is begun in {study.experiment.output}; leave "
+                "--resume out to start it, or check --set and output"
+            )
+    made = studies.run_study(study)
+    print(made.report)
+    if made.failures:
+        raise typer.Exit(1)
+
+
 @app.command()
 def validate(experiment: ExperimentFile, overrides: Overrides = None) -> None:
-    """Check an experiment and the files it reads, and start nothing."""
-    checked = load_checked(experiment, overrides)
-    print(f"{experiment}: valid ({checked.name}, benchmark {checked.benchmark.kind})")
+    """Check an experiment, every trial of its sweep and the files it reads, and start nothing."""
+    study = load_any(experiment, overrides)
+    checked = study.experiment
+    trials = f", {len(study.trials)} trials" if study.trials else ""
+    print(f"{experiment}: valid ({checked.name}, benchmark {checked.benchmark.kind}{trials})")
 
 
 @app.command()
@@ -83,11 +126,16 @@ def schema() -> None:
 
 @app.command()
 def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
-    """Write the report again from the stages that are done."""
-    loaded = load_checked(experiment, overrides)
+    """Write the report again from the stages that are done, or a study's from its trials."""
+    study = load_any(experiment, overrides)
+    if study.trials:
+        from selfshot.studies.study import report_study
+
+        print(report_study(study))
+        return
     from selfshot.studies import run
 
-    print(run.report_experiment(loaded))
+    print(run.report_experiment(study.experiment))
 
 
 @app.command()
@@ -119,19 +167,3 @@ def _stage_command(group: typer.Typer, name: str, stage: str, words: str) -> Cal
 _stage_command(train_app, "backbone", "backbone", "Pretrain the network of frames.")
 _stage_command(train_app, "encoder", "encoder", "Train the video encoder without labels.")
 _stage_command(train_app, "vis", "vis", "Train the video instance segmentation transformer.")
-
-
-def _print_plan(experiment: Experiment) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from selfshot.studies import run
-
-    table = Table(title=f"{experiment.name}: the stages", title_justify="left")
-    for heading in ("stage", "status", "key"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("path", overflow="fold")
-    for plan in run.plan_experiment(experiment):
-        table.add_row(*(Text(str(one)) for one in (plan.stage, plan.status, plan.key, plan.path)))
-    Console().print(table)

@@ -22,6 +22,7 @@ from selfshot.config.document import (
 from selfshot.config.errors import UserError
 from selfshot.config.overrides import apply_overrides
 from selfshot.config.paths import escape_paths, expand_paths
+from selfshot.config.scales import apply_scale, names_scale
 from selfshot.config.schema import Experiment
 
 
@@ -40,7 +41,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         UserError: The file, or an override, is wrong; all mistakes are in one message.
     """
     source = str(path)
-    return parse_experiment(_read_text(Path(path)), source, overrides)
+    return parse_experiment(read_text(Path(path)), source, overrides)
 
 
 def parse_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -54,9 +55,15 @@ def parse_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> E
     Raises:
         UserError: As `load_experiment`.
     """
+    return checked(read_experiment(text, source, overrides), source)
+
+
+def read_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> Document:
+    """What an experiment's text says with its scale and overrides applied, not yet validated."""
     document = read_document(text, source)
-    apply_overrides(document, overrides)
-    return _checked(document, source)
+    apply_scale(document, overrides, source, read_text)
+    apply_overrides(document, [one for one in overrides if not names_scale(one)])
+    return document
 
 
 def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -75,14 +82,14 @@ def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) ->
         UserError: As `load_experiment`; or the file is about another kind.
     """
     source = "the defaults" if path is None else str(path)
-    document = read_document("" if path is None else _read_text(path), source)
+    document = read_document("" if path is None else read_text(path), source)
     if document.data is None:
         document.data = {}
     if isinstance(document.data, dict) and not {"name", "benchmark"} & set(document.data):
         _check_kind(document.data.get("kind", kind), kind, source)
         _wrap(document, kind)
     apply_overrides(document, overrides)
-    experiment = _checked(document, source)
+    experiment = checked(document, source)
     _check_kind(experiment.benchmark.kind, kind, source)
     return experiment
 
@@ -111,8 +118,8 @@ def _wrap(document: Document, kind: str) -> None:
         document.data["encoder"] = {"videos_per_batch": 2, "queue_length": 0}
 
 
-def _checked(document: Document, source: str) -> Experiment:
-    """The experiment that a document says.
+def checked(document: Document, source: str) -> Experiment:
+    """The experiment that a document says; its paths are filled in.
 
     Raises:
         UserError: It says none, or there are mistakes in it.
@@ -153,7 +160,8 @@ def _validate(document: Document, complaints: list[Complaint]) -> Experiment | N
         return None
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of an experiment's file, or a `UserError` that says what is wrong with it."""
     try:
         if not str(path).isprintable():
             raise UserError(f"{str(path)!r}: not a path (it holds unprintable characters)")

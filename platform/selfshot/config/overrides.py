@@ -24,11 +24,12 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     if overrides and document.data is None:
         document.data = {}
     for override in overrides:
-        location, value, place = _parse(override)
-        _put(document, location, value, place)
+        location, value, place = parse_override(override)
+        put(document, location, value, place)
 
 
-def _parse(override: str) -> tuple[Location, Any, Place]:
+def parse_override(override: str) -> tuple[Location, Any, Place]:
+    """Where, what, and how messages call it."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals:
@@ -68,7 +69,8 @@ def _refuse_controls(text: str, place: Place) -> None:
         raise UserError(f"the value holds characters that cannot be printed; {place}")
 
 
-def _put(document: Document, location: Location, value: Any, place: Place) -> None:
+def put(document: Document, location: Location, value: Any, place: Place) -> None:
+    """Writes one value into a document, as from `place`; sections on the way are made."""
     if not isinstance(document.data, dict):
         return  # the file is no mapping at all; the loader says so
     if location[0] == "benchmark" and len(location) > 1 and document.data.get("benchmark") is None:

@@ -7,7 +7,7 @@ which hands plain keyword arguments down; no class below sees a section whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchm
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
 from selfshot.config.optimiser import Optimiser
+from selfshot.config.studies import SweepConfig
 from selfshot.config.vis import DeparturesConfig
 
 SupportKind = Literal[
@@ -304,6 +305,9 @@ class Experiment(Section):
     report: ReportConfig = ReportConfig()
     compute: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
+    scale: str = Field("", description="which of `scales` is meant; empty: none of them")
+    scales: dict[str, dict[str, Any]] = Field({}, description="name → sections that it changes")
 
     @model_validator(mode="after")
     def _across_sections(self) -> Experiment:

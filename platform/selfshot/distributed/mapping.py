@@ -19,7 +19,8 @@ def parallel_map(on_done: OnDone | None = None) -> Callable[..., Iterable[Any]]:
     def run(function: Callable[[Unit], Any], units: Sequence[Unit]) -> Iterator[Any]:
         import ray
 
-        @ray.remote(num_cpus=1, max_retries=2)
+        # Inside a trial of Tune, tasks would otherwise have to fit into the trial's own place.
+        @ray.remote(num_cpus=1, max_retries=2, scheduling_strategy="DEFAULT")
         def work(unit: Unit) -> Any:
             return function(unit)
 

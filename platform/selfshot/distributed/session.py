@@ -17,6 +17,8 @@ from selfshot.config.errors import UserError
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 CONNECT_TIMEOUT_S = 5.0
+EMBEDDED = "SELFSHOT_EMBEDDED_RAY"
+"""Set in the environment of an embedded Ray, so that its workers know that it is one."""
 # A socket path holds 107 bytes, and Ray appends about 65 of its own to the folder.
 LONGEST_TEMP_DIR = 40
 
@@ -46,11 +48,18 @@ ONE_MACHINE = {
 
 @dataclass(frozen=True)
 class Session:
-    """What is known of the running Ray."""
+    """What is known of the running Ray.
+
+    Attributes:
+        embedded: it was started by this program and has one machine.
+        num_cpus, num_gpus: of all nodes.
+        node_cpus: of the largest node, which is what one worker can have at most.
+    """
 
     embedded: bool
     num_cpus: float
     num_gpus: float
+    node_cpus: float
 
 
 @contextlib.contextmanager
@@ -84,12 +93,14 @@ def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Ite
     if given is None or given == "local":
         _start_embedded(worker_logs)
     else:
+        os.environ.pop(EMBEDDED, None)
         _join(given, worker_logs)
     quieten()
     try:
         yield current_session()
     finally:
         ray.shutdown()
+        os.environ.pop(EMBEDDED, None)
 
 
 def current_session() -> Session:
@@ -103,8 +114,15 @@ def current_session() -> Session:
     if not ray.is_initialized():
         raise RuntimeError("Ray is not running; call this inside `with ray_session():`")
     resources = ray.cluster_resources()
-    embedded = getattr(ray._private.worker._global_node, "head", False)
-    return Session(bool(embedded), resources.get("CPU", 1.0), resources.get("GPU", 0.0))
+    # In a worker of it, Ray itself does not say so.
+    embedded = getattr(ray._private.worker._global_node, "head", False) or EMBEDDED in os.environ
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return Session(
+        bool(embedded),
+        resources.get("CPU", 1.0),
+        resources.get("GPU", 0.0),
+        max(nodes, default=0.0) or 1.0,
+    )
 
 
 def _start_embedded(worker_logs: bool) -> None:
@@ -112,6 +130,7 @@ def _start_embedded(worker_logs: bool) -> None:
 
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ[EMBEDDED] = "1"
     with _import_path(), _without_stderr():
         ray.init(
             address="local",

@@ -168,7 +168,8 @@ def _resources(
             f"compute.use_gpu: true with num_workers: {num_workers} needs as many GPUs, and Ray "
             f"sees {session.num_gpus:g}; set compute.use_gpu to false or fewer workers"
         )
-    cores = len(os.sched_getaffinity(0)) if session.embedded else int(session.num_cpus)
+    # A worker is on one node; on a cluster, workers may be on as many.
+    cores = len(os.sched_getaffinity(0)) if session.embedded else int(session.node_cpus)
     threads = threads or max(1, cores // num_workers)
     # On one machine more threads than cores are slow but right, so they do not wait for ever.
     share = session.num_cpus / num_workers if session.embedded else float(threads)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -17,8 +19,26 @@ from selfshot.distributed.worker import write_atomically
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 
+INSIDE = "SELFSHOT_INSIDE_TRIAL"
+
 OnResult = Callable[[str, dict[str, Any]], None]
 _LISTENERS: dict[str, OnResult] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopping:
+    """ASHA: a trial goes on to its next budget only if it is among the best so far.
+
+    Attributes:
+        budgets: rising; the function is called with each as `budget`, and its result's `score` is
+            what ranks trials. A trial's result is that of its last budget.
+        mode: whether a larger (`max`) or a smaller (`min`) score is better.
+        reduction: one in so many goes on.
+    """
+
+    budgets: tuple[int, ...]
+    mode: str
+    reduction: float
 
 
 class TrialsFailedError(RuntimeError):
@@ -47,6 +67,7 @@ def run_trials(
     cpus_per_trial: float = 1.0,
     max_failures: int = 0,
     on_result: OnResult | None = None,
+    stopping: Stopping | None = None,
 ) -> list[dict[str, Any]]:
     """Call `function(config)` for every config, each in a process of its own.
 
@@ -59,9 +80,12 @@ def run_trials(
         out_dir: where results go; it must be seen by every node.
         name: of all of them, for people.
         parallel: trials at one time.
-        cpus_per_trial: cores of a trial, which are also its threads.
+        cpus_per_trial: cores of a trial, which are also its threads; 0 for one that only waits
+            for what it starts on the same Ray, and must not keep a core from it.
         max_failures: times that a failing trial is tried again.
         on_result: called here with the trial id and result of each one that ends.
+        stopping: stop weak trials early; the result of a stopped one says `stopped_at`, its last
+            budget. Results of every budget are kept, so a later call ranks as this one did.
 
     Returns:
         the results, in the order of the configs.
@@ -79,10 +103,17 @@ def run_trials(
         if _read_result(out_dir, trial_id) is None
     ]
     failures: dict[str, str] = {}
-    if waiting:
-        failures = _tune(
-            function, waiting, out_dir, name, parallel, cpus_per_trial, max_failures, on_result
+    if waiting and inside_trial():
+        failures = _as_tasks(
+            function, waiting, out_dir, parallel, cpus_per_trial, max_failures, on_result
         )
+    elif waiting:
+        # Those that are done report again what they scored, for the others are ranked with them.
+        all_of_them = [dict(config) for config in configs] if stopping else waiting
+        failures = _tune(
+            function, all_of_them, out_dir, name, parallel, cpus_per_trial, max_failures,
+            on_result, stopping,
+        )  # fmt: skip
     results = [_read_result(out_dir, trial_id) for trial_id in ids]
     for trial_id, result in zip(ids, results, strict=True):
         if result is None:
@@ -92,25 +123,123 @@ def run_trials(
     return [result for result in results if result is not None]
 
 
+def inside_trial() -> bool:
+    """Whether this process runs a trial, which may not be the driver of other trials."""
+    return INSIDE in os.environ
+
+
+def _as_tasks(
+    function: str,
+    waiting: list[dict[str, Any]],
+    out_dir: Path,
+    parallel: int,
+    cpus: float,
+    max_failures: int,
+    on_result: OnResult | None,
+) -> dict[str, str]:
+    """Run the trials of a trial as tasks: a Tune inside a Tune is more than Ray promises."""
+    import ray
+
+    session = current_session()
+    cpus = min(cpus, session.num_cpus) if session.embedded else cpus
+    # A trial of Tune has a place of its own, in which its tasks would otherwise have to fit.
+    work = ray.remote(num_cpus=cpus, max_retries=max_failures, scheduling_strategy="DEFAULT")(_keep)
+    queue = list(waiting)
+    running: dict[Any, tuple[dict[str, Any], int]] = {}
+    failures: dict[str, str] = {}
+    while queue or running:
+        while queue and len(running) < parallel:
+            trial = queue.pop(0)
+            config = {"function": function, "out_dir": str(out_dir), "cpus": cpus, "trial": trial}
+            running[work.remote(config)] = (trial, 0)
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        trial, attempts = running.pop(done)
+        trial_id = str(trial["trial_id"])
+        try:
+            ray.get(done)
+        except Exception as error:  # whatever a trial raises, the others go on
+            if attempts < max_failures:
+                config = {"function": function, "out_dir": str(out_dir), "cpus": cpus,
+                          "trial": trial}  # fmt: skip
+                running[work.remote(config)] = (trial, attempts + 1)
+                continue
+            failures[trial_id] = last_line(error)
+            continue
+        result = _read_result(out_dir, trial_id)
+        if result is not None and on_result is not None:
+            on_result(trial_id, result)
+    return failures
+
+
+def last_line(error: BaseException) -> str:
+    """The line of an error that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
 def _run_one(config: dict[str, Any]) -> None:
     """The trainable: a worker process imports the function, calls it and keeps its result."""
-    import os
+    from ray import tune
 
+    os.environ[INSIDE] = "1"
+    trial_id = config["trial"]["trial_id"]
+    for budget in config["budgets"]:
+        name = f"{trial_id}.budget-{budget}"
+        result = _read_result(Path(config["out_dir"]), name)
+        if result is None:
+            _keep({**config, "trial": {**config["trial"], "trial_id": name, "budget": budget}})
+            result = _read_result(Path(config["out_dir"]), name)
+        assert result is not None
+        if budget == config["budgets"][-1]:
+            path = Path(config["out_dir"]) / f"{trial_id}.json"
+            write_atomically(path, json.dumps(result, allow_nan=False) + "\n")
+        tune.report({"trial_id": trial_id, "budget": budget, "score": result["score"]})
+    if not config["budgets"]:
+        _keep(config)
+        tune.report({"trial_id": trial_id})
+
+
+def _scheduler(stopping: Stopping | None) -> Any:
+    if stopping is None:
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(
+        time_attr="budget",
+        metric="score",
+        mode=stopping.mode,
+        grace_period=stopping.budgets[0],
+        max_t=stopping.budgets[-1],
+        reduction_factor=stopping.reduction,
+    )
+
+
+def _keep_stopped(out_dir: Path, trial_id: str, stopping: Stopping) -> None:
+    """The result of a trial that was stopped is that of the last budget it reached."""
+    if _read_result(out_dir, trial_id) is not None:
+        return
+    for budget in reversed(stopping.budgets):
+        result = _read_result(out_dir, f"{trial_id}.budget-{budget}")
+        if result is not None:
+            text = json.dumps({**result, "stopped_at": budget}, allow_nan=False) + "\n"
+            write_atomically(out_dir / f"{trial_id}.json", text)
+            return
+
+
+def _keep(config: dict[str, Any]) -> None:
+    """Call the function, and write its result where a later run finds it."""
     threads = max(1, int(config["cpus"]))
     # Set before numpy or torch are imported; it bounds OpenMP, and torch asks it too.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
-    from ray import tune
-
     from selfshot.training.loop import resolve
 
     trial = config["trial"]
     result = resolve(config["function"])(trial)
     path = Path(config["out_dir"]) / f"{trial['trial_id']}.json"
     write_atomically(path, json.dumps(result, allow_nan=False) + "\n")
-    tune.report({"trial_id": trial["trial_id"]})
 
 
 def _announce(out_dir: str, trial_id: str) -> None:
@@ -129,6 +258,7 @@ def _tune(
     cpus: float,
     max_failures: int,
     on_result: OnResult | None,
+    stopping: Stopping | None,
 ) -> dict[str, str]:
     """Run the trials; returns the error of each that failed."""
     from ray import tune
@@ -137,7 +267,8 @@ def _tune(
     session = current_session()
     # A trial that asks for more than an embedded Ray has would wait for ever.
     cpus = min(cpus, session.num_cpus) if session.embedded else cpus
-    common = {"function": function, "out_dir": str(out_dir), "cpus": cpus}
+    budgets = list(stopping.budgets) if stopping else []
+    common = {"function": function, "out_dir": str(out_dir), "cpus": cpus, "budgets": budgets}
     space = {**common, "trial": tune.grid_search(waiting)}
     # Tune's own records of this call; results are what resumes, so the records start anew.
     storage = out_dir / ".tune"
@@ -158,11 +289,13 @@ def _tune(
                 on_result(trial_id, result)
 
     tuner = tune.Tuner(
-        tune.with_resources(_run_one, {"cpu": cpus}),
+        # Tune refuses to place what asks for nothing at all.
+        tune.with_resources(_run_one, {"cpu": cpus} if cpus else {"memory": 2.0**20}),
         param_space=space,
         tune_config=tune.TuneConfig(
             max_concurrent_trials=parallel,
             reuse_actors=True,
+            scheduler=_scheduler(stopping),
             trial_name_creator=lambda trial: trial.config["trial"]["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial"]["trial_id"],
         ),
@@ -185,9 +318,12 @@ def _tune(
     for index in range(len(results)):
         result = results[index]
         if result.error is not None:
-            lines = [line for line in str(result.error).splitlines() if line.strip()]
             trial = (result.config or {}).get("trial", {})
-            failures[str(trial.get("trial_id", "?"))] = lines[-1].strip() if lines else "?"
+            failures[str(trial.get("trial_id", "?"))] = last_line(result.error)
+    if stopping is not None:
+        for trial in waiting:
+            if str(trial["trial_id"]) not in failures:
+                _keep_stopped(out_dir, str(trial["trial_id"]), stopping)
     shutil.rmtree(storage, ignore_errors=True)
     return failures
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pkgutil
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,8 @@ BUILDERS = {
     "yt8m_segments": "selfshot.benchmarks.yt8m_segments:build_yt8m_segments",
 }
 """Builders of what was filmed. Each takes the settings of its section by their names."""
+
+_DIGESTS: ContextVar[dict[str, str] | None] = ContextVar("digests", default=None)
 
 
 def build_benchmark(
@@ -52,6 +57,22 @@ def build_benchmark(
     return made
 
 
+@contextlib.contextmanager
+def known_digests(known: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
+    """Walk over each benchmark's files once, however many trials of a study are made of them.
+
+    Args:
+        known: benchmark's section as JSON → digest, where it was asked for elsewhere.
+    """
+    token = _DIGESTS.set(dict(known or {}))
+    try:
+        digests = _DIGESTS.get()
+        assert digests is not None
+        yield digests
+    finally:
+        _DIGESTS.reset(token)
+
+
 def inputs_digest(experiment: Experiment) -> str | None:
     """A digest of the files that a benchmark is made of; None if it is made of none.
 
@@ -59,6 +80,17 @@ def inputs_digest(experiment: Experiment) -> str | None:
     """
     if isinstance(experiment.benchmark, SpritesBenchmark):
         return None
+    known = _DIGESTS.get()
+    name = experiment.benchmark.model_dump_json()
+    if known is not None and name in known:
+        return known[name]
+    digest = _walked_digest(experiment)
+    if known is not None:
+        known[name] = digest
+    return digest
+
+
+def _walked_digest(experiment: Experiment) -> str:
     from selfshot.benchmarks.fingerprint import fingerprint
 
     files: dict[str, Path] = {}

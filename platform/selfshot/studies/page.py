@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import platform as machine
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, query_key, read_corpus_labels
@@ -24,17 +20,16 @@ from selfshot.evaluation.episodes import SupportReader, folds, row_name
 from selfshot.evaluation.pictures import contact_sheet, overlay
 from selfshot.ops.masks import decode_rle
 from selfshot.retrieval.embeddings import read_embeddings
+from selfshot.studies.environment import run_environment
 from selfshot.studies.gallery import SHOWN_SCORE
+from selfshot.studies.published import published_rows
 from selfshot.studies.report import GalleryItem, Support, write_report
-from selfshot.studies.store import git_revision
 
 if TYPE_CHECKING:
     from selfshot.studies.stages import Context
 
 SHOWN = ("none", "query_itself", "random", "self_shot", "oracle")
 """Rows whose predictions the gallery draws, each at its fewest shots."""
-
-PUBLISHED = Path(__file__).parent / "published.yaml"
 
 
 def make_page(context: Context, folder: Path) -> dict[str, Any]:
@@ -43,7 +38,6 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
     benchmark = load_benchmark(folders["benchmark"])
     rows = json.loads((folders["evaluation"] / "results.json").read_text())
     retrieval = json.loads((folders["supports"] / "retrieval.json").read_text())
-    published = yaml.safe_load(PUBLISHED.read_text())
     gallery = build_gallery(
         folders, benchmark, rows, len(experiment.evaluation.seeds),
         experiment.evaluation.max_queries_per_seed, experiment.report.gallery_queries,
@@ -63,13 +57,10 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
         gallery=gallery,
         curves=_curves(folders),
         timings=context.timings,
-        published=[row for table in published.values() for row in table],
+        published=published_rows(),
         mlflow=context.tracking,
         environment={
-            "git revision": git_revision() or "not a git checkout",
-            "machine": f"{machine.system()} {machine.machine()}, {os.cpu_count()} cores",
-            "Python": machine.python_version(),
-            **{name: version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "decord")},
+            **run_environment(),
             "stage keys": "\n".join(f"{name}: {key}" for name, key in context.keys.items()),
             "settings": resolved_yaml(experiment),
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from selfshot.config.printable import printable
@@ -16,15 +17,23 @@ COLLAPSED = 0.1
 class Progress:
     """Prints whole lines, so that a log of a remote job reads as well as a terminal."""
 
-    def __init__(self, stages: int) -> None:
-        self.stages = stages
+    def __init__(self, stages: int, log: Path | None = None) -> None:
+        """Args: how many stages there are, and a file to write to instead of the terminal."""
+        self.stages, self.log = stages, log
+        # While Tune runs, what it prints itself is held back.
+        self.out = sys.stdout
         self.began = time.monotonic()
         self._last = 0.0
         self._warned: set[str] = set()
 
     def _line(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
-        print(f"{minutes:3d}:{seconds:02d}  {printable(text)}", flush=True, file=sys.stdout)
+        line = f"{minutes:3d}:{seconds:02d}  {printable(text)}"
+        if self.log is None:
+            print(line, flush=True, file=self.out)
+            return
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
     def stage(self, number: int, name: str, status: str) -> None:
         """A stage begins or is reused."""

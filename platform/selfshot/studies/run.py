@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from selfshot.config.paths import check_inputs
 from selfshot.config.schema import Experiment
 from selfshot.studies.progress import Progress
 from selfshot.studies.stages import STAGES, Context, Stage
-from selfshot.studies.store import StageFolder, Store, complaint_about, stage_key, verify
+from selfshot.studies.store import (
+    StageFolder,
+    Store,
+    complaint_about,
+    file_lock,
+    stage_key,
+    verify,
+)
+from selfshot.studies.telling import tell_circumstances, tell_results, tell_stage
+
+ONE_AT_A_TIME = ("embeddings",)
+"""Stages whose jobs take every core: two that wait for their last actors wait for each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +49,7 @@ class StagePlan:
     path: Path
 
 
-def _wanted(experiment: Experiment, until: str | None = None) -> list[Stage]:
+def wanted_stages(experiment: Experiment, until: str | None = None) -> list[Stage]:
     """The stages of the experiment, up to one of them and only those that it needs."""
     stages = [stage for stage in STAGES if stage.wanted(experiment)]
     if isinstance(experiment.benchmark, Yt8mSegments):
@@ -59,16 +71,17 @@ def _wanted(experiment: Experiment, until: str | None = None) -> list[Stage]:
     return [stage for stage in stages if stage.name in needed]
 
 
-def _store(experiment: Experiment, progress: Progress | None = None) -> Store:
+def open_store(experiment: Experiment, progress: Progress | None = None) -> Store:
+    """The store in the experiment's output folder."""
     return Store(experiment.output / "store", progress.note if progress else None)
 
 
 def plan_experiment(experiment: Experiment, until: str | None = None) -> list[StagePlan]:
     """What a run would make, go on with and reuse; nothing is written."""
     check_inputs(experiment)
-    root = _store(experiment).root
-    stages = _wanted(experiment, until)
-    keys = _keys(stages, _settings(stages, experiment))
+    root = open_store(experiment).root
+    stages = wanted_stages(experiment, until)
+    keys = stage_keys(stages, stage_settings(stages, experiment))
     plans = []
     for stage in stages:
         final = root / stage.name / keys[stage.name]
@@ -85,12 +98,13 @@ def _inputs(stage: Stage, keys: dict[str, str]) -> dict[str, str]:
     return {name: keys[name] for name in stage.inputs if name in keys}
 
 
-def _settings(stages: list[Stage], experiment: Experiment) -> dict[str, dict[str, Any]]:
+def stage_settings(stages: list[Stage], experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Each stage's settings, asked for once: those of a folder take a walk over its files."""
     return {stage.name: stage.settings(experiment) for stage in stages}
 
 
-def _keys(stages: list[Stage], settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+def stage_keys(stages: list[Stage], settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The key of each stage, from its settings and the keys of those that it reads."""
     keys: dict[str, str] = {}
     for stage in stages:
         inputs = _inputs(stage, keys)
@@ -112,14 +126,14 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         UserError: an input is missing, or a stage cannot be made with these settings.
     """
     check_inputs(experiment)
-    stages, every = _wanted(experiment, until), _wanted(experiment)
-    settings = _settings(every, experiment)
-    keys = _keys(every, settings)
+    stages, every = wanted_stages(experiment, until), wanted_stages(experiment)
+    settings = stage_settings(every, experiment)
+    keys = stage_keys(every, settings)
     progress = Progress(len(stages))
     output = experiment.output / experiment.name
     output.mkdir(parents=True, exist_ok=True)
     (output / "experiment.yaml").write_text(resolved_yaml(experiment), encoding="utf-8")
-    store = _store(experiment, progress)
+    store = open_store(experiment, progress)
 
     from selfshot.distributed.tracking import Tracker
 
@@ -132,6 +146,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         params=experiment.model_dump(mode="json"),
         tags={"selfshot.kind": "experiment"},
     )
+    tell_circumstances(parent, resolved_yaml(experiment))
     context = Context(
         experiment=experiment,
         folders={},
@@ -141,40 +156,23 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
             "uri": tracker.uri,
             "command": f"mlflow ui --backend-store-uri {_shown_uri(tracker.uri)}",
             "experiment": experiment.tracking.experiment,
-            "run_id": parent.run_id or "not sent",
+            "run_id": "not sent",
         },
         keys={},
     )
     status = "FAILED"
-    try:
-        with contextlib.ExitStack() as stack:
-            ray_runs = False
-            for number, stage in enumerate(stages, 1):
-                key = context.keys[stage.name] = keys[stage.name]
-                opened = store.stage(
-                    stage.name,
-                    stage.version,
-                    settings[stage.name],
-                    _inputs(stage, context.keys),
-                    seeds=[experiment.seed],
-                )
-                with opened as folder:
-                    if folder.done:
-                        progress.stage(number, stage.name, f"reused {key}")
-                        context.timings.append(_timing(stage, folder, "reused"))
-                    else:
-                        if stage.needs_ray(experiment) and not ray_runs:
-                            from selfshot.distributed.session import ray_session
 
-                            stack.enter_context(ray_session(experiment.compute.address))
-                            ray_runs = True
-                        _make(stage, folder, context, number)
-                    context.folders[stage.name] = folder.final.resolve()
-                    _track(stage, folder, parent, ids)
+    def done(stage: Stage, folder: StageFolder) -> None:
+        tell_stage(stage, folder, parent, ids)
+        if stage.name == "evaluation":
+            context.tracking["run_id"] = parent.wait_for_id() or "not sent"
+
+    try:
+        make_stages(stages, settings, keys, context, store, done)
         if "report" in context.folders:
             _publish(context.folders["report"], output / "report")
             rows = json.loads((output / "report" / "results.json").read_text())
-            _track_results(parent, rows, output / "report")
+            tell_results(parent, rows, output / "report")
         parent.log_tags({f"stage.{name}": key for name, key in context.keys.items()})
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -182,11 +180,56 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         raise
     finally:
         parent.end(status)
+        tracker.close()
     if "report" in context.folders:
         progress.note(f"the report is {output / 'report' / 'report.html'}")
         progress.note(f"in MLflow: {context.tracking['command']}")
         return output / "report"
     return context.folders[stages[-1].name]
+
+
+def make_stages(
+    stages: Sequence[Stage],
+    settings: Mapping[str, dict[str, Any]],
+    keys: Mapping[str, str],
+    context: Context,
+    store: Store,
+    on_done: Callable[[Stage, StageFolder], None] = lambda stage, folder: None,
+) -> None:
+    """Make, go on with or reuse each stage, and put its folder into the context.
+
+    Args:
+        stages: in order, with those that they need.
+        settings, keys: of each stage by name.
+        context: of the run.
+        store: where results are.
+        on_done: told of each stage that is done.
+    """
+    experiment = context.experiment
+    with contextlib.ExitStack() as stack:
+        ray_runs = False
+        for number, stage in enumerate(stages, 1):
+            key = context.keys[stage.name] = keys[stage.name]
+            opened = store.stage(
+                stage.name,
+                stage.version,
+                settings[stage.name],
+                _inputs(stage, context.keys),
+                seeds=[experiment.seed],
+            )
+            with opened as folder:
+                if folder.done:
+                    context.progress.stage(number, stage.name, f"reused {key}")
+                    context.timings.append(_timing(stage, folder, "reused"))
+                else:
+                    if stage.needs_ray(experiment) and not ray_runs:
+                        from selfshot.distributed.session import ray_session
+
+                        stack.enter_context(ray_session(experiment.compute.address))
+                        ray_runs = True
+                    _make(stage, folder, context, number)
+                context.folders[stage.name] = folder.final.resolve()
+                on_done(stage, folder)
 
 
 def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> None:
@@ -196,7 +239,11 @@ def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> N
     words = f"going on after {before:.0f} s" if resumed else "started"
     context.progress.stage(number, stage.name, f"{words}, {folder.key}")
     began = time.monotonic()
-    metrics = stage.make(context, folder)
+    with contextlib.ExitStack() as stack:
+        if stage.name in ONE_AT_A_TIME:
+            lock = folder.final.parent / "turn.lock"
+            stack.enter_context(file_lock(lock, context.progress.note, f"the turn of {stage.name}"))
+        metrics = stage.make(context, folder)
     folder.finish(metrics=_finite(metrics))
     context.progress.note(f"{stage.name} made in {time.monotonic() - began:.1f} s")
     context.timings.append(_timing(stage, folder, "resumed" if resumed else "made"))
@@ -223,72 +270,6 @@ def _shown_uri(uri: str) -> str:
         with contextlib.suppress(ValueError):
             return prefix + str(Path(uri.removeprefix(prefix)).relative_to(Path.cwd()))
     return uri
-
-
-def _track(stage: Stage, folder: StageFolder, parent: Any, ids: Path) -> None:
-    """Tell MLflow of a stage of a run, once; `ids` is the folder of the run's ids.
-
-    A kill in the middle leaves no mark, so the next run tells the rest to the same MLflow run.
-    """
-    id_file, told = ids / f"{stage.name}.id", ids / f"{stage.name}.told"
-    if told.exists():
-        return
-    manifest = folder.manifest
-    child = parent.child(
-        stage.name,
-        id_file=id_file,
-        params=manifest["settings"],
-        tags={"selfshot.kind": "stage", "selfshot.key": folder.key}
-        | {f"input.{name}": key for name, key in manifest["inputs"].items()},
-    )
-    history = folder.final / "history.jsonl"
-    if history.exists():
-        child.log_history([json.loads(line) for line in history.read_text().splitlines()])
-    numbers = {k: v for k, v in manifest["metrics"].items() if isinstance(v, (int, float))}
-    child.log_metrics({**numbers, "seconds": manifest["seconds"]})
-    child.log_artifact(folder.final / "manifest.json")
-    for picture in sorted(folder.final.glob("*.png")):
-        child.log_artifact(picture)
-    for trial in sorted((folder.final / "trials").glob("*.json")):
-        result = json.loads(trial.read_text())
-        grandchild = child.child(
-            f"{stage.name}.{trial.stem}",
-            id_file=ids / f"{stage.name}.{trial.stem}.id",
-            params={"trial": trial.stem, "queries": result["queries"], "fold": result["fold"]},
-            tags={"selfshot.kind": "trial"},
-        )
-        for row in result["rows"]:
-            grandchild.log_metrics(
-                {
-                    f"{s}.{row['supports']}.{row['shots']}.{row['extra']}": row[s]
-                    for s in ("AP50", "AP", "AP75", "AR10")
-                }
-            )
-        grandchild.end()
-    child.end()
-    if child.tracker.working:
-        told.touch()
-
-
-def _track_results(parent: Any, rows: list[dict[str, Any]], report: Path) -> None:
-    """The table and the page in the parent run."""
-    table = [
-        {
-            "supports": row["supports"],
-            "shots": row["shots"],
-            "extra": row["extra"],
-            **{f"{s}_{part}": row[s][part] for s in ("AP50", "AP") for part in ("mean", "std")},
-        }
-        for row in rows
-    ]
-    parent.log_table(table, "results")
-    parent.log_metrics(
-        {
-            f"AP50.{row['supports']}.{row['shots']}.{row['extra']}": row["AP50"]["mean"]
-            for row in rows
-        }
-    )
-    parent.log_artifacts(report, "report")
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -177,7 +177,7 @@ class Store:
             "inputs": dict(inputs),
             "seeds": list(seeds),
         }
-        with self._locked(final.with_name(f"{key}.lock"), f"{stage}/{key}"):
+        with file_lock(final.with_name(f"{key}.lock"), self._say, f"{stage}/{key}"):
             folder = StageFolder(final, facts, done=self._reusable(final))
             if folder.done:
                 yield folder
@@ -201,16 +201,18 @@ class Store:
         )
         return False
 
-    @contextlib.contextmanager
-    def _locked(self, path: Path, what: str) -> Iterator[None]:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._say(f"{what}: another process works on it; waiting until it ends")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # Closing the file frees the lock; the system closes it for a killed process.
-            yield
+
+@contextlib.contextmanager
+def file_lock(path: Path, say: Message, what: str) -> Iterator[None]:
+    """Hold a lock that other processes wait for; a killed process frees it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{what}: another process works on it; waiting until it ends")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Closing the file frees the lock; the system closes it for a killed process.
+        yield
 
 
 @contextlib.contextmanager

@@ -296,9 +296,14 @@ def test_the_schema_for_editors_lets_a_section_name_some_keys() -> None:
     assert not validator.is_valid({})
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[3].glob("experiments/**/*.yaml")), ids=lambda p: p.stem
-)
+RUNNABLE = [
+    path
+    for path in sorted(Path(__file__).parents[3].glob("experiments/**/*.yaml"))
+    if "NOT RUNNABLE YET" not in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
 def test_every_experiment_of_the_repository_loads(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,54 @@
+"""`selfshot cluster check`: what a cluster lacks, before a job is sent to it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from selfshot.cli.app import ExperimentFile, Overrides, cluster_app
+from selfshot.config.errors import UserError
+
+
+@cluster_app.callback()
+def _cluster() -> None:
+    pass
+
+
+@cluster_app.command("check")
+def check(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="Of the cluster, if not the file's."),
+    ] = None,
+) -> None:
+    """Look for what the cluster lacks: versions, GPUs, shared storage, the tracking server.
+
+    Exits with 1 if a run could not work. Give it where the run will be given: on the head node, or
+    with `ray job submit -- selfshot cluster check EXPERIMENT.yaml`.
+    """
+    from selfshot.config.load import load_experiment
+    from selfshot.distributed.session import ray_session
+
+    loaded = load_experiment(experiment, overrides or ())
+    compute = loaded.compute
+    from selfshot.distributed.checks import check_cluster, check_tracking
+
+    with ray_session(address or compute.address) as session:
+        print(f"Ray: {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs on its nodes")
+        if session.embedded:
+            print("this is a Ray of this command's own: give --address to look at a cluster")
+        findings = check_cluster(loaded.output, compute.use_gpu, compute.num_workers)
+    threads = compute.threads_per_worker
+    if threads is not None and threads > session.node_cpus:
+        raise UserError(
+            f"compute.threads_per_worker: {threads} is more than the largest node's "
+            f"{session.node_cpus:g} CPUs, so a worker would wait for ever; lower it"
+        )
+    findings.append(check_tracking(loaded.tracking.uri, loaded.output))
+    for finding in findings:
+        print(f"{finding.status:8s}{finding.what}: {finding.words}")
+    if any(finding.status == "wrong" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,143 @@
+"""What a Ray cluster lacks for our runs, found out before a job is sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("selfshot", "ray", "torch", "deepspeed", "mlflow", "faiss-cpu", "decord", "av")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `ok`, `warning` or `wrong`, and what a person should know."""
+
+    what: str
+    status: str
+    words: str
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that must agree between nodes; `missing` where one is not there."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _look(folder: str, token: str) -> dict[str, Any]:
+    """On a node: its versions, its GPUs, and what it sees of the shared folder."""
+    import socket
+
+    facts: dict[str, Any] = {"host": socket.gethostname(), "versions": versions()}
+    try:
+        import torch
+
+        facts["gpus"] = torch.cuda.device_count()
+    except ImportError:
+        facts["gpus"] = 0
+    path = Path(folder)
+    facts["sees"] = (path / token).exists()
+    try:
+        answer = path / f"{token}.{os.getpid()}.{facts['host']}"
+        answer.write_text("seen")
+        facts["wrote"] = answer.name
+    except OSError as error:
+        facts["wrote"], facts["error"] = "", error.strerror or str(error)
+    return facts
+
+
+def check_cluster(output: Path, use_gpu: bool, num_workers: int) -> list[Finding]:
+    """Look at every node of the running Ray.
+
+    Args:
+        output: where runs are written; it must be the same folder on every node.
+        use_gpu, num_workers: what trainings ask for.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    output = output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    token = f".cluster-check-{uuid.uuid4().hex}"
+    (output / token).write_text("here")
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    look = ray.remote(num_cpus=0)(_look)
+    answers: dict[str, Any] = {}
+    asked = {
+        node["NodeID"]: look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(str(output), token)
+        for node in alive
+    }
+    findings = []
+    names = {node["NodeID"]: f"node {node['NodeManagerAddress']}" for node in alive}
+    for node_id, reference in asked.items():
+        try:
+            answers[node_id] = ray.get(reference, timeout=120)
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            last = lines[-1].strip() if lines else repr(error)
+            findings.append(Finding(names[node_id], "wrong", f"cannot run our code: {last}"))
+    findings += _of_nodes(answers, names, output)
+    for path in output.glob(f"{token}*"):
+        path.unlink(missing_ok=True)
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if use_gpu:
+        enough = gpus >= num_workers
+        words = f"{gpus:g} in all, {num_workers} are asked for"
+        findings.append(Finding("GPUs", "ok" if enough else "wrong", words))
+    else:
+        findings.append(Finding("GPUs", "ok", f"{gpus:g} in all, none is asked for"))
+    return findings
+
+
+def _of_nodes(
+    answers: dict[str, Any], names: dict[str, str], output: Path
+) -> list[Finding]:
+    mine = versions()
+    findings = []
+    for node_id, facts in answers.items():
+        where = names[node_id]
+        differ = [
+            f"{name} {theirs} (here {mine[name]})"
+            for name, theirs in facts["versions"].items()
+            if theirs != mine[name]
+        ]
+        if differ:
+            findings.append(Finding(where, "wrong", f"other versions: {', '.join(differ)}"))
+        if not facts["wrote"]:
+            words = f"cannot write to {output}: {facts['error']}"
+            findings.append(Finding(where, "wrong", words))
+        elif not facts["sees"] or not (output / facts["wrote"]).exists():
+            words = f"{output} there is another folder than here; runs need shared storage"
+            findings.append(Finding(where, "wrong", words))
+        if not differ and facts["wrote"] and facts["sees"]:
+            words = f"the same versions, sees {output}, {facts['gpus']} GPUs"
+            findings.append(Finding(where, "ok", words))
+    return findings
+
+
+def check_tracking(uri: str | None, output: Path) -> Finding:
+    """Whether the tracking server answers."""
+    from selfshot.distributed.mlflow_sender import Sender
+
+    if uri is None:
+        where = output.resolve() / "mlflow.db"
+        return Finding("tracking", "ok", f"SQLite in {where}; nodes need no server")
+    try:
+        client = Sender(uri, "selfshot", None).client
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        words = f"{uri} does not answer ({reason}); runs go on, and what they tell is kept"
+        return Finding("tracking", "warning", words)
+    return Finding("tracking", "ok", f"{uri} answers")

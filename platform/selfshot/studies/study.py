@@ -1,0 +1,288 @@
+"""Running a study: what its trials share, then the trials, then its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfshot.config.errors import UserError
+from selfshot.config.load import resolved_yaml
+from selfshot.config.sweep import Study
+from selfshot.studies.environment import run_environment
+from selfshot.studies.following import followed
+from selfshot.studies.progress import Progress
+from selfshot.studies.run import open_store
+from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
+from selfshot.studies.tables import Table
+from selfshot.studies.telling import tell_circumstances, tell_study_report, tell_trial
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRun:
+    """What became of a study.
+
+    Attributes:
+        report: the folder of its report.
+        failures: label of a trial → why it failed.
+        results: of the finished trials, in the study's order.
+    """
+
+    report: Path
+    failures: dict[str, str]
+    results: list[dict[str, Any]]
+
+
+def run_study(study: Study) -> StudyRun:
+    """Run a study, or go on with it: no finished stage and no finished trial is made again.
+
+    Trials that fail are tried again `compute.max_failures` times and then reported; the others
+    go on. Failed ones are tried once more by the next run.
+
+    Raises:
+        UserError: an input is missing, or the cluster cannot be joined.
+    """
+    plan = plan_study(study)
+    folder = plan.folder
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    _write(folder / "study.yaml", resolved_yaml(study.experiment))
+    _write(folder / "trials.json", json.dumps(_listed(plan), indent=1) + "\n")
+    progress = Progress(len(plan.trials))
+    waiting = plan.open_trials
+    progress.note(
+        f"{study.experiment.name}: {len(plan.trials)} trials, "
+        f"{len(plan.trials) - len(waiting)} of them done"
+    )
+    from selfshot.distributed.tracking import Tracker
+
+    settings = study.experiment.tracking
+    tracker = Tracker(settings.uri, settings.experiment, study.experiment.output)
+    ids = folder / "mlflow"
+    parent = tracker.start(
+        study.experiment.name,
+        id_file=ids / "study.id",
+        params=study.experiment.model_dump(mode="json"),
+        tags={"selfshot.kind": "study"},
+    )
+    tell_circumstances(parent, resolved_yaml(study.experiment))
+    status = "FAILED"
+    try:
+        failures = _run_open(plan, progress, parent)
+        status = "FAILED" if failures else "FINISHED"
+        tables = write_report(plan, failures)
+        tell_study_report(parent, folder / "report", tables)
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        parent.end(status)
+        tracker.close()
+    results = plan.results()
+    for label, reason in failures.items():
+        progress.note(f"failed: {label}: {reason}")
+    if failures:
+        progress.note(f"{len(failures)} of {len(plan.trials)} trials failed; run it again to try "
+                      "them again")  # fmt: skip
+    progress.note(f"the report is {folder / 'report' / 'report.html'}")
+    return StudyRun(folder / "report", failures, results)
+
+
+def _run_open(plan: StudyPlan, progress: Progress, parent: Any) -> dict[str, str]:
+    """Run what is not done, and tell of every trial that is; returns the failures."""
+    study = plan.study
+    tell = _Teller(plan, parent)
+    for trial in plan.trials:
+        result = trial.result()
+        if result is not None:
+            tell(trial.key, result)
+    failures: dict[str, str] = {}
+    if plan.open_trials:
+        from selfshot.distributed.session import ray_session
+
+        with ray_session(study.experiment.compute.address) as session:
+            parallel = 1 if session.embedded and _heavy(plan) else study.experiment.sweep.parallel
+            broken = _make_shared(plan, progress, 1 if session.embedded else parallel)
+            failures = _run_trials(plan, progress, parallel, broken, tell)
+    for trial in plan.trials:  # those that were stopped early are not announced
+        result = trial.result()
+        if result is not None:
+            tell(trial.key, result)
+    return failures
+
+
+class _Teller:
+    """Tells MLflow of trials as they end."""
+
+    def __init__(self, plan: StudyPlan, parent: Any) -> None:
+        self.parent = parent
+        self.experiments = {trial.key: trial.trial.experiment for trial in plan.trials}
+        self.ids = plan.folder / "mlflow"
+        self.store = open_store(plan.study.experiment).root
+
+    def __call__(self, key: str, result: Mapping[str, Any]) -> None:
+        tell_trial(self.parent, self.ids, result, self.experiments[key], self.store)
+
+
+def report_study(study: Study) -> Path:
+    """Write the report of the trials that are done, and return its folder.
+
+    Raises:
+        UserError: none is done.
+    """
+    plan = plan_study(study)
+    if len(plan.open_trials) == len(plan.trials):
+        raise UserError(
+            f"report: none of the {len(plan.trials)} trials is done; run `selfshot run` with the "
+            "same file and settings first"
+        )
+    write_report(plan, {})
+    return plan.folder / "report"
+
+
+def write_report(plan: StudyPlan, failures: Mapping[str, str]) -> list[Table]:
+    """The report of what is done; trials that are not are listed with the reason."""
+    from selfshot.studies.study_page import write_study_report
+
+    experiment = plan.study.experiment
+    return write_study_report(
+        plan.folder / "report",
+        title=experiment.name,
+        description=experiment.description,
+        table=experiment.sweep.table,
+        results=plan.results(),
+        unfinished=[
+            (trial.trial.label, failures.get(trial.trial.label, "it was not run"))
+            for trial in plan.open_trials
+        ],
+        settings=resolved_yaml(experiment),
+        environment=run_environment(),
+    )
+
+
+def _heavy(plan: StudyPlan) -> bool:
+    """Whether trials train or embed by themselves: on one machine each takes all the cores."""
+    return any(piece.stage not in ("index", "supports", "evaluation") for piece in plan.own())
+
+
+def _make_shared(plan: StudyPlan, progress: Progress, parallel: int) -> dict[str, str]:
+    """Make what several trials read, once; returns the pieces that failed, with the reason."""
+    from selfshot.distributed.graph import run_graph
+
+    pieces = plan.shared()
+    if not pieces:
+        return {}
+    by_number = {trial.number: trial for trial in plan.trials}
+    waiting = {trial.number for trial in plan.open_trials}
+    progress.note(f"{len(pieces)} stages are shared by several trials and made first")
+    units = {}
+    for piece in pieces:
+        trial = by_number[next(n for n in piece.trials if n in waiting)]
+        config = worker_config(plan, trial, piece.stage, piece.id)
+        units[piece.id] = (config, piece.needs)
+    made = 0
+
+    def ended(name: str, error: str | None) -> None:
+        nonlocal made
+        made += 1
+        if error is not None:
+            progress.note(f"{name} failed: {error}")
+
+    labels = {piece.id: f"{piece.stage} {piece.key[:6]}" for piece in pieces}
+    with followed(progress, plan.folder / "logs", labels, notes=True):
+        return run_graph(
+            "selfshot.studies.trial:make_shared",
+            units,
+            parallel=parallel,
+            max_failures=plan.study.experiment.compute.max_failures,
+            on_end=ended,
+        )
+
+
+def _run_trials(
+    plan: StudyPlan,
+    progress: Progress,
+    parallel: int,
+    broken: Mapping[str, str],
+    tell: Callable[[str, Mapping[str, Any]], None],
+) -> dict[str, str]:
+    """Run the open trials on Ray Tune; returns why each failed one did, by its label."""
+    from selfshot.distributed.trials import Stopping, TrialsFailedError, run_trials
+
+    failures: dict[str, str] = {}
+    waiting: list[PlannedTrial] = []
+    for trial in plan.open_trials:
+        reasons = [f"{name}: {broken[name]}" for name in trial.pieces if name in broken]
+        if reasons:
+            failures[trial.trial.label] = reasons[0]
+        else:
+            waiting.append(trial)
+    labels = {trial.key: trial.trial.label for trial in waiting}
+    sweep = plan.study.experiment.sweep
+    until, rule = sweep.until, sweep.stopping
+    stopping = Stopping(rule.budgets, rule.mode, rule.reduction) if rule.budgets else None
+    # Trials that are done are ranked with the others, from what they scored.
+    asked = list(plan.trials) if stopping else waiting
+    done = len(plan.trials) - len(plan.open_trials)
+
+    def finished(key: str, result: dict[str, Any]) -> None:
+        nonlocal done
+        if key not in labels:
+            return
+        done += 1
+        tell(key, result)
+        progress.stage(done, labels[key], f"done, {_figures(result)}")
+
+    if not waiting:
+        return failures
+    with followed(progress, plan.folder / "logs", labels, notes=False):
+        try:
+            run_trials(
+                "selfshot.studies.trial:run_trial",
+                [worker_config(plan, trial, until, trial.key) for trial in asked],
+                out_dir=plan.folder / "trials",
+                name=plan.study.experiment.name,
+                parallel=parallel,
+                cpus_per_trial=0.0,
+                max_failures=plan.study.experiment.compute.max_failures,
+                on_result=finished,
+                stopping=stopping,
+            )
+        except TrialsFailedError as error:
+            failures |= {labels.get(key, key): reason for key, reason in error.failures.items()}
+    return failures
+
+
+def _figures(result: Mapping[str, Any]) -> str:
+    rows = result.get("rows")
+    if rows:
+        return "AP50 " + ", ".join(
+            f"{row['supports']}" + (f" {row['shots']}" if row["shots"] else "")
+            + (f"+{row['extra']}" if row["extra"] else "") + f" {row['AP50']['mean']:.1f}"
+            for row in rows
+        )  # fmt: skip
+    precision = result.get("retrieval", {}).get("test", {}).get("precision_at")
+    if precision:
+        return f"precision@5 {100 * precision['5']:.1f}%"
+    return f"{sum(entry['seconds'] for entry in result['timings']):.1f} s of stages"
+
+
+def _listed(plan: StudyPlan) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": trial.key,
+            "label": trial.trial.label,
+            "case": trial.trial.case,
+            "settings": trial.trial.settings,
+            "repeat": trial.trial.repeat,
+            "stages": list(trial.pieces),
+        }
+        for trial in plan.trials
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

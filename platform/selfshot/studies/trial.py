@@ -1,0 +1,120 @@
+"""One trial of a study, and one stage that trials share: what a worker process is asked to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from selfshot.config.errors import UserError
+from selfshot.config.load import parse_experiment
+from selfshot.config.schema import Experiment
+from selfshot.studies.builders import known_digests
+from selfshot.studies.progress import Progress
+from selfshot.studies.run import (
+    make_stages,
+    open_store,
+    stage_keys,
+    stage_settings,
+    wanted_stages,
+)
+from selfshot.studies.stages import Context
+from selfshot.studies.store import MANIFEST
+
+
+def make_until(config: dict[str, Any]) -> Context:
+    """Make the stages of an experiment up to one of them.
+
+    Args:
+        config: `experiment` (its resolved YAML), `until`, `log` (a file that is told how far it
+            is), and `digests` of the benchmark's files, as they were when the study was planned.
+    """
+    changed = [f"{config['budget_setting']}={config['budget']}"] if "budget" in config else []
+    experiment = parse_experiment(config["experiment"], "the trial", changed)
+    with known_digests(config["digests"]):
+        stages = wanted_stages(experiment, config["until"])
+        every = wanted_stages(experiment)
+        settings = stage_settings(every, experiment)
+        keys = stage_keys(every, settings)
+    log = Path(config["log"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress(len(stages), log)
+    context = Context(experiment, {}, progress, timings=[], tracking={}, keys={})
+    make_stages(stages, settings, keys, context, open_store(experiment, progress))
+    return context
+
+
+def make_shared(config: dict[str, Any]) -> None:
+    """Make one stage that several trials read; see `make_until`."""
+    make_until(config)
+
+
+def run_trial(config: dict[str, Any]) -> dict[str, Any]:
+    """Run one trial and gather what the study's report needs of it.
+
+    Args:
+        config: as for `make_until`, with `trial` (its name, settings and key), which is kept as
+            it is, and `breakdown`: whether the score is also wanted by difficulty.
+
+    Returns:
+        `trial`, `seed`, `stages` (name → key), `timings`, the table's `rows`, the `retrieval`
+        and the `benchmark`'s statistics, as far as the trial goes.
+    """
+    context = make_until(config)
+    found = gather(context.experiment, context.folders, context.keys)
+    if config["breakdown"] and "rows" in found:
+        from selfshot.studies.difficulty import add_difficulty
+
+        section = context.experiment.evaluation
+        found["rows"] = add_difficulty(
+            found["rows"],
+            context.folders["benchmark"],
+            context.folders["evaluation"],
+            len(section.seeds),
+            section.max_queries_per_seed,
+        )
+    if config["metric"]:
+        found["score"] = metric_of(found["metrics"], config["metric"])
+    return {**config["trial"], **found, "timings": context.timings}
+
+
+def metric_of(metrics: dict[str, dict[str, Any]], name: str) -> float:
+    """A number of a stage's metrics, as in `supports:val.precision_at.5`.
+
+    Raises:
+        UserError: there is no such number.
+    """
+    stage, _, path = name.partition(":")
+    value: Any = metrics.get(stage)
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        known = ", ".join(f"{one}:…" for one in metrics)
+        raise UserError(
+            f"sweep.stopping.metric: {name!r} is no number of this trial's stages ({known}; "
+            "manifest.json of each stage has its metrics)"
+        )
+    return float(value)
+
+
+def gather(
+    experiment: Experiment, folders: dict[str, Path], keys: dict[str, str]
+) -> dict[str, Any]:
+    """What the finished stages of a trial say, in JSON values."""
+    found: dict[str, Any] = {"seed": experiment.seed, "stages": dict(keys)}
+    files = {
+        "rows": ("evaluation", "results.json"),
+        "retrieval": ("supports", "retrieval.json"),
+        "benchmark": ("benchmark", "benchmark.json"),
+    }
+    for name, (stage, file) in files.items():
+        if stage in folders and (folders[stage] / file).exists():
+            found[name] = json.loads((folders[stage] / file).read_text())
+    if "benchmark" in found:
+        kept = ("name", "kind", "counts", "statistics", "files")
+        found["benchmark"] = {key: found["benchmark"].get(key) for key in kept}
+    metrics = {
+        stage: json.loads((folder / MANIFEST).read_text())["metrics"]
+        for stage, folder in folders.items()
+    }
+    return found | {"metrics": metrics}

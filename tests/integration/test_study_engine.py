@@ -1,0 +1,83 @@
+"""What a study asks of the engine: work in the order of its needs, trials in trials, ASHA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfshot.distributed.graph import run_graph
+from selfshot.distributed.trials import Stopping, run_trials
+
+pytestmark = pytest.mark.usefixtures("ray_running")
+
+
+def test_a_graph_runs_in_the_order_of_its_needs(tmp_path: Path) -> None:
+    needs = {"c": {"a", "b"}, "a": set(), "b": {"a"}, "wrong": set(), "d": {"wrong"}, "e": {"d"}}
+    units = {
+        name: (
+            {"name": name, "folder": str(tmp_path), "fails": name == "wrong"},
+            frozenset(some),
+        )
+        for name, some in needs.items()
+    }
+    ended: list[tuple[str, bool]] = []
+    failures = run_graph(
+        "engine_parts:graph_unit",
+        units,
+        parallel=2,
+        max_failures=1,
+        on_end=lambda name, error: ended.append((name, error is None)),
+    )
+    assert set(failures) == {"wrong", "d", "e"}
+    assert failures["wrong"].endswith("wrong was told to fail")
+    assert failures["d"].startswith("it needs wrong, which failed")
+    assert dict(ended) == {"a": True, "b": True, "c": True, "wrong": False, "d": False, "e": False}
+    times = {
+        name: [float(one) for one in (tmp_path / name).read_text().split()] for name in "abc"
+    }
+    assert times["a"][1] <= times["b"][0] and times["b"][1] <= times["c"][0]
+
+
+def test_a_trial_may_run_trials(tmp_path: Path) -> None:
+    configs = [{"trial_id": f"outer{n}", "folder": str(tmp_path)} for n in range(2)]
+    results = run_trials(
+        "engine_parts:trial_of_trials",
+        configs,
+        out_dir=tmp_path / "outer",
+        name="outer",
+        parallel=2,
+        cpus_per_trial=0.0,
+    )
+    assert results == [{"sum": 5}, {"sum": 5}]
+
+
+def test_weak_trials_are_stopped_and_stay_stopped(tmp_path: Path) -> None:
+    configs = [
+        # The best comes first, so that each of the others is compared with it.
+        {"trial_id": f"n{n}", "number": n, "folder": str(tmp_path)}
+        for n in (9, 1, 2, 3)
+    ]
+
+    def run() -> list[dict[str, object]]:
+        return run_trials(
+            "engine_parts:budgeted_trial",
+            configs,
+            out_dir=tmp_path / "results",
+            name="asha",
+            parallel=1,
+            cpus_per_trial=0.0,
+            stopping=Stopping((1, 2, 4), "max", 2.0),
+        )
+
+    first = run()
+    assert first[0] == {"score": 36.0}
+    # The last is in the better half at first, and then alone with the best.
+    assert [result.get("stopped_at") for result in first[1:]] == [1, 1, 2]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 3 + 1 + 1 + 2
+    # A trial whose result was lost is ranked with what the others scored, without calling them.
+    (tmp_path / "results" / "n2.json").unlink()
+    (tmp_path / "results" / "n2.budget-1.json").unlink()
+    assert run() == first
+    assert (tmp_path / "calls").read_text().splitlines()[len(calls) :] == ["n2.budget-1"]
