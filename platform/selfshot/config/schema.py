@@ -334,6 +334,8 @@ class Experiment(Section):
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
+        if self.name in ("unsent", "mlartifacts"):
+            raise ValueError(f"name: {self.name!r} is a folder of MLflow's; choose another")
         deep = self.backbone.deep_channels
         if self.encoder.trunk == "backbone" and self.backbone.kind == "efficientnet_lite0":
             raise ValueError(

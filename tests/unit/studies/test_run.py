@@ -181,7 +181,7 @@ def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
     assert len(problems) == len(ALL) and problems[0].endswith(": to do")
 
 
-@pytest.mark.parametrize("name", ["store", "../elsewhere", "a/b", ".hidden", ""])
+@pytest.mark.parametrize("name", ["store", "unsent", "../elsewhere", "a/b", ".hidden", ""])
 def test_names_that_would_lie_elsewhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="name"):
         load_experiment(TOY, [f"output={tmp_path}", f"name={name}"])
