@@ -41,7 +41,7 @@ AUGMENTATION = {
 def compose(folder: Path, clips: int) -> Path:
     (folder / "benchmark").mkdir()
     build_sprites(
-        folder / "benchmark", folder / "scratch", map, seed=0, height=64, width=64, num_frames=2,
+        folder / "benchmark", folder / "scratch", map, seed=0, height=64, width=64, num_frames=8,
         train_classes=2, val_classes=1, test_classes=1, train_queries=1, train_supports=1,
         eval_queries=1, eval_supports=1, corpus_clips=clips, corpus_seen_classes=1,
         multi_shot_share=0.5,

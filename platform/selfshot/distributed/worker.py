@@ -65,7 +65,8 @@ def _reopen_history(path: Path, start_step: int) -> IO[str]:
 
     The file is a new one, so a worker of a killed run that still breathes writes elsewhere.
     """
-    kept = [point for point in read_history(path) if point["step"] <= start_step]
+    # From the beginning even step 0, a probe, is made again.
+    kept = [point for point in read_history(path) if start_step and point["step"] <= start_step]
     write_atomically(path, "".join(json.dumps(point) + "\n" for point in kept))
     return path.open("a")
 

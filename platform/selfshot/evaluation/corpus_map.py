@@ -62,7 +62,7 @@ def draw_corpus(
         axes.scatter(points[mine, 0], points[mine, 1], s=8, color=colours(index), label=name)
     axes.set_xlabel(f"first axis, {100 * shares[0]:.0f}% of the variance")
     axes.set_ylabel(f"second axis, {100 * shares[1]:.0f}%")
-    axes.set_title(f"Φ of {len(names)} corpus clips; colours are classes that Φ never saw")
+    axes.set_title(f"Φ of {len(names)} corpus clips; classes are for colours alone")
     if common:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)

@@ -18,7 +18,7 @@ from selfshot.models.trained_encoder import load_encoder
 from selfshot.training import contrast
 from selfshot.training.contrast import NO_VIDEO
 from selfshot.training.encoder import EncoderTask
-from selfshot.training.loop import run_plain
+from selfshot.training.loop import run_plain, seed_step
 
 LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
 
@@ -361,6 +361,42 @@ class TestEncoder:
         assert used[0] == pytest.approx(0.9) and used[10] == pytest.approx(1.0)
         assert used == sorted(used) and used[9] > 0.99
         assert used[5] == pytest.approx(0.95)
+
+    def test_what_a_checkpoint_holds_is_enough(self, make: Any, tmp_path: Path) -> None:
+        """A task built anew goes on from module, optimiser and step with the same bits."""
+        more = {
+            "loss": "nce", "steps": 8, "queue_length": 24,
+            "augmentation": {"crop_scale": 0.4, "brightness": 0.3, "blur": 0.5},
+            "head": {"kind": "mlp", "hidden": 11, "dim": 7, "norm": "batch", "retrieve": True},
+        }  # fmt: skip
+
+        def go_on(task: EncoderTask, optimiser: torch.optim.Optimizer, steps: range) -> None:
+            task.module.train()
+            for step in steps:
+                seed_step(3, step, 0)
+                optimiser.zero_grad()
+                task.module(task.batch(step, 0, 1))["loss"].backward()
+                optimiser.step()
+                task.after_step(step)
+
+        def begin() -> tuple[EncoderTask, torch.optim.Optimizer]:
+            task = make(**more)
+            return task, torch.optim.AdamW(task.parameter_groups()[0]["params"], lr=1e-3)
+
+        whole, optimiser = begin()
+        go_on(whole, optimiser, range(8))
+        first, optimiser = begin()
+        go_on(first, optimiser, range(5))
+        state = {"module": first.module.state_dict(), "optimiser": optimiser.state_dict()}
+        torch.save(state, tmp_path / "checkpoint.pt")
+        torch.manual_seed(99)
+        again, optimiser = begin()
+        kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        again.module.load_state_dict(kept["module"])
+        optimiser.load_state_dict(kept["optimiser"])
+        go_on(again, optimiser, range(5, 8))
+        for name, value in whole.module.state_dict().items():
+            assert torch.equal(value, again.module.state_dict()[name]), name
 
     def test_the_momentum_encoder_follows(self, make: Any) -> None:
         task = make(momentum=0.5)
