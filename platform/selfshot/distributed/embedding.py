@@ -1,6 +1,6 @@
 """The corpus becomes vectors: Ray Data over decord and the encoder, in shards that resume.
 
-    manifest → rows of a shard → batches → decode (a guarded decord in each actor)
+    manifest → rows of a batch → decode (a guarded decord in each actor)
              → embed (one model in each actor) → here, where rows gather by shard → Parquet
 
 A shard is a fixed slice of the manifest. It appears under its name when it is whole, so a killed
@@ -34,6 +34,8 @@ SUMMARY = "summary.json"
 # by the operating system; what is left over in the books lets the actors of a lost node start
 # again on those that remain.
 BOOKED_SHARE = 0.45
+# With GPUs for the network the cores are the decoders', but for reading.
+GPU_BOOKED_SHARE = 0.9
 READ_CPUS = 0.05
 
 
@@ -256,10 +258,15 @@ def _stream(
     confined = not is_address(manifest.root)
     root = str(Path(manifest.root).resolve()) if confined else manifest.root
     num_frames, height, width, _ = frames
+    # A batch is read by a task of its own. To read a shard and repartition it would ask for a
+    # whole core, and a node of one core has none to give beside its decoder: a run would wait
+    # for ever.
+    batches = [batch for part in slices for batch in part.cut(clips_per_batch)]
     rows = ray.data.read_datasource(
-        SliceSource(manifest, slices), override_num_blocks=len(slices), num_cpus=READ_CPUS
-    ).repartition(target_num_rows_per_block=clips_per_batch)
-    booked = BOOKED_SHARE * current_session().num_cpus / sizes["decoders"]
+        SliceSource(manifest, batches), override_num_blocks=len(batches), num_cpus=READ_CPUS
+    )
+    share = GPU_BOOKED_SHARE if use_gpu else BOOKED_SHARE
+    booked = share * current_session().num_cpus / sizes["decoders"]
     decoded = rows.map_batches(
         Decode,
         fn_constructor_kwargs={
@@ -273,7 +280,7 @@ def _stream(
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=sizes["decoders"]),
-        num_cpus=1.0 if use_gpu else min(1.0, int(1000 * booked) / 1000),
+        num_cpus=min(share if use_gpu else 1.0, int(1000 * booked) / 1000),
     )
     embedded = decoded.map_batches(
         Embed,

@@ -20,7 +20,7 @@ from selfshot.distributed.shards import Slice
 
 
 class SliceSource(Datasource):
-    """Rows of the manifest with their numbers: a task reads the rows of one shard."""
+    """Rows of the manifest with their numbers: a task reads those of one slice."""
 
     def __init__(self, manifest: Manifest, slices: Sequence[Slice]) -> None:
         super().__init__()

@@ -53,6 +53,18 @@ class Slice:
         """What a shard of it says of itself."""
         return {"manifest": self.file.sha256, "first": self.first, "rows": self.stop - self.start}
 
+    def cut(self, rows: int) -> list[Slice]:
+        """Slices of at most so many rows that make it up, in their order."""
+        return [
+            dataclasses.replace(
+                self,
+                first=self.first + start - self.start,
+                start=start,
+                stop=min(start + rows, self.stop),
+            )
+            for start in range(self.start, self.stop, rows)
+        ]
+
 
 def make_slices(manifest: Manifest, clips_per_shard: int) -> list[Slice]:
     """The slices of a manifest. None lies across two files, so files added later change none."""

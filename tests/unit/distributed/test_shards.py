@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfshot.config.errors import UserError
-from selfshot.data.corpus_manifest import Manifest, open_manifest
+from selfshot.data.corpus_manifest import Manifest, ManifestFile, open_manifest
 from selfshot.data.storage import Storage
 from selfshot.distributed.embedding import _take_stock
-from selfshot.distributed.shards import ShardWriter, make_slices, read_finished
+from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
 
 DIM = 5
@@ -160,3 +160,15 @@ def test_a_run_in_which_nothing_works_ends_early(tmp_path: Path) -> None:
     writer.take(batch(rows, broken=tuple(rows)))
     with pytest.raises(UserError, match="none of the first 201 clips"):
         writer.take(batch([199, 200], broken=(199, 200)))
+
+
+def test_a_slice_is_cut_without_a_gap() -> None:
+    file = ManifestFile("part.parquet", 17, "0" * 64)
+    part = Slice("shard-00001.parquet", file, first=4, start=104, stop=117)
+    pieces = part.cut(5)
+    assert [(one.first, one.start, one.stop) for one in pieces] == [
+        (4, 104, 109),
+        (9, 109, 114),
+        (14, 114, 117),
+    ]
+    assert all((one.name, one.file) == (part.name, part.file) for one in pieces)
