@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,12 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Ray reads its mode when it is imported, and a session of ours asks for a token. So the mode is
+# there before a test imports Ray for something else.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 # No test asserts a time: a busy machine is no fault of an example.
 settings.register_profile("selfshot", deadline=None)

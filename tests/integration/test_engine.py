@@ -140,16 +140,17 @@ def test_after_a_loss_that_is_not_finite_the_last_checkpoint_is_there(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_options_of_the_engine(tmp_path: Path, undisturbed: TrainingResult) -> None:
-    """Batches from processes change nothing; a compiled module rounds otherwise."""
-    result = train_toy(tmp_path / "a", loader_workers=1, compile_module=True, steps=6)
-    for ours, theirs in zip(result.history, undisturbed.history, strict=False):
-        if ours["step"] == 5:
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    two = train_toy(tmp_path / "b", zero_stage=1, steps=6)
-    plain = run_plain(ToyTask(seed=1), **SHARED | {"steps": 6})
-    for ours, theirs in zip(two.history, plain, strict=True):
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+def test_options_of_the_engine(tmp_path: Path) -> None:
+    """Batches from processes change nothing, and a compiled module rounds otherwise.
+
+    Without dropout: what is compiled draws it in another way.
+    """
+    plain = run_plain(ToyTask(seed=1, dropout=0.0), **SHARED | {"steps": 6})
+    options = {"loader_workers": 1, "compile_module": True}
+    result = train_toy(tmp_path, {"dropout": 0.0}, steps=6, **options)
+    for ours, theirs in zip(result.history, plain, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
 
 
 def test_gpus_that_are_not_there(tmp_path: Path) -> None:

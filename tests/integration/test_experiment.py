@@ -140,6 +140,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(first: Run) -> None:
         "results.json",
         "report.md",
         "report.html",
+        "corpus.png",
         "gallery.png",
     }
     page = (first.report / "report.html").read_text()
@@ -174,7 +175,7 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
         name = f"AP50.{row['supports']}.{row['shots']}.0"
         assert parent.data.metrics[name] == pytest.approx(row["AP50"]["mean"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
-    names = ("results.json", "report.md", "report.html", "gallery.png")
+    names = ("results.json", "report.md", "report.html", "gallery.png", "corpus.png")
     assert artifacts == {f"report/{name}" for name in names}
     assert "results.json" in {item.path for item in client.list_artifacts(parent.info.run_id)}
 
