@@ -251,6 +251,11 @@ def _choose_token() -> None:
         return
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" in sys.modules:
+        # Ray read its mode when it was imported, and would start without the token.
+        from ray._raylet import Config
+
+        Config.initialize('{"AUTH_MODE": "token"}')
 
 
 def quieten() -> None:
