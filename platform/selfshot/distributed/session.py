@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -253,9 +254,7 @@ def _choose_token() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if "ray" in sys.modules:
         # Ray read its mode when it was imported, and would start without the token.
-        from ray._raylet import Config
-
-        Config.initialize('{"AUTH_MODE": "token"}')
+        importlib.import_module("ray._raylet").Config.initialize('{"AUTH_MODE": "token"}')
 
 
 def quieten() -> None:
