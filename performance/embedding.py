@@ -9,12 +9,14 @@ Claims, with EfficientNet-Lite0 on 8 frames of 224 pixels:
               decodes the next batch while the other embeds this one with the job's own encoder. The
               job makes at least 0.9 of its clips a second, the start of both apart.
     scaling   two workers (decoder and embedder, each on a core of its own) against one on one core:
-              at least 1.8 times.
+              at least 1.8 times. The loop's own ratio says what the machine has: its processes
+              share nothing but memory.
     shares    what a core spends on decoding, on the network, on moving blocks, on writing.
 
 Each way has the same clips, in turns, so that what else the machine does meets all of them. Of each
-way two figures are printed: clips a second from its first batch to its last, and seconds of CPU a
-clip, which do not depend on who else wanted the cores.
+way two figures are printed: clips a second, and seconds of CPU a clip, which do not depend on who
+else wanted the cores. The job is run with the clips once and three times over: what the second run
+takes longer is the steady state, without the start, the first batches and the last ones.
 
     python performance/embedding.py CLIPS_FOLDER [--rounds 2] [--clips 385]
     python performance/embedding.py CLIPS_FOLDER --parts     seconds of CPU only, without Ray
@@ -42,6 +44,7 @@ import psutil
 FRAMES, SIDE, BATCH = 8, 224, 32
 SIZE = {"num_frames": FRAMES, "height": SIDE, "width": SIDE}
 CPU = "cpu_s"
+WAYS = ("obvious", "loop", "loop on one core", "job", "job on one core")
 
 
 def batches(paths: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -131,6 +134,24 @@ def in_processes(way: Any, paths: Sequence[str], cores: Sequence[int]) -> dict[s
     return {"clips_per_s": len(paths) / seconds, CPU: cpu, "vectors": vectors}
 
 
+def steady_job(short: Path, long: Path, out: Path, cores: Sequence[int]) -> dict[str, Any]:
+    """The job on a short and on a long manifest: the difference is what clips cost."""
+    some, many = (
+        job(manifest, out / name, cores) for manifest, name in ((short, "some"), (long, "many"))
+    )
+    clips = many["clips"] - some["clips"]
+    return {
+        **some,
+        "clips_per_s": clips / (_running_s(many) - _running_s(some)),
+        CPU: (many[CPU] - some[CPU]) / clips,
+    }
+
+
+def _running_s(summary: dict[str, Any]) -> float:
+    """From the first batch to the end."""
+    return float(summary["seconds"]) - float(summary["start_s"])
+
+
 def job(manifest: Path, out: Path, cores: Sequence[int]) -> dict[str, Any]:
     """Run the job itself in a process of its own, on some of the cores."""
     words = [sys.executable, __file__, str(manifest), "--job", str(out)]
@@ -160,31 +181,28 @@ def job_alone(manifest: str, out: str) -> None:
             open_manifest(manifest), opened.encoder, settings={"encoder": opened.digest}, out=out,
             **SIZE, clips_per_batch=BATCH, clips_per_shard=512, decode_timeout_s=60.0,
             decode_memory_mb=4096, max_quarantine_share=0.0, decoders=workers, embedders=workers,
-            on_progress=lambda state: spent.look(state["done"]),
+            on_progress=lambda state: spent.look(),
         )  # fmt: skip
-    print(json.dumps({**summary, CPU: spent.per_clip(), "workers": workers}))
+    print(json.dumps({**summary, CPU: spent.total(), "workers": workers}))
 
 
 class _Spent:
-    """CPU seconds of this process and all below it between the first batch and the last."""
+    """CPU seconds of this process and all below it."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, float]] = []
+        # A process that has gone keeps what it was last seen with.
+        self.of_process: dict[int, float] = {}
 
-    def look(self, done: int) -> None:
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        total = 0.0
-        for process in processes:
+    def look(self) -> None:
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             try:
                 times = process.cpu_times()
             except psutil.Error:
                 continue
-            total += times.user + times.system
-        self.seen.append((done, total))
+            self.of_process[process.pid] = times.user + times.system
 
-    def per_clip(self) -> float:
-        (first, before), (last, after) = self.seen[0], self.seen[-1]
-        return (after - before) / max(1, last - first)
+    def total(self) -> float:
+        return sum(self.of_process.values())
 
 
 def transfer_s() -> float:
@@ -210,12 +228,21 @@ def transfer_s() -> float:
     return max(best, 0.0) / BATCH
 
 
-def make_manifest(folder: Path, most: int, out: Path) -> list[str]:
-    """A manifest of the first clips; returns their paths."""
+def make_manifest(folder: Path, most: int, out: Path, times: int = 1) -> list[str]:
+    """A manifest of the first clips, several times over; returns their paths."""
     from selfshot.benchmarks.corpus_build import Cutting, build_manifest
     from selfshot.benchmarks.corpus_items import of_videos
 
     items = list(of_videos(str(folder), []))[:most]
+    if times > 1:
+        copies = out.parent / f"{times}-times"
+        for time_over in range(times):
+            (copies / str(time_over)).mkdir(parents=True)
+            for item in items:
+                name = Path(item.uri).name
+                shutil.copyfile(folder / item.uri, copies / str(time_over) / name)
+        folder = copies
+        items = list(of_videos(str(folder), []))
     build_manifest(
         items, str(folder.resolve()), str(out), cutting=Cutting(), items_per_file=10_000, workers=2,
         made_from="performance", on_message=lambda text: None,
@@ -245,6 +272,7 @@ def main() -> None:
     parser.add_argument("clips_folder")
     parser.add_argument("--clips", type=int, default=385)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="all if not given")
     parser.add_argument("--parts", action="store_true", help="time the parts alone, without Ray")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -260,24 +288,26 @@ def main() -> None:
     try:
         folder = Path(chosen.clips_folder)
         paths = make_manifest(folder, chosen.clips, scratch / "manifest")
+        make_manifest(folder, chosen.clips, scratch / "long", times=3)
         measured: dict[str, list[dict[str, Any]]] = {}
         for number in range(chosen.rounds):
-            for name in ("obvious", "loop", "job", "job on one core"):
+            for name in chosen.ways:
+                use = cores[:1] if name.endswith("core") else cores
                 if name.startswith("job"):
-                    use = cores[:1] if name.endswith("core") else cores
                     out = scratch / f"{name.replace(' ', '-')}-{number}"
-                    result = job(scratch / "manifest", out, use)
-                    result["vectors"] = vectors_of(out, scratch / "manifest", folder)
+                    result = steady_job(scratch / "manifest", scratch / "long", out, use)
+                    result["vectors"] = vectors_of(out / "some", scratch / "manifest", folder)
                 else:
                     way = obvious if name == "obvious" else loop
-                    result = in_processes(way, paths, cores)
+                    result = in_processes(way, paths, use)
                 measured.setdefault(name, []).append(result)
                 print(
                     f"round {number + 1}  {name:16s} {result['clips_per_s']:7.2f} clips/s  "
                     f"{result[CPU]:.4f} CPU s a clip",
                     flush=True,
                 )
-        report(measured, len(paths))
+        if len(measured) == len(WAYS):
+            report(measured, len(paths))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -304,7 +334,8 @@ def report(measured: dict[str, list[dict[str, Any]]], clips: int) -> None:
         f"ratio              {rate['job'] / rate['loop']:7.2f} of the loop written by hand, "
         f"{cpu['loop'] / cpu['job']:.2f} by CPU"
     )
-    print(f"ratio              {rate['job'] / rate['job on one core']:7.2f} of one worker's")
+    scaling, ceiling = (rate[name] / rate[f"{name} on one core"] for name in ("job", "loop"))
+    print(f"ratio              {scaling:7.2f} of one worker's; the loop's is {ceiling:.2f}")
     alone = best["job on one core"]["spent_s"]
     per_clip = {"decode": 0.0, "model": 0.0, "transfer": 0.0, "write": alone["write"] / clips}
     per_clip |= shares_of_a_core(measured)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from selfshot.ops.masks import Extents, Rle, extents_of
-from selfshot.ops.overlap import WIDEST, layers_of, shared_of_layers, shared_of_runs
-from selfshot.ops.runs import object_runs
-
-# So many at once fit into a cache, and hopeless pairs are known before all is read.
-_MASKS_AT_ONCE = 320
-# Columns of all masks of a frame. Tens of thousands of predictions are rather slow than too large.
-_MOST_CELLS = 2**25
+from selfshot.ops.runs import joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +50,7 @@ class Masks:
         ]
         if unknown:
             places, frames, masks = zip(*unknown, strict=True)
-            found = extents_of([mask["counts"] for mask in masks], masks[0]["size"][0])
+            found = extents_of([mask["counts"] for mask in masks], *masks[0]["size"])
             measured[list(places), :, list(frames)] = found.T
         return cls(tracks, measured)
 
@@ -115,9 +108,11 @@ def _distinct(masks: Masks) -> tuple[Masks, Int[np.ndarray, " tracks"]]:
 def _distinct_iou(
     predicted: Masks, annotated: Masks, at_least: float
 ) -> Float[np.ndarray, "predictions tracks"]:
-    inter = np.zeros((len(predicted.rles), len(annotated.rles)))
-    if not inter.size or not predicted.areas.any():
-        return inter
+    from selfshot.ops import rle_kernels
+
+    shape = len(predicted.rles), len(annotated.rles)
+    if not (predicted.areas.any() and annotated.areas.any()):
+        return np.zeros(shape)
     # The most that a pair can share in a frame is the smaller one, or all columns that both have.
     height = next(rle["size"][0] for track in predicted.rles for rle in track if rle)
     (areas, first, end), (others, other_first, other_end) = (
@@ -125,75 +120,12 @@ def _distinct_iou(
     )
     both = np.minimum(end[:, None], other_end) - np.maximum(first[:, None], other_first)
     most = np.minimum(np.minimum(areas[:, None], others), height * np.maximum(both, 0))
-    left = most.sum(-1)
-    total = predicted.areas.sum(-1)[:, None] + annotated.areas.sum(-1)
+    total = areas.sum(-1)[:, None] + others.sum(-1)
     # Where most is at stake comes first, so that hopeless pairs are known early.
     at_stake = most.sum((0, 1))
-    order = np.argsort(-at_stake, kind="stable")[: np.count_nonzero(at_stake)]
-    promising = _promising(left, total, at_least)
-    while len(order) and promising.any():
-        rows, columns = np.flatnonzero(promising.any(1)), np.flatnonzero(promising.any(0))
-        count = max(1, _MASKS_AT_ONCE // (len(rows) + len(columns)))
-        frames, order = order[:count], order[count:]
-        inter[np.ix_(rows, columns)] += _shared_pixels(
-            predicted, annotated, rows, columns, frames, promising[np.ix_(rows, columns)]
-        )
-        left -= most[..., frames].sum(-1)
-        promising &= _promising(inter + left, total, at_least)
-    union = total - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=promising & (union > 0))
-
-
-def _promising(
-    shared: Float[np.ndarray, "predictions tracks"],
-    total: Float[np.ndarray, "predictions tracks"],
-    at_least: float,
-) -> Bool[np.ndarray, "predictions tracks"]:
-    """Whether pairs that share at most so many pixels can reach an IoU."""
-    return (shared > 0) & (shared >= (at_least - 1e-9) * (total - shared))
-
-
-def _shared_pixels(
-    predicted: Masks,
-    annotated: Masks,
-    rows: Int[np.ndarray, " rows"],
-    columns: Int[np.ndarray, " columns"],
-    frames: Int[np.ndarray, " frames"],
-    wanted: Bool[np.ndarray, "rows columns"],
-) -> Float[np.ndarray, "rows columns"]:
-    """The pixels that tracks share in some frames; 0 for pairs that are not wanted."""
-    tracks = [predicted.rles[row] for row in rows.tolist()]
-    tracks += [annotated.rles[column] for column in columns.tolist()]
-    areas = np.concatenate([predicted.areas[rows][:, frames], annotated.areas[columns][:, frames]])
-    masks = [
-        rles[frame]
-        for rles, seen in zip(tracks, areas > 0, strict=True)
-        for frame in frames[seen].tolist()
-    ]
-    runs = object_runs([mask["counts"] for mask in masks if mask])
-    places = np.flatnonzero(areas)
-    shared = np.zeros((len(rows), len(columns)))
-    height, width = next(mask["size"] for mask in masks if mask)
-    if width > WIDEST or areas.size * (width + 1) > _MOST_CELLS:
-        whole = np.zeros(len(tracks), dtype=bool)
-    else:
-        layers = layers_of(runs, places, areas.size, height, width)
-        shape = (-1, *areas.shape, width + 1)
-        tops, bottoms = layers.tops.reshape(shape), layers.bottoms.reshape(shape)
-        whole = np.all(layers.whole.reshape(areas.shape), axis=-1)
-        for place, column in enumerate(range(len(rows), len(tracks))):
-            some = np.flatnonzero(wanted[:, place])
-            shared[some, place] = shared_of_layers(tops, bottoms, some, column)
-    if not whole.all():
-        frame_of = (places % len(frames)).repeat(np.diff(runs.bounds)) * (height * width)
-        starts, ends = runs.starts + frame_of, runs.ends + frame_of
-        first = runs.bounds[places.searchsorted(np.arange(len(tracks) + 1) * len(frames))]
-        parts = [slice(*bounds) for bounds in itertools.pairwise(first.tolist())]
-        for row, place in np.argwhere(wanted).tolist():
-            column = len(rows) + place
-            if not (whole[row] and whole[column]):
-                one, other = parts[row], parts[column]
-                shared[row, place] = shared_of_runs(
-                    starts[one], ends[one], starts[other], ends[other]
-                )
-    return shared
+    frames = np.argsort(-at_stake, kind="stable")[: np.count_nonzero(at_stake)]
+    tracks = [*predicted.rles, *annotated.rles]
+    codes, bounds = joined([rle["counts"] if rle else "" for track in tracks for rle in track])
+    bounds_of = bounds[:-1].reshape(len(tracks), -1), bounds[1:].reshape(len(tracks), -1)
+    inter = rle_kernels.shared_pixels(codes, *bounds_of, frames, most, total, at_least)
+    return np.divide(inter, total - inter, out=np.zeros(shape), where=inter > 0)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
 
-from selfshot.ops.runs import chain_bounds, counts_of, object_runs, runs_of, totals
+from selfshot.ops.runs import counts_of, runs_of
 
 Rle = dict[str, Any]
 """`{"size": [height, width], "counts": str}`, compressed."""
@@ -55,8 +55,7 @@ def decode_rles(
             counts = to_rle(segmentation, height, width)["counts"]
         texts.append(counts)
     runs, bounds = runs_of(texts)
-    sums = totals(runs)[bounds]
-    if (sums[1:] - sums[:-1] != height * width).any() or (len(runs) and runs.min() < 0):
+    if _extents(runs, bounds, height, width) is None:
         for begin, end in itertools.pairwise(bounds):
             _check_runs(runs[begin:end], height, width)
     # Every second run of a mask is of the object, beginning with its second.
@@ -148,27 +147,31 @@ def measured_rles(
     return tuple(rles), extents
 
 
-def extents_of(strings: Sequence[str | bytes], height: int) -> Extents:
-    """The extents of masks whose compressed counts are known to fill frames of a height."""
-    if not len(strings):
-        return np.zeros((3, 0), dtype=np.int64)
-    runs = object_runs(strings)
-    begins = runs.bounds[:-1]
-    lengths = runs.ends - runs.starts
-    pixels = np.add.reduceat(lengths, begins, dtype=np.int64)
-    # Where the last run is empty, the one before it ends the mask.
-    last = runs.bounds[1:] - 1
-    last = np.where((lengths[last] == 0) & (last > begins), last - 1, last)
-    return _extents(pixels, runs.starts[begins], runs.ends[last], height)
+def extents_of(strings: Sequence[str | bytes], height: int, width: int) -> Extents:
+    """The extents of masks.
+
+    Raises:
+        ValueError: as in `to_rle`, but for the size.
+    """
+    runs, bounds = runs_of(strings)
+    measured = _extents(runs, bounds, height, width)
+    if measured is None:
+        for begin, end in itertools.pairwise(bounds):
+            _check_runs(runs[begin:end], height, width)
+        raise AssertionError("masks are refused of which none is")
+    return measured[0]
 
 
 def _extents(
-    pixels: np.ndarray, starts: np.ndarray, ends: np.ndarray, height: int
-) -> Extents:
-    """From the first pixel of each mask and the one after its last."""
-    extents = np.stack([pixels, starts // height, (ends - 1) // height + 1])
-    extents[:, pixels == 0] = 0
-    return extents
+    runs: np.ndarray, bounds: np.ndarray, height: int, width: int
+) -> tuple[Extents, Bool[np.ndarray, " masks"]] | None:
+    """The extents of masks, and which have an empty run after the first; None if one is wrong."""
+    from selfshot.ops import rle_kernels
+
+    extents = np.zeros((3, len(bounds) - 1), dtype=np.int64)
+    empty = np.zeros(len(bounds) - 1, dtype=bool)
+    filled = rle_kernels.measure(runs, bounds, height, height * width, extents, empty)
+    return (extents, empty) if filled else None
 
 
 def _without_empty_runs(counts: str | bytes, height: int, width: int) -> Rle:
@@ -190,24 +193,8 @@ def _measure(
         runs, bounds = runs_of(strings)
     except ValueError:
         return None
-    # No run is larger, so that no sum of them wraps around.
-    if len(runs) and not 0 <= runs.min() <= runs.max() <= height * width:
-        return None
-    sums = []
-    for parity in (0, 1):
-        total = totals(runs[parity::2])[chain_bounds(bounds, parity)]
-        sums.append(total[1:] - total[:-1])
-    if (sums[0] + sums[1] != height * width).any():
-        return None
-    # Every second run is of the object, beginning with a mask's second.
-    areas = np.where(bounds[:-1] % 2 == 0, sums[1], sums[0])
-    after = np.where((bounds[1:] - bounds[:-1]) % 2 == 1, runs[bounds[1:] - 1], 0)
-    extents = _extents(areas, runs[bounds[:-1]], height * width - after, height)
-    empty = runs == 0
-    empty[bounds[:-1]] = False
-    places = np.flatnonzero(empty)
-    found = np.unique(bounds.searchsorted(places, side="right") - 1) if len(places) else places
-    return extents, found.tolist()
+    measured = _extents(runs, bounds, height, width)
+    return None if measured is None else (measured[0], np.flatnonzero(measured[1]).tolist())
 
 
 def _named(frame: int, segmentation: object, height: int, width: int) -> Rle:

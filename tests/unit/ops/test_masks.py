@@ -180,7 +180,7 @@ def test_the_extents_of_a_track(track: list[np.ndarray | None]) -> None:
     _, extents = measured_rles(rles, 11, 13)
     known = [rle["counts"] for rle in rles if rle]
     np.testing.assert_array_equal(
-        extents_of(known, 11), extents[:, [mask is not None for mask in track]]
+        extents_of(known, 11, 13), extents[:, [mask is not None for mask in track]]
     )
     for mask, extent in zip(track, extents.T.tolist(), strict=True):
         columns = np.flatnonzero(mask.any(0)) if mask is not None else []
