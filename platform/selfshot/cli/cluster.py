@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from selfshot.cli.app import ExperimentFile, Overrides, cluster_app
-from selfshot.config.errors import UserError
 
 
 @cluster_app.callback()
@@ -30,23 +29,32 @@ def check(
     with `ray job submit -- selfshot cluster check EXPERIMENT.yaml`.
     """
     from selfshot.config.load import load_experiment
+    from selfshot.config.located import with_places
     from selfshot.distributed.session import ray_session
 
     loaded = load_experiment(experiment, overrides or ())
     compute = loaded.compute
-    from selfshot.distributed.checks import check_cluster, check_tracking
+    from selfshot.distributed.checks import Finding, check_cluster, check_tracking
+    from selfshot.distributed.room import lack_of_room
 
     with ray_session(address or compute.address) as session:
         print(f"Ray: {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs on its nodes")
         if session.embedded:
             print("this is a Ray of this command's own: give --address to look at a cluster")
-        findings = check_cluster(loaded.output, compute.use_gpu, compute.num_workers)
-    threads = compute.threads_per_worker
-    if threads is not None and threads > session.node_cpus:
-        raise UserError(
-            f"compute.threads_per_worker: {threads} is more than the largest node's "
-            f"{session.node_cpus:g} CPUs, so a worker would wait for ever; lower it"
+        findings = check_cluster(loaded.output)
+        lack = lack_of_room(
+            session,
+            num_workers=compute.num_workers,
+            threads_per_worker=compute.threads_per_worker,
+            use_gpu=compute.use_gpu,
         )
+    if lack is None:
+        words = f"{compute.num_workers} training workers{', a GPU each,' * compute.use_gpu} fit"
+        findings.append(Finding("room", "ok", words))
+    elif compute.autoscales:
+        findings.append(Finding("room", "warning", f"waited for by a run: {lack}"))
+    else:
+        findings.append(Finding("room", "wrong", with_places(lack, experiment, overrides or ())))
     findings.append(check_tracking(loaded.tracking.uri, loaded.output))
     for finding in findings:
         print(f"{finding.status:8s}{finding.what}: {finding.words}")

@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 def load_checked(path: Path, overrides: Sequence[str] | None) -> Experiment:
     """An experiment whose input files are there; of a study, what its trials start from."""
     from selfshot.config.load import load_experiment
+    from selfshot.config.located import located
     from selfshot.config.paths import check_inputs
 
     experiment = load_experiment(path, overrides or ())
-    check_inputs(experiment)
+    with located(path, overrides or ()):
+        check_inputs(experiment)
     return experiment
 
 
 def load_any(path: Path, overrides: Sequence[str] | None) -> Study:
     """An experiment or a study, every trial of it valid and its input files there."""
+    from selfshot.config.located import located
     from selfshot.config.paths import check_inputs
     from selfshot.config.sweep import load_study
 
@@ -38,8 +41,9 @@ def load_any(path: Path, overrides: Sequence[str] | None) -> Study:
         for experiment in [study.experiment, *(trial.experiment for trial in study.trials)]
         if not study.trials or experiment is not study.experiment
     }
-    for experiment in different.values():
-        check_inputs(experiment)
+    with located(path, overrides or ()):
+        for experiment in different.values():
+            check_inputs(experiment)
     return study
 
 
@@ -51,7 +55,10 @@ def run_until(
     from selfshot.studies import run
 
     check_resume(experiment, path, resume)
-    made = run.run_experiment(experiment, until=until)
+    from selfshot.config.located import located
+
+    with located(path, overrides or ()):
+        made = run.run_experiment(experiment, until=until)
     if made is not None:
         print(made)
 
@@ -78,12 +85,16 @@ def run_command(
 ) -> None:
     """Run every stage that is not done, or every trial of a sweep, then write the report."""
     loaded = load_any(experiment, overrides)
+    from selfshot.config.located import located
+
     if dry_run:
         from selfshot.cli.plans import print_plan
 
-        print_plan(loaded)
+        with located(experiment, overrides or ()):
+            print_plan(loaded)
     elif loaded.trials:
-        run_whole_study(loaded, experiment, resume)
+        with located(experiment, overrides or ()):
+            run_whole_study(loaded, experiment, resume)
     else:
         run_until(experiment, overrides, resume)
 

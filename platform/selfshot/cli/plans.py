@@ -19,7 +19,7 @@ def print_plan(study: Study) -> None:
     """
     from rich.console import Console
 
-    from selfshot.studies.estimates import check_resources
+    from selfshot.studies.resources import check_resources
 
     console = Console()
     estimate = _print_study(study, console) if study.trials else _print_stages(study, console)

@@ -254,6 +254,9 @@ class ComputeConfig(Section):
     use_gpu: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 0
     threads_per_worker: Count | None = Field(None, description="none: cores / num_workers")
+    autoscales: bool = Field(
+        False, description="nodes come when work asks for them: what has no room now is waited for"
+    )
     parallel_trials: Count = Field(2, description="evaluation trials at one time")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="restarts of a dead worker")
     min_workers: Count | None = Field(

@@ -58,6 +58,7 @@ def embed_corpus(
     decoders: int | None = None,
     embedders: int | None = None,
     use_gpu: bool = False,
+    autoscales: bool = False,
     max_failures: int = 2,
     retry_quarantined: bool = False,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
@@ -89,6 +90,7 @@ def embed_corpus(
         decoders: processes that decode; none: one a core.
         embedders: copies of the encoder; none: one a GPU if there are to be any, else one a core.
         use_gpu: one GPU for each of them.
+        autoscales: wait for a GPU if the cluster has none, instead of refusing.
         max_failures: how often the pipeline is built anew after an error of the cluster that Ray
             did not mend by itself, with no shard finished in between.
         retry_quarantined: embed the shards again that hold quarantined clips.
@@ -128,6 +130,11 @@ def embed_corpus(
     failures = 0
     while unfinished := writer.unfinished():
         session = current_session()
+        if use_gpu and not session.num_gpus and not autoscales:
+            raise UserError(
+                "compute.use_gpu: true, but Ray sees no GPU; set it to false, or join a cluster "
+                "that has some"
+            )
         sizes = _pool_sizes(session, manifest.clips, clips_per_batch, decoders, embedders, use_gpu)
         try:
             stream = _stream(
@@ -215,16 +222,7 @@ def _pool_sizes(
     embedders: int | None,
     use_gpu: bool,
 ) -> dict[str, int]:
-    """Actors of each kind, and threads of each embedder.
-
-    Raises:
-        UserError: GPUs are wanted and there are none.
-    """
-    if use_gpu and not session.num_gpus:
-        raise UserError(
-            "compute.use_gpu: true, but Ray sees no GPU; set it to false, or join a cluster that "
-            "has some"
-        )
+    """Actors of each kind, and threads of each embedder."""
     cores = max(1, int(session.num_cpus))
     batches = max(1, math.ceil(clips / clips_per_batch))
     copies = embedders or (int(session.num_gpus) if use_gpu else cores)

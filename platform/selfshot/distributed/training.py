@@ -58,6 +58,7 @@ def train(
     min_workers: int | None = None,
     threads_per_worker: int | None = None,
     use_gpu: bool = False,
+    autoscales: bool = False,
     zero_stage: int = 1,
     max_failures: int = 2,
     loader_workers: int = 0,
@@ -86,6 +87,7 @@ def train(
         min_workers: go on with as few where the cluster has no more; none: wait for all.
         threads_per_worker: None divides this machine's cores among the workers.
         use_gpu: one GPU a worker, bfloat16 autocast, NCCL; otherwise gloo and float32.
+        autoscales: wait for GPUs that the cluster has not, instead of refusing.
         zero_stage: which of deepspeed/zero{0,1,2,3}.json.
         max_failures: restarts after a worker's death.
         loader_workers: processes that make a worker's batches; 0: a thread of its own.
@@ -107,7 +109,9 @@ def train(
     scratch.mkdir(parents=True, exist_ok=True)
     for stale in (FAILURE, START):
         (scratch / stale).unlink(missing_ok=True)
-    threads, resources = _resources(session, num_workers, threads_per_worker, use_gpu)
+    threads, resources = _resources(
+        session, num_workers, threads_per_worker, use_gpu, autoscales
+    )
     storage = scratch / "ray"
     _drop_unreadable(storage / "train")
     began = time.monotonic()
@@ -160,10 +164,14 @@ def train(
 
 
 def _resources(
-    session: Session, num_workers: int, threads: int | None, use_gpu: bool
+    session: Session,
+    num_workers: int,
+    threads: int | None,
+    use_gpu: bool,
+    autoscales: bool = False,
 ) -> tuple[int, dict[str, float]]:
     """Threads of a worker, and what it asks of Ray."""
-    if use_gpu and session.num_gpus < num_workers:
+    if use_gpu and session.num_gpus < num_workers and not autoscales:
         raise UserError(
             f"compute.use_gpu: true with num_workers: {num_workers} needs as many GPUs, and Ray "
             f"sees {session.num_gpus:g}; set compute.use_gpu to false or fewer workers"

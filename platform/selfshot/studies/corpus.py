@@ -21,6 +21,7 @@ def embedding_arguments(experiment: Experiment) -> dict[str, Any]:
     return {
         **section.model_dump(),
         "use_gpu": compute.use_gpu,
+        "autoscales": compute.autoscales,
         "max_failures": compute.max_failures,
     }
 

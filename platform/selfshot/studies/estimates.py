@@ -12,14 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
+from selfshot.studies.resources import GPU_STAGES
 from selfshot.studies.run import open_store
 from selfshot.studies.settings import table_rows
 from selfshot.studies.store import MANIFEST
 from selfshot.studies.sweeping import StudyPlan
-
-GPU_STAGES = ("backbone", "encoder", "embeddings", "vis", "vis_no_fuser")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,54 +219,6 @@ def _free(output: Path) -> int:
     while not folder.exists() and folder.parent != folder:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def check_resources(experiment: Experiment) -> str:
-    """Whether what the experiment asks for can be placed, in words.
-
-    Raises:
-        UserError: it cannot.
-    """
-    compute = experiment.compute
-    wanted = f"{compute.num_workers} training workers"
-    if compute.use_gpu:
-        wanted += ", a GPU each"
-    if compute.address is None and "RAY_ADDRESS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        if compute.use_gpu:
-            import torch
-
-            there = torch.cuda.device_count()
-            if there < compute.num_workers:
-                raise UserError(
-                    f"compute.use_gpu: true with compute.num_workers: {compute.num_workers} needs "
-                    f"as many GPUs, and this machine has {there}; set compute.use_gpu to false, "
-                    "fewer workers, or the compute.address of a cluster"
-                )
-        return f"{wanted}; this machine has {cores} cores, on which they fit"
-    from selfshot.distributed.session import ray_session
-
-    with ray_session(compute.address) as session:
-        threads = compute.threads_per_worker or 1
-        if threads > session.node_cpus:
-            raise UserError(
-                f"compute.threads_per_worker: {threads} is more than the largest node's "
-                f"{session.node_cpus:g} CPUs, so a worker would wait for ever; lower it"
-            )
-        if threads * compute.num_workers > session.num_cpus:
-            raise UserError(
-                f"compute.num_workers: {compute.num_workers} × compute.threads_per_worker: "
-                f"{threads} are more than the cluster's {session.num_cpus:g} CPUs; lower one"
-            )
-        if compute.use_gpu and session.num_gpus < compute.num_workers:
-            raise UserError(
-                f"compute.num_workers: {compute.num_workers} with compute.use_gpu needs as many "
-                f"GPUs, and the cluster has {session.num_gpus:g}; lower it, or add nodes"
-            )
-        return (
-            f"{wanted}; the cluster has {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs, "
-            "on which they fit"
-        )
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from selfshot.config.load import resolved_yaml
 from selfshot.config.paths import check_inputs
 from selfshot.config.schema import Experiment
 from selfshot.studies.progress import Progress
+from selfshot.studies.resources import refuse_without_room
 from selfshot.studies.stages import STAGES, Context, Stage
 from selfshot.studies.store import (
     StageFolder,
@@ -130,6 +131,11 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     settings = stage_settings(every, experiment)
     keys = stage_keys(every, settings)
     progress = Progress(len(stages))
+    root = open_store(experiment).root
+    missing = [one.name for one in stages if not (root / one.name / keys[one.name]).exists()]
+    waits = refuse_without_room(experiment, missing)
+    if waits is not None:
+        progress.note(waits)
     output = experiment.output / experiment.name
     output.mkdir(parents=True, exist_ok=True)
     (output / "experiment.yaml").write_text(resolved_yaml(experiment), encoding="utf-8")

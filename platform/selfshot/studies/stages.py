@@ -115,6 +115,7 @@ def _train(
         min_workers=compute.min_workers,
         threads_per_worker=compute.threads_per_worker,
         use_gpu=compute.use_gpu,
+        autoscales=compute.autoscales,
         loader_workers=compute.loader_workers,
         compile_module=compute.compile,
         zero_stage=compute.zero_stage,

@@ -14,6 +14,7 @@ from selfshot.config.sweep import Study
 from selfshot.studies.environment import run_environment
 from selfshot.studies.following import followed
 from selfshot.studies.progress import Progress
+from selfshot.studies.resources import refuse_without_room
 from selfshot.studies.run import open_store
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tables import Table
@@ -46,6 +47,7 @@ def run_study(study: Study) -> StudyRun:
     """
     plan = plan_study(study)
     folder = plan.folder
+    waits = _refuse_without_room(plan)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _write(folder / "study.yaml", resolved_yaml(study.experiment))
     _write(folder / "trials.json", json.dumps(_listed(plan), indent=1) + "\n")
@@ -55,6 +57,8 @@ def run_study(study: Study) -> StudyRun:
         f"{study.experiment.name}: {len(plan.trials)} trials, "
         f"{len(plan.trials) - len(waiting)} of them done"
     )
+    if waits is not None:
+        progress.note(waits)
     from selfshot.distributed.tracking import Tracker
 
     settings = study.experiment.tracking
@@ -159,6 +163,21 @@ def write_report(plan: StudyPlan, failures: Mapping[str, str]) -> list[Table]:
         settings=resolved_yaml(experiment),
         environment=run_environment(),
     )
+
+
+def _refuse_without_room(plan: StudyPlan) -> str | None:
+    """Of every way in which trials ask for machines; what is waited for, if anything."""
+    words = None
+    seen = set()
+    for trial in plan.open_trials:
+        experiment = trial.trial.experiment
+        left = [plan.pieces[name].stage for name in trial.pieces
+                if plan.pieces[name].status != "done"]  # fmt: skip
+        asked = (experiment.compute.model_dump_json(), frozenset(left))
+        if asked not in seen:
+            seen.add(asked)
+            words = refuse_without_room(experiment, left) or words
+    return words
 
 
 def _heavy(plan: StudyPlan) -> bool:

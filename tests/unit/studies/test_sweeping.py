@@ -12,14 +12,14 @@ from selfshot.config.errors import UserError
 from selfshot.config.load import parse_experiment
 from selfshot.config.sweep import Study, load_study
 from selfshot.studies.estimates import (
-    check_resources,
     duration,
     estimate_stages,
     estimate_study,
     work_of,
 )
-from selfshot.studies.run import plan_experiment
-from selfshot.studies.study import report_study
+from selfshot.studies.resources import check_resources, refuse_without_room
+from selfshot.studies.run import plan_experiment, run_experiment
+from selfshot.studies.study import report_study, run_study
 from selfshot.studies.sweeping import StudyPlan, plan_study, worker_config
 
 TOY = Path(__file__).parents[2] / "integration" / "toy.yaml"
@@ -210,6 +210,18 @@ def test_resources_that_no_machine_has(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs as many GPUs, and this machine has \d+; set comp"):
         check_resources(loaded)
     assert "cores, on which they fit" in check_resources(study(tmp_path).experiment)
+
+
+def test_a_run_that_no_machine_can_train_is_refused_before_it_begins(tmp_path: Path) -> None:
+    over = "sweep.over={vis.support_positions: [true, false]}"
+    wanted = study(tmp_path, "compute.use_gpu=true", "compute.num_workers=2", over)
+    with pytest.raises(UserError, match="needs as many GPUs"):
+        run_study(wanted)
+    with pytest.raises(UserError, match="needs as many GPUs"):
+        run_experiment(wanted.experiment)
+    assert not list(tmp_path.iterdir())
+    # Where everything is trained, nobody needs a GPU any more.
+    assert refuse_without_room(wanted.experiment, ["supports", "evaluation", "report"]) is None
 
 
 @pytest.mark.parametrize(

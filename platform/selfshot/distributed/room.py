@@ -1,0 +1,43 @@
+"""Whether the running Ray has room for what trainings ask for, before anything is made."""
+
+from __future__ import annotations
+
+from selfshot.distributed.session import Session
+
+
+def lack_of_room(
+    session: Session, *, num_workers: int, threads_per_worker: int | None, use_gpu: bool
+) -> str | None:
+    """What is missing for a training, with what mends it; None: nothing.
+
+    Cores are no reason on one machine, where more threads than cores are slow but right.
+
+    Args:
+        session: the running Ray.
+        num_workers: of a training.
+        threads_per_worker: cores of each; None: as many as there are.
+        use_gpu: whether each wants a GPU.
+    """
+    grows = "add nodes, or set compute.autoscales where nodes come when they are asked for"
+    if use_gpu and session.num_gpus < num_workers:
+        where = "this machine" if session.embedded else "the cluster"
+        mend = "or the compute.address of a cluster" if session.embedded else grows
+        return (
+            f"compute.use_gpu: true with compute.num_workers: {num_workers} needs as many GPUs, "
+            f"and {where} has {session.num_gpus:g}; set compute.use_gpu to false, fewer workers, "
+            f"{mend}"
+        )
+    if session.embedded:
+        return None
+    threads = threads_per_worker or 1
+    if threads > session.node_cpus:
+        return (
+            f"compute.threads_per_worker: {threads} is more than the largest node's "
+            f"{session.node_cpus:g} CPUs, so a worker would wait for ever; lower it, {grows}"
+        )
+    if threads * num_workers > session.num_cpus:
+        return (
+            f"compute.num_workers: {num_workers} × compute.threads_per_worker: {threads} are more "
+            f"than the cluster's {session.num_cpus:g} CPUs; lower one, {grows}"
+        )
+    return None
