@@ -16,7 +16,7 @@ import pytest
 
 from selfshot.distributed import tracking
 from selfshot.distributed.mlflow_sender import TOKEN_TAG, Sender
-from selfshot.distributed.spool import FOLDER, Spool
+from selfshot.distributed.spool import FOLDER, Spool, note_sent, records
 from selfshot.distributed.tracking import Tracker, send_left_over
 
 
@@ -153,6 +153,32 @@ def test_the_next_run_sends_what_the_last_one_left(folder: Path) -> None:
         ("old", "KILLED"), ("new", "FINISHED")
     }  # fmt: skip
     assert not list((folder / FOLDER).glob("*.jsonl"))
+
+
+def test_a_run_that_had_ended_stays_ended(folder: Path) -> None:
+    """What is sent later for one run of a dead process opens none of its others again."""
+    first = Tracker(None, "paper", folder)
+    trial = first.start("trial", id_file=folder / "trial.id")
+    other = first.start("other", id_file=folder / "other.id")
+    assert first.close()
+    head = {"what": "head", "uri": first.uri, "experiment": "paper", "local": True, "time": 1.0}
+    dead = Spool(folder, head)
+    for run in (trial, other):
+        start = {"name": run.name, "id_file": str(run.id_file), "parent": None, "tags": {}}
+        dead.put({"what": "start", "run": run.token, "time": 1.0, **start})
+    end = {"what": "end", "run": trial.token, "status": "FINISHED", "time": 2.0}
+    sent = dead.put(end)
+    dead.put({"what": "tags", "run": other.token, "tags": {"late": "yes"}, "time": 3.0})
+    dead._file.close()
+    sender = Sender(first.uri, "paper", None)
+    for record, _ in records(dead.path, 0):
+        if record["what"] != "tags":
+            sender.send(record)
+    note_sent(dead.path, sent)
+    assert send_left_over(folder) == 1
+    runs = {run.info.run_name: run for run in all_runs(first)}
+    assert len(runs) == 2 and runs["other"].data.tags["late"] == "yes"
+    assert runs["trial"].info.status == "FINISHED"
 
 
 def test_a_kill_between_a_run_and_its_id_leaves_no_second_run(folder: Path) -> None:

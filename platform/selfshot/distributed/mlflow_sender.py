@@ -23,6 +23,8 @@ ENVIRONMENT = {
     # A dead server is noticed in seconds, not in the minutes of the defaults.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # Two lines in a job's log for each run that ends.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -61,6 +63,18 @@ class Sender:
         if run is None:
             return  # Its start could not be read: there is nothing to add this to.
         getattr(self, f"_{what}")(run, record)
+
+    def find(self, record: Mapping[str, Any]) -> None:
+        """Know the run of a start that was sent before, and leave it as it is.
+
+        It may have ended since, and nobody would end it again.
+        """
+        token = record["run"]
+        run = self._known(Path(record["id_file"])) or self._with_token(token)
+        if run is None:
+            self._start(record)  # Somebody deleted it; what is told of it now needs one.
+        else:
+            self.runs[token] = run
 
     @staticmethod
     def is_refusal(error: Exception) -> bool:

@@ -162,13 +162,15 @@ def _join(address: str, worker_logs: bool) -> None:
     paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"PYTHONPATH": os.pathsep.join(paths), **_workers_environment()}
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=worker_logs,
-            # A submitted job brings its own runtime environment, which must not be contradicted.
-            runtime_env=None if inside_job else {"env_vars": variables},
-        )
+        with _without_stderr():
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=worker_logs,
+                # A submitted job brings its own runtime environment, which must not be
+                # contradicted.
+                runtime_env=None if inside_job else {"env_vars": variables},
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(

@@ -233,7 +233,7 @@ def send_left_over(folder: Path, uri: str | None = None, experiment: str | None 
             if (uri is not None and at[0] != uri) or (experiment and at[1] != experiment):
                 continue
             place = path.parent.parent / "mlartifacts" if head.get("local") else None
-            # One for all files, and every start is read again: a later line needs its run.
+            # One for all files, and every start is looked up: a later line needs its run.
             sender = senders.setdefault(at, Sender(*at, place))
             done = sent_bytes(path)
             for record, end in records(path, 0):
@@ -242,7 +242,7 @@ def send_left_over(folder: Path, uri: str | None = None, experiment: str | None 
                     note_sent(path, end)
                     sent += 1
                 elif record["what"] == "start":
-                    sender.send(record)
+                    sender.find(record)
             remove(path)
     return sent
 
