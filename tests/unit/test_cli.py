@@ -292,6 +292,23 @@ def test_wrong_settings_of_a_kind_are_named_with_their_line(say, study) -> None:
     assert_refused(answer, ["benchmark.corpus: clips does not exist"])
 
 
+def test_what_is_found_late_is_named_with_its_line_before_any_work(say, study) -> None:
+    Path("late.yaml").write_text(
+        "name: late\nbenchmark:\n  kind: folder\n  annotations: none.json\n  frames: .\n"
+        "  corpus: .\n  val_classes: [cat]\n  test_classes: [dog]\n"
+    )
+    for command in ("validate", "run"):
+        answer = say(command, "late.yaml")
+        assert_refused(answer, ["benchmark.annotations: none.json does not", "late.yaml, line 4"])
+
+
+def test_a_gpu_too_few_is_named_with_its_line_before_any_work(say) -> None:
+    Path("gpu.yaml").write_text("name: gpu\ncompute:\n  num_workers: 2\n  use_gpu: true\n")
+    answer = say("run", "gpu.yaml")
+    assert_refused(answer, ["compute.use_gpu: true", "this machine has", "gpu.yaml, line 4"])
+    assert not Path("runs").exists()
+
+
 def test_a_dry_run_shows_the_plan_and_runs_nothing(say) -> None:
     answer = say("run", "good.yaml", "--dry-run")
     assert answer.code == 0

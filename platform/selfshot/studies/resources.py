@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import partial
 
 from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
@@ -45,11 +46,12 @@ def check_resources(experiment: Experiment) -> str:
     from selfshot.distributed.session import Session, ray_session
 
     compute = experiment.compute
-    asked = {
-        "num_workers": compute.num_workers,
-        "threads_per_worker": compute.threads_per_worker,
-        "use_gpu": compute.use_gpu,
-    }
+    lack_in = partial(
+        lack_of_room,
+        num_workers=compute.num_workers,
+        threads_per_worker=compute.threads_per_worker,
+        use_gpu=compute.use_gpu,
+    )
     wanted = f"{compute.num_workers} training workers"
     if compute.use_gpu:
         wanted += ", a GPU each"
@@ -60,12 +62,12 @@ def check_resources(experiment: Experiment) -> str:
             import torch
 
             gpus = torch.cuda.device_count()
-        lack = lack_of_room(Session(True, cores, gpus, cores), **asked)
+        lack = lack_in(Session(True, cores, gpus, cores))
         if lack is not None:
             raise UserError(lack)
         return f"{wanted}; this machine has {cores} cores, on which they fit"
     with ray_session(compute.address) as session:
-        lack = lack_of_room(session, **asked)
+        lack = lack_in(session)
         if lack is not None and not compute.autoscales:
             raise UserError(lack)
         has = f"the cluster has {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs"
