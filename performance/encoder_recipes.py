@@ -18,42 +18,47 @@ import argparse
 import csv
 import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from encoder_features import (
+    Features,
+    RealScore,
+    SpritesScore,
+    decoded,
+    sprites_features,
+    whitened,
+)
+from torch import nn
 
-from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpus_labels
 from selfshot.config.load import load_experiment
-from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.models.backbones import build_backbone
 from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.weights import load_backbone
-from selfshot.models.windows import window_vectors
+from selfshot.ops.whitening import whitening
 from selfshot.studies.run import plan_experiment
 from selfshot.training.contrast import EncoderTraining
 from selfshot.training.loop import run_plain, schedule
 
-FRAMES, CROPS, WINDOW, AT_ONCE = 8, 4, 3, 50
-SIDES = ("val", "test")
-Score = Callable[[VideoEncoder], dict[str, float]]
+CROPS = 4
+FRAMES = {"backbone": 8, "efficientnet_lite0": 4}
+"""Frames of a clip of sprites, by trunk."""
 
 BASE: dict[str, Any] = {
-    "layers": 0, "adapter": True, "loss": "nce", "rank_temperature": 0.05, "rank_form": "ap",
-    "nce_temperature": 0.1, "positives": "farthest", "positive_cosine": 0.88, "steps": 200,
-    "learning_rate": 1e-3, "weight_decay": 1e-2, "momentum": 0.99, "videos": 32, "queue": 1280,
+    "layers": 0, "adapter": "linear", "loss": "nce", "rank_temperature": 0.05, "rank_form": "ap",
+    "nce_temperature": 0.1, "positives": "farthest", "positive_cosine": 0.88, "whitening": 1.0,
+    "steps": 200, "learning_rate": 1e-3, "weight_decay": 1e-2, "momentum": 0.99, "videos": 32,
+    "queue": 1280,
 }  # fmt: skip
 """The recipe that was chosen on the validation classes."""
 
 ALL = {"positives": "all", "positive_cosine": 1.0}
 TRANSFORMER = {
-    **ALL, "layers": 1, "adapter": False, "steps": 60, "learning_rate": 1e-4,
+    **ALL, "layers": 1, "adapter": "none", "steps": 60, "learning_rate": 1e-4,
     "weight_decay": 1e-4, "videos": 32, "queue": 1280,
 }  # fmt: skip
 """The quickstart's."""
@@ -62,6 +67,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "transformer, rank": {**TRANSFORMER, "loss": "rank"},
     "transformer, nce": TRANSFORMER,
     "transformer, moco": {**TRANSFORMER, "loss": "moco"},
+    **{
+        f"whitened {shrinkage:g}": {"adapter": "whitened", "whitening": shrinkage, "steps": 0}
+        for shrinkage in (0.3, 1.0, 3.0)
+    },
+    "whitened, nce": {"adapter": "whitened_linear"},
+    "whitened, rank": {"adapter": "whitened_linear", "loss": "rank", "rank_temperature": 0.01},
+    "whitened, moco": {"adapter": "whitened_linear", "loss": "moco"},
     "adapter, rank": {**ALL, "loss": "rank"},
     "adapter, nce": ALL,
     "adapter, moco": {**ALL, "loss": "moco"},
@@ -80,14 +92,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Each is `BASE` with these changes."""
 
 
-class Features(nn.Module):
-    """Stands for a frozen trunk whose features were computed before."""
-
-    frozen = True
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
+IMAGENET: dict[str, Any] = {}
+"""What differs for features of EfficientNet."""
 
 
 class CachedTask:
@@ -104,11 +110,27 @@ class CachedTask:
             Features(tokens.shape[-1]), tokens.shape[-1], recipe["layers"], 4,
             adapter=recipe["adapter"],
         )  # fmt: skip
+        if recipe["adapter"].startswith("whitened"):
+            encoder.set_whitening(self._fit(encoder))
         names = ("loss", "rank_temperature", "rank_form", "nce_temperature", "positives",
                  "positive_cosine")  # fmt: skip
         self.module = EncoderTraining(
             encoder, queue_length=recipe["queue"], **{name: recipe[name] for name in names}
         )
+
+    @torch.no_grad()
+    def _fit(self, encoder: VideoEncoder) -> torch.Tensor:
+        """Of the crops of each clip that are farthest apart, as `EncoderTask` does."""
+        parts = self.tokens.shape[1] // CROPS
+        crops = [
+            torch.from_numpy(np.asarray(x, np.float32)).unflatten(1, (CROPS, parts)).flatten(0, 1)
+            for x in (self.tokens, self.foreground)
+        ]
+        vectors = encoder.embed(tuple(crops)).unflatten(0, (-1, CROPS))
+        farthest = (vectors @ vectors.mT).flatten(1).argmin(1)
+        rows = torch.arange(len(vectors))
+        differences = vectors[rows, farthest // CROPS] - vectors[rows, farthest % CROPS]
+        return whitening(differences, self.recipe["whitening"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         params = [p for p in self.module.encoder.parameters() if p.requires_grad]
@@ -118,7 +140,7 @@ class CachedTask:
         """Each crop is a part of one clip; of a video of several clips each is of any of them."""
         rng = np.random.default_rng([self.seed, 17, step])
         chosen = rng.permutation(len(self.groups))[: self.recipe["videos"]]
-        length = FRAMES // CROPS
+        length = self.tokens.shape[1] // CROPS
         tokens, foreground = [], []
         for group in chosen:
             for crop in range(CROPS):
@@ -142,173 +164,13 @@ def train(
     recipe: dict[str, Any],
 ) -> tuple[VideoEncoder, dict[str, Any]]:  # fmt: skip
     task: Any = CachedTask(tokens, foreground, videos, seed, recipe)
+    if not recipe["steps"]:
+        return task.module.encoder.eval(), {"loss": None}
     history = run_plain(
         task, steps=recipe["steps"], warmup_steps=20, weight_decay=recipe["weight_decay"],
         clip_norm=1.0, log_every=recipe["steps"], seed=seed,
     )  # fmt: skip
     return task.module.encoder.eval(), history[-1]
-
-
-def decoded(root: Path, rows: list[dict[str, Any]], height: int, width: int) -> Iterator[Any]:
-    """Batches of frames of the clips."""
-    with GuardedDecoder(num_frames=FRAMES, height=height, width=width) as decoder:
-        for start in range(0, len(rows), AT_ONCE):
-            part = rows[start : start + AT_ONCE]
-            clips = [Clip(str(root / r["uri"]), r.get("start_s"), r.get("end_s")) for r in part]
-            yield np.stack(list(decoder.decode_many(clips)))
-
-
-class Pooled:
-    """What is kept of the clips of one side: pooled frames and windows, or all tokens."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}.npz"
-        self.tokens_path = folder / f"{name}_tokens.npy"
-
-    def make(self, trunk: nn.Module, batches: Iterator[np.ndarray], keep_tokens: bool) -> None:
-        found: dict[str, list[np.ndarray]] = defaultdict(list)
-        with torch.inference_mode():
-            for frames in batches:
-                tokens, foreground = VideoEncoder(trunk, trunk.dim, 0, 1).trunk_tokens(
-                    torch.from_numpy(frames.copy())
-                )
-                weights = foreground.clamp_min(1e-4)
-                mass = weights.sum((2, 3))
-                means = (tokens * weights[..., None]).sum((2, 3)) / mass[..., None]
-                windows = window_vectors(tokens, foreground, WINDOW)[0]
-                for key, value in (("means", means), ("mass", mass), ("windows", windows.half()),
-                                   ("foreground", foreground.half())):  # fmt: skip
-                    found[key].append(value.numpy())
-                if keep_tokens:
-                    found["tokens"].append(tokens.half().numpy())
-        arrays = {key: np.concatenate(parts) for key, parts in found.items()}
-        if keep_tokens:
-            np.save(self.tokens_path, arrays.pop("tokens"))
-        # Windows are only asked of queries.
-        np.savez(self.path, **arrays)
-
-    def load(self) -> dict[str, np.ndarray]:
-        arrays = dict(np.load(self.path))
-        arrays["means"] = arrays["means"][:, :, None, None]
-        arrays["mass"] = arrays["mass"][:, :, None, None]
-        if self.tokens_path.exists():
-            arrays["tokens"] = np.load(self.tokens_path, mmap_mode="r")
-        return arrays
-
-
-def sprites_features(trunk: nn.Module, source: Path, cache: Path, *, keep_tokens: bool) -> None:
-    """Compute what is not in the cache yet."""
-    benchmark = load_benchmark(source)
-    reader = benchmark.reader(source)
-    root = (source / benchmark.corpus_root).resolve()
-    cache.mkdir(parents=True, exist_ok=True)
-    for side in SIDES:
-        pairs = benchmark.queries[side]
-        parts = (pairs[i : i + AT_ONCE] for i in range(0, len(pairs), AT_ONCE))
-        frames = (np.stack([reader.frames(video) for video, _ in part]) for part in parts)
-        if not (kept := Pooled(cache, side)).path.exists():
-            kept.make(trunk, frames, keep_tokens)
-    if not (kept := Pooled(cache, "corpus")).path.exists():
-        batches = decoded(root, read_corpus(source), benchmark.height, benchmark.width)
-        kept.make(trunk, batches, keep_tokens)
-
-
-class SpritesScore:
-    """Precision@5 of val and test queries, by their windows and by one vector."""
-
-    def __init__(self, source: Path, cache: Path) -> None:
-        benchmark, labels = load_benchmark(source), read_corpus_labels(source)
-        self.classes = np.array([labels.get(r["clip_id"], "") for r in read_corpus(source)])
-        self.wanted = {
-            side: np.array([name for _, name in benchmark.queries[side]]) for side in SIDES
-        }
-        self.corpus = Pooled(cache, "corpus").load()
-        self.queries = {side: Pooled(cache, side).load() for side in SIDES}
-
-    @torch.inference_mode()
-    def __call__(self, encoder: VideoEncoder) -> dict[str, float]:
-        clips = self._clips(encoder, self.corpus)
-        found = {}
-        for side, kept in self.queries.items():
-            whole = self._clips(encoder, kept) @ clips.T
-            best = torch.cat(
-                [(query @ clips.T).unflatten(0, (len(part), -1)).amax(1)
-                 for part, query in self._windows(encoder, kept)]
-            )  # fmt: skip
-            for name, scores in (("windows", best), ("one vector", whole)):
-                top = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :5]
-                right = self.classes[top] == self.wanted[side][:, None]
-                found[f"{side} {name}"] = 100 * float(right.mean())
-        return found
-
-    @staticmethod
-    def _clips(encoder: VideoEncoder, kept: dict[str, np.ndarray]) -> Tensor:
-        """One vector for each clip."""
-        mixes = len(encoder.blocks) > 0
-        tokens, weights = (
-            (kept["tokens"], kept["foreground"]) if mixes else (kept["means"], kept["mass"])
-        )
-        step = AT_ONCE if mixes else len(tokens)
-        return torch.cat(
-            [encoder.embed((_floats(tokens[i : i + step]), _floats(weights[i : i + step])))
-             for i in range(0, len(tokens), step)]
-        )  # fmt: skip
-
-    @staticmethod
-    def _windows(
-        encoder: VideoEncoder, kept: dict[str, np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Windows of some queries at a time, all in one row."""
-        for start in range(0, len(kept["windows"]), 20):
-            part = kept["windows"][start : start + 20]
-            if len(encoder.blocks):
-                tokens = _floats(kept["tokens"][start : start + 20])
-                mixed = encoder.contextualise(tokens)
-                foreground = _floats(kept["foreground"][start : start + 20])
-                vectors = window_vectors(mixed, foreground, WINDOW)[0]
-            else:
-                vectors = functional.normalize(_floats(part), dim=-1)
-            yield part, encoder.adapter(vectors).flatten(0, 1)
-
-
-def _floats(x: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(x, dtype=np.float32))
-
-
-class RealScore:
-    """Precision@5 over clips, and averaged over rough labels; a clip's own source is left out.
-
-    A clip counts if a clip of another source has its label.
-    """
-
-    def __init__(self, rows: list[dict[str, str]], features: np.ndarray) -> None:
-        self.labels = np.array([row["rough_label"] for row in rows])
-        self.sources = np.array([row["source"] for row in rows])
-        self.features = features
-
-    def of(self, vectors: np.ndarray) -> dict[str, float]:
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        cosines = unit @ unit.T
-        by_label, chances = defaultdict(list), []
-        for i, label in enumerate(self.labels):
-            others = self.sources != self.sources[i]
-            right = self.labels[others] == label
-            if not label or not right.any():
-                continue
-            order = np.argsort(-cosines[i][others], kind="stable")[:5]
-            by_label[label].append(right[order].mean())
-            chances.append(right.mean())
-        clips = [value for values in by_label.values() for value in values]
-        return {
-            "over labels": 100 * float(np.mean([np.mean(v) for v in by_label.values()])),
-            "over clips": 100 * float(np.mean(clips)),
-            "chance over clips": 100 * float(np.mean(chances)),
-        }
-
-    @torch.inference_mode()
-    def __call__(self, encoder: VideoEncoder) -> dict[str, float]:
-        tokens = _floats(self.features)[:, :, None, None]
-        return self.of(encoder.embed((tokens, torch.ones(tokens.shape[:-1]))).numpy())
 
 
 def show(name: str, scores: list[dict[str, float]]) -> None:
@@ -322,32 +184,62 @@ def show(name: str, scores: list[dict[str, float]]) -> None:
 
 def sweep(
     tokens: Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray]], videos: np.ndarray,
-    score: Score, asked: argparse.Namespace, changes: dict[str, Any],
+    score: SpritesScore | RealScore, asked: argparse.Namespace, changes: dict[str, Any],
+    name: str,
 ) -> None:  # fmt: skip
     """Train every recipe with every seed and print it; each result is kept beside the features."""
-    kept = asked.cache / f"{asked.what}.jsonl"
+    kept = asked.cache / f"{name}.jsonl"
     known = {}
     if kept.exists():
         for line in kept.read_text().splitlines():
             entry = json.loads(line)
-            known[entry["key"]] = entry["scores"]
+            known[entry["key"]] = entry
+    width = score.features.shape[-1]
+    plain = VideoEncoder(Features(width), width, 0, 1)
+    show("trunk alone, frozen", [score(plain)])
+    before = score.hits
     for name, own in RECIPES.items():
         if asked.only and name not in asked.only:
             continue
         recipe = {**BASE, **changes, **own}
-        scores = []
+        entries = []
         for seed in range(asked.seeds):
             key = json.dumps([name, recipe, seed], sort_keys=True)
             if key not in known:
                 began = time.process_time()
                 encoder, last = train(*tokens(recipe), videos, seed, recipe)
-                known[key] = score(encoder)
+                known[key] = {
+                    "key": key, "scores": score(encoder), "hits": score.hits,
+                    "loss": last["loss"], "seconds": time.process_time() - began,
+                }  # fmt: skip
                 with kept.open("a") as file:
-                    seconds = time.process_time() - began
-                    entry = {"key": key, "scores": known[key], "loss": last["loss"]}
-                    file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
-            scores.append(known[key])
-        show(name, scores)
+                    file.write(json.dumps(known[key]) + "\n")
+            entries.append(known[key])
+        show(name, [entry["scores"] for entry in entries])
+        if asked.paired:
+            show_gain(before, [entry["hits"] for entry in entries])
+
+
+def show_gain(before: dict[str, list[float]], after: list[dict[str, list[float]]]) -> None:
+    """What a recipe adds to its trunk query by query, and how sure that is over other queries."""
+    rng = np.random.default_rng(0)
+    for name, hits in before.items():
+        gain = 100 * (np.mean([seed[name] for seed in after], axis=0) - np.array(hits))
+        drawn = gain[rng.integers(len(gain), size=(2000, len(gain)))].mean(1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        print(f"    {name:20} {gain.mean():+.1f} ({low:+.1f} to {high:+.1f} over draws of queries)")
+
+
+def sprites_trunk(asked: argparse.Namespace, backbone: Path) -> tuple[nn.Module, Path]:
+    """The frozen trunk that was asked for, and the folder of its features."""
+    if asked.trunk == "efficientnet_lite0":
+        trunk = EfficientNetTrunk(side=224)
+        trunk.prepare("cpu")
+        return trunk.eval(), asked.cache / "efficientnet_lite0"
+    pretrained = load_backbone(backbone / "export")
+    module = BackboneTrunk(pretrained.backbone, frozen=True)
+    module.foreground.load_state_dict(pretrained.foreground.state_dict())
+    return module.eval(), asked.cache / backbone.name
 
 
 def sprites(asked: argparse.Namespace) -> None:
@@ -357,12 +249,10 @@ def sprites(asked: argparse.Namespace) -> None:
     folders = {plan.stage: Path(plan.path) for plan in plan_experiment(experiment)}
     if asked.made:
         folders |= dict(zip(("benchmark", "backbone"), asked.made, strict=True))
-    source = folders["benchmark"]
-    pretrained = load_backbone(folders["backbone"] / "export")
-    trunk = BackboneTrunk(pretrained.backbone, frozen=True)
-    trunk.foreground.load_state_dict(pretrained.foreground.state_dict())
-    cache = asked.cache / folders["backbone"].name
-    sprites_features(trunk.eval(), source, cache, keep_tokens=True)
+    source, frames = folders["benchmark"], FRAMES[asked.trunk]
+    trunk, cache = sprites_trunk(asked, folders["backbone"])
+    small = asked.trunk == "backbone"
+    sprites_features(trunk, source, cache, frames=frames, keep_tokens=small)
     if asked.untrained:
         scores = []
         for seed in range(asked.seeds):
@@ -371,13 +261,11 @@ def sprites(asked: argparse.Namespace) -> None:
             fresh = BackboneTrunk(build_backbone(**settings), frozen=True).eval()
             nn.init.zeros_(fresh.foreground.weight)
             other = asked.cache / f"untrained-{seed}"
-            sprites_features(fresh, source, other, keep_tokens=False)
+            sprites_features(fresh, source, other, frames=frames, keep_tokens=False)
             plain = VideoEncoder(Features(fresh.dim), fresh.dim, 0, 1)
             scores.append(SpritesScore(source, other)(plain))
         show("untrained network", scores)
     score = SpritesScore(source, cache)
-    dim = score.corpus["means"].shape[-1]
-    show("trunk alone, frozen", [score(VideoEncoder(Features(dim), dim, 0, 1))])
 
     def tokens(recipe: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         corpus = score.corpus
@@ -385,7 +273,8 @@ def sprites(asked: argparse.Namespace) -> None:
             return corpus["tokens"], corpus["foreground"]
         return corpus["means"], corpus["mass"]
 
-    sweep(tokens, np.arange(len(score.classes)), score, asked, {})
+    changes = {} if small else IMAGENET
+    sweep(tokens, np.arange(len(score.classes)), score, asked, changes, f"sprites-{cache.name}")
 
 
 def real(asked: argparse.Namespace) -> None:
@@ -396,9 +285,9 @@ def real(asked: argparse.Namespace) -> None:
         clips = [{"uri": names[row["clip"]]} for row in rows]
         trunk, found = EfficientNetTrunk(side=224), []
         with torch.inference_mode():
-            for frames in decoded(asked.input / "clips", clips, 224, 224):
+            for frames in decoded(asked.input / "clips", clips, 224, 224, 8):
                 tokens, _ = trunk(torch.from_numpy(frames).flatten(0, 1))
-                found.append(tokens.mean((2, 3)).unflatten(0, (-1, FRAMES)).numpy())
+                found.append(tokens.mean((2, 3)).unflatten(0, (-1, 8)).numpy())
         asked.cache.mkdir(parents=True, exist_ok=True)
         np.save(path, np.concatenate(found))
     features = np.load(path)
@@ -407,25 +296,13 @@ def real(asked: argparse.Namespace) -> None:
     show("ImageNet features, frozen", [score.of(features.mean(1))])
     centre = features.mean((0, 1))
     show("the same, centred", [score.of(features.mean(1) - centre)])
-    show("and whitened within sources", [score.of(_whitened(features - centre, sources))])
+    show("and whitened within sources", [score.of(whitened(features - centre, sources))])
     centred = RealScore(rows, features - centre)
     centred.features /= np.linalg.norm(centred.features, axis=-1, keepdims=True)
     weights = np.ones(centred.features.shape[:2], np.float32)
     data = centred.features[:, :, None, None], weights[:, :, None, None]
     changes = {"videos": 32, "queue": 1280, "steps": 100, "positive_cosine": 1.0}
-    sweep(lambda recipe: data, sources, centred, asked, changes)
-
-
-def _whitened(features: np.ndarray, sources: np.ndarray, shrinkage: float = 3.0) -> np.ndarray:
-    """Pooled features whose variance within a source is alike in all directions, but for a share.
-
-    What changes within a source tells little of what it shows, so it counts less. With few clips
-    most directions are guesses: `shrinkage` times the mean variance is added to each.
-    """
-    grouped = [features[sources == source] for source in np.unique(sources)]
-    frames = np.concatenate([(g - g.mean((0, 1))).reshape(-1, g.shape[-1]) for g in grouped])
-    values, axes = np.linalg.eigh(frames.T @ frames / len(frames))
-    return features.mean(1) @ axes / np.sqrt(values.clip(0) + shrinkage * values.mean())
+    sweep(lambda recipe: data, sources, centred, asked, changes, "real")
 
 
 def main() -> None:
@@ -434,6 +311,8 @@ def main() -> None:
     parser.add_argument("input", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--trunk", choices=tuple(FRAMES), default="backbone")
+    parser.add_argument("--paired", action="store_true", help="compare query by query")
     parser.add_argument("--untrained", action="store_true", help="score networks at random too")
     parser.add_argument("--output", type=Path, help="where the experiment's store is")
     parser.add_argument("--made", type=Path, nargs=2, help="benchmark and backbone of a store")

@@ -5,20 +5,21 @@ are made ahead of it; one thread makes them as fast as a DataLoader's processes 
 activation checkpointing saves memory for the time of one more forward. Composes a small corpus of
 sprites first.
 
-    python performance/encoder_step.py [--steps 8] [--videos 4] [--crops 2] [--frames 4] [--no-ray]
+    python performance/encoder_step.py [--steps 8] [--videos 4] [--crops 2] [--frames 4]
+                                       [--only parts pipelines batches memory]
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import contextlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from selfshot.data.guard import Clip
 from selfshot.training.contrast import EncoderTraining
 from selfshot.training.encoder import EncoderTask
 from selfshot.training.loop import load_batches
+
+WARM = 5
+"""Batches before a rate is measured: those made ahead are there at once."""
 
 AUGMENTATION = {
     "crop_scale": 0.2, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
@@ -142,8 +146,9 @@ def ray_batches(task: EncoderTask, steps: range) -> Iterator[tuple[int, Any]]:
 
     rows = ray.data.range(len(steps), override_num_blocks=len(steps))
     made = rows.map(Make, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5)
-    for step, row in zip(steps, made.iter_rows(prefetch_batches=2), strict=True):
-        yield step, {name: torch.from_numpy(np.array(value)) for name, value in row.items()}
+    ones = made.iter_batches(batch_size=1, prefetch_batches=2)
+    for step, one in zip(steps, ones, strict=True):
+        yield step, {name: torch.from_numpy(np.array(value[0])) for name, value in one.items()}
 
 
 def pipeline(
@@ -169,6 +174,51 @@ def pipeline(
     return statistics.median(wholes[2:]), statistics.median(works[2:])
 
 
+def ways(
+    task: EncoderTask, steps: range, asked: Sequence[str]
+) -> Iterator[tuple[str, contextlib.AbstractContextManager[Iterator[tuple[int, Any]]]]]:
+    """Each way of making batches ahead, one after another."""
+    threads = [("one thread", 0)] * ("thread" in asked)
+    processes = [("1 process", 1), ("2 processes", 2)] * ("processes" in asked)
+    for name, workers in threads + processes:
+        # Processes are forked, and Ray pickles the task: the decoder's process is not shared.
+        task.decoder.close()
+        yield name, load_batches(lambda step: task.batch(step, 0, 1), steps, workers=workers)
+    task.decoder.close()
+    if "Ray Data" not in asked:
+        return
+    from selfshot.distributed.session import ray_session
+
+    with ray_session():
+        yield "Ray Data", contextlib.nullcontext(ray_batches(task, steps))
+
+
+def rate(task: EncoderTask, batches: Iterator[tuple[int, Any]]) -> float:
+    """Temporal crops a second, once the first batches are there."""
+    count, began = 0, 0.0
+    for place, _ in enumerate(batches):
+        if place == WARM:
+            began = time.perf_counter()
+        count += place > WARM
+    return task.clips_per_batch * count / (time.perf_counter() - began)
+
+
+def show_parts(task: EncoderTask, steps: int) -> None:
+    medians = parts(task, steps)
+    total = sum(medians.values())
+    for name, seconds in medians.items():
+        print(f"  {name:28}{1000 * seconds:9.1f} ms  {100 * seconds / total:5.1f}%")
+    made = medians["decode"] + medians["augment"]
+    print(f"  network's share without any pipeline: {100 * (1 - made / total):.1f}%", flush=True)
+
+
+def memory(name: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
 def peak_memory(
     asked: argparse.Namespace, folder: Path, checkpointing: bool
 ) -> tuple[float, float]:
@@ -186,16 +236,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("steps", 8), ("videos", 4), ("crops", 2), ("frames", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--no-ray", action="store_true")
+    measures = ("parts", "pipelines", "batches", "memory")
+    parser.add_argument("--only", nargs="*", choices=measures, default=measures)
+    parser.add_argument("--ways", nargs="*", default=("thread", "processes", "Ray Data"))
     parser.add_argument("--memory", type=Path)
     parser.add_argument("--checkpoint", action="store_true")
     asked = parser.parse_args()
     if asked.memory:
         task = make_task(asked.memory, asked, asked.checkpoint)
         batch = task.batch(0, 0, 1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # The peak until now is that of what was built and read; Linux starts it anew.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
         _, seconds = pipeline(task, iter([(step, batch) for step in range(4)]))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before, seconds)
+        print(memory("VmHWM") - before, seconds)
         task.decoder.close()
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -205,34 +259,27 @@ def main() -> None:
             f"video_vit small, {asked.videos * asked.crops} clips of {asked.frames} frames of "
             f"64 × 64, patches of 8; {torch.get_num_threads()} threads"
         )
-        medians = parts(task, asked.steps)
-        total = sum(medians.values())
-        for name, seconds in medians.items():
-            print(f"  {name:28}{1000 * seconds:9.1f} ms  {100 * seconds / total:5.1f}%")
-        made = medians["decode"] + medians["augment"]
-        print(f"  network's share without any pipeline: {100 * (1 - made / total):.1f}%")
-        print("pipeline                       step        network's share of it")
-        # Processes are forked, and Ray pickles the task: the decoder's process is not shared.
+        if "parts" in asked.only:
+            show_parts(task, asked.steps)
+        if "pipelines" in asked.only:
+            print("pipeline                       step        network's share of it")
+            for name, made in ways(task, range(asked.steps + 2), asked.ways):
+                with made as batches:
+                    whole, work = pipeline(task, batches)
+                print(f"  {name:25}{1000 * whole:9.1f} ms  {100 * work / whole:5.1f}%", flush=True)
+        if "batches" in asked.only:
+            print("batches alone, without a network        clips a second")
+            for name, made in ways(task, range(WARM + 40), asked.ways):
+                with made as batches:
+                    print(f"  {name:25}{rate(task, batches):9.1f}", flush=True)
         task.decoder.close()
-        for name, workers in (("one thread", 0), ("1 process", 1), ("2 processes", 2)):
-            with load_batches(
-                lambda step: task.batch(step, 0, 1), range(asked.steps + 2), workers=workers
-            ) as batches:
-                whole, work = pipeline(task, batches)
-            print(f"  {name:25}{1000 * whole:9.1f} ms  {100 * work / whole:5.1f}%", flush=True)
-            task.decoder.close()
-        if not asked.no_ray:
-            from selfshot.distributed.session import ray_session
-
-            with ray_session():
-                whole, work = pipeline(task, ray_batches(task, range(asked.steps + 2)))
-            print(f"  {'Ray Data':25}{1000 * whole:9.1f} ms  {100 * work / whole:5.1f}%")
-        plain, spared = (peak_memory(asked, folder, c) for c in (False, True))
-        print(
-            f"activation checkpointing: {spared[0]:.0f} instead of {plain[0]:.0f} MB above what is "
-            f"there before, {plain[0] / spared[0]:.1f} times less; a step takes "
-            f"{spared[1] / plain[1]:.2f} times as long"
-        )
+        if "memory" in asked.only:
+            plain, spared = (peak_memory(asked, folder, c) for c in (False, True))
+            print(
+                f"activation checkpointing: {spared[0]:.0f} instead of {plain[0]:.0f} MB above "
+                f"what is there before, {plain[0] / spared[0]:.1f} times less; a step takes "
+                f"{spared[1] / plain[1]:.2f} times as long"
+            )
 
 
 if __name__ == "__main__":

@@ -53,6 +53,15 @@ class ProbeConfig(Section):
     num_frames: Count = Field(4, description="frames of each")
 
 
+class WhiteningConfig(Section):
+    """How the map of `adapter: whitened` is fitted: on crops of clips, without a label."""
+
+    clips: Count = Field(1000, description="of the corpus, at most")
+    shrinkage: Positive = Field(
+        1.0, description="share of the mean variance that is added to every direction's"
+    )
+
+
 class EncoderConfig(Section):
     """Φ: a video transformer over frame tokens, trained without a label on the corpus."""
 
@@ -77,9 +86,12 @@ class EncoderConfig(Section):
     dim: Annotated[int, Field(ge=6)] = 128
     layers: Annotated[int, Field(ge=0)] = 1
     heads: Count = 4
-    adapter: Annotated[Literal["none", "linear"], LATER] = Field(
-        "none", description="a linear correction of the pooled vectors, which starts at none"
+    adapter: Annotated[Literal["none", "linear", "whitened", "whitened_linear"], LATER] = Field(
+        "none",
+        description="what corrects the pooled vectors: a trained linear map that starts at none, "
+        "a map that is fitted before, or one after the other",
     )
+    whitening: Annotated[WhiteningConfig, LATER] = WhiteningConfig()
     loss: Literal["rank", "nce", "moco"] = "rank"
     rank_temperature: Positive = Field(0.05, description="2 is what Eq. 6 prints")
     rank_form: Literal["ap", "paper"] = "ap"
@@ -118,7 +130,7 @@ class EncoderConfig(Section):
         """Whether Φ is a fixed network, such as the paper's "Inception fixed"."""
         if self.trunk == "video_vit":
             return not self.trains_trunk
-        return not (self.trains_trunk or self.layers or self.adapter != "none")
+        return not (self.trains_trunk or self.layers or self.adapter.endswith("linear"))
 
     @model_validator(mode="after")
     def _shapes(self) -> EncoderConfig:
@@ -138,6 +150,11 @@ class EncoderConfig(Section):
             self._same_dim(VIT_CHANNELS[self.vit_size], f"video_vit of vit_size: {self.vit_size}")
         elif not self.layers and self.trunk in TRUNK_CHANNELS:
             self._same_dim(TRUNK_CHANNELS[self.trunk], f"{self.trunk} with layers: 0")
+        if self.trunk == "video_vit" and self.adapter != "none":
+            raise ValueError(
+                f"adapter: {self.adapter} is not for trunk: video_vit, which is trained itself; "
+                "leave it out, or set head: {kind: mlp, retrieve: true}"
+            )
         if self.trunk in ("backbone", "scratch") and self.weights is not None:
             raise ValueError(
                 f"weights: trunk: {self.trunk} takes none; leave weights out, or choose "

@@ -100,7 +100,7 @@ def build_encoder(
         report = fit_foreign_weights(
             module.network, weights, setting="encoder.weights", optional=("_fc.",)
         )
-    adapter = bool(settings.get("adapter"))
+    adapter = settings.get("adapter", "none")
     return VideoEncoder(module, **shape, adapter=adapter, checkpointing=checkpointing), report
 
 

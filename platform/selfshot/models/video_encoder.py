@@ -83,6 +83,33 @@ class ResidualAdapter(nn.Module):
         return functional.normalize(x + self.change(x), dim=-1)
 
 
+class Whitening(nn.Module):
+    """A linear map of vectors that was fitted before (`ops.whitening`); at first it is none."""
+
+    map: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("map", torch.eye(dim))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """L2-normalised vectors to the same."""
+        return functional.normalize(x @ self.map, dim=-1)
+
+
+def build_adapter(kind: str, dim: int) -> nn.Module:
+    """What corrects pooled vectors: none, linear, whitened or whitened_linear."""
+    parts: dict[str, list[type[nn.Module]]] = {
+        "none": [],
+        "linear": [ResidualAdapter],
+        "whitened": [Whitening],
+        "whitened_linear": [Whitening, ResidualAdapter],
+    }
+    made = [part(dim) for part in parts[kind]]
+    # One part stands alone: the names of its weights are those of older files.
+    return nn.Sequential(*made) if len(made) > 1 else made[0] if made else nn.Identity()
+
+
 class VideoEncoder(nn.Module):
     """Φ: frames to one L2-normalised vector, or to one for each spatial window."""
 
@@ -93,7 +120,7 @@ class VideoEncoder(nn.Module):
         layers: int,
         heads: int,
         *,
-        adapter: bool = False,
+        adapter: str = "none",
         checkpointing: bool = False,
     ) -> None:
         """Build it.
@@ -103,7 +130,7 @@ class VideoEncoder(nn.Module):
             dim: channels d; the trunk's tokens are projected where theirs differ.
             layers: transformer layers; 0 leaves the trunk alone.
             heads: attention heads.
-            adapter: correct the pooled vectors by a `ResidualAdapter`.
+            adapter: what corrects the pooled vectors, see `build_adapter`.
             checkpointing: forget activations inside the layers and compute them again for the
                 gradient.
         """
@@ -114,7 +141,7 @@ class VideoEncoder(nn.Module):
         trunk_dim = int(getattr(trunk, "dim"))  # noqa: B009
         self.project = nn.Identity() if trunk_dim == dim else nn.Linear(trunk_dim, dim, bias=False)
         self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
-        self.adapter: nn.Module = ResidualAdapter(dim) if adapter else nn.Identity()
+        self.adapter = build_adapter(adapter, dim)
 
     def trunk_tokens(
         self, frames: UInt8[Tensor, "batch time height width 3"]
@@ -154,6 +181,12 @@ class VideoEncoder(nn.Module):
         """One L2-normalised vector for each clip."""
         tokens, foreground = features if self.frozen else self.trunk_tokens(features)
         return self.adapter(self.pool(self.contextualise(tokens), foreground))
+
+    @torch.no_grad()
+    def set_whitening(self, matrix: Float[Tensor, "dim dim"]) -> None:
+        """Give the adapter its fitted map."""
+        (part,) = (part for part in self.adapter.modules() if isinstance(part, Whitening))
+        part.map.copy_(matrix)
 
     def forward(
         self, frames: UInt8[Tensor, "batch time height width 3"]

@@ -17,6 +17,7 @@ from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import VideoError
 from selfshot.models.trained_encoder import build_encoder, build_head, packaged_trunk
 from selfshot.models.weights import save_weights
+from selfshot.ops.whitening import whitening as fit_whitening
 from selfshot.training.contrast import EncoderTraining
 from selfshot.training.loop import schedule
 from selfshot.training.probe import NeighbourProbe
@@ -59,6 +60,7 @@ class EncoderTask:
         activation_checkpointing: bool = False,
         accumulate: int = 1,
         adapter: str = "none",
+        whitening: Mapping[str, Any] | None = None,
         positives: str = "all",
         positive_cosine: float = 1.0,
         augmentation: Mapping[str, float] | None = None,
@@ -82,6 +84,7 @@ class EncoderTask:
             momentum: of Φ̃ at the start.
             learning_rate: of everything that is trained.
             accumulate: parts of a batch that are computed one after another.
+            whitening: `clips` and `shrinkage` of an adapter that is fitted.
             positives, positive_cosine: see `EncoderTraining`.
             augmentation: see `Augmentation`; none: mirrored or not.
             head: `kind`, `hidden`, `dim`, `norm`, `retrieve`; none: no head.
@@ -143,6 +146,8 @@ class EncoderTask:
             weights=weights,
             checkpointing=activation_checkpointing,
         )
+        if adapter.startswith("whitened"):
+            encoder.set_whitening(self._fit_whitening(encoder, **(whitening or {})))
         self.module = EncoderTraining(
             encoder,
             loss=loss,
@@ -158,6 +163,36 @@ class EncoderTask:
         self.probe_every = probe.pop("every")
         self.clips_per_batch = videos_per_batch * crops_per_video
         self._probe = NeighbourProbe(folder, seed=seed, **probe) if self.probe_every else None
+
+    @torch.no_grad()
+    def _fit_whitening(
+        self, encoder: Any, *, clips: int = 1000, shrinkage: float = 1.0
+    ) -> Tensor:
+        """The map after which what changes between two shots of a clip counts less.
+
+        Of each clip the two crops that are farthest apart count, as they most likely are of two
+        shots; crops of one shot differ little and so weigh little.
+        """
+        order = np.random.default_rng([self.seed, 29]).permutation(len(self.clips))[:clips]
+        training, differences = encoder.training, []
+        encoder.eval()
+        for number in order:
+            try:
+                frames = torch.from_numpy(self._frames(int(number)))
+            except VideoError as error:
+                self.broken[int(number)] = error.reason
+                continue
+            vectors = encoder(frames)
+            first, second = divmod(int((vectors @ vectors.T).argmin()), len(vectors))
+            differences.append(vectors[first] - vectors[second])
+        encoder.train(training)
+        if not differences:
+            reason = next(iter(self.broken.values()))
+            raise UserError(
+                f"encoder.adapter: none of {len(order)} clips of the corpus can be used "
+                f"({reason}); a whitening is fitted on them"
+            )
+        return fit_whitening(torch.stack(differences), shrinkage)
 
     def probe(self) -> dict[str, float]:
         """Precision among nearest neighbours of unseen-class videos; nothing without labels."""
@@ -177,7 +212,7 @@ class EncoderTask:
         params = [p for p in both if p.requires_grad]
         return [{"name": "encoder", "params": params, "lr": self.learning_rate}]
 
-    def _crops(self, number: int, rng: np.random.Generator) -> np.ndarray:
+    def _frames(self, number: int) -> np.ndarray:
         """Temporal crops of one clip, uint8 (crops, T, H, W, 3), from a single decode.
 
         The clip is sampled evenly and cut into as many parts as there are crops, so that crops
@@ -186,8 +221,11 @@ class EncoderTask:
         row = self.clips[number]
         clip = Clip(str(self.root / row["uri"]), row["start_s"], row["end_s"])
         frames = self.decoder.decode(clip)
-        parts = frames.reshape(self.crops_per_video, self.num_frames, *frames.shape[1:])
-        return np.stack([self.augment(part, rng) for part in parts])
+        return frames.reshape(self.crops_per_video, self.num_frames, *frames.shape[1:])
+
+    def _crops(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """The same, augmented."""
+        return np.stack([self.augment(part, rng) for part in self._frames(number)])
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """This rank's share of the step's videos.

@@ -97,7 +97,7 @@ def test_an_adapter_corrects_clips_and_windows(frames: Tensor, stir) -> None:
     plain = _encoder(0)
     torch.manual_seed(0)
     trunk = plain.trunk
-    adapted = VideoEncoder(trunk, DIM, 0, 2, adapter=True).eval()
+    adapted = VideoEncoder(trunk, DIM, 0, 2, adapter="linear").eval()
     torch.testing.assert_close(adapted(frames), plain(frames))
     stir(adapted.adapter)
     weight, bias = (p.double().numpy() for p in adapted.adapter.change.parameters())
@@ -109,6 +109,28 @@ def test_an_adapter_corrects_clips_and_windows(frames: Tensor, stir) -> None:
             expected = changed / np.linalg.norm(changed)
             np.testing.assert_allclose(vector, expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(mass, plain.windows(frames, 3)[1])
+
+
+@pytest.mark.parametrize("kind", ["whitened", "whitened_linear"])
+@torch.no_grad()
+def test_a_whitening_comes_before_the_correction(frames: Tensor, kind: str, stir) -> None:
+    torch.manual_seed(0)
+    trunk = _encoder(0).trunk
+    plain, adapted = (
+        VideoEncoder(trunk, DIM, 0, 2, adapter=name).eval() for name in ("none", kind)
+    )
+    before = plain(frames)
+    torch.testing.assert_close(adapted(frames), before)
+    matrix = torch.randn(DIM, DIM)
+    adapted.set_whitening(matrix)
+    expected = before @ matrix
+    torch.testing.assert_close(adapted(frames), expected / expected.norm(dim=1, keepdim=True))
+    windows = adapted.windows(frames, 3)[0]
+    torch.testing.assert_close(windows.norm(dim=-1), torch.ones(windows.shape[:2]))
+    assert len(list(adapted.adapter.parameters())) == (2 if kind == "whitened_linear" else 0)
+    twin = VideoEncoder(trunk, DIM, 0, 2, adapter=kind)
+    twin.load_state_dict(adapted.state_dict())
+    torch.testing.assert_close(twin.eval()(frames), adapted(frames))
 
 
 def test_a_frozen_trunk_stays_as_it_is(frames: Tensor) -> None:

@@ -231,6 +231,27 @@ class TestEncoder:
         assert outputs["anchors"].item() == pytest.approx(np.mean(counted))
         assert 0 < len(seen["anchors"]) == sum(counted) < 12
 
+    def test_a_whitening_is_of_the_farthest_crops(self, make: Any) -> None:
+        more = {"layers": 0, "dim": 32, "crops_per_video": 3, "queue_length": 12}
+        plain = make(**more).module.encoder.eval()
+        task = make(adapter="whitened", whitening={"clips": 7, "shrinkage": 0.5}, **more)
+        encoder = task.module.encoder
+        assert encoder.training and not list(encoder.adapter.parameters())
+        order = np.random.default_rng([1, 29]).permutation(len(task.clips))[:7]
+        second_moment = np.zeros((32, 32))
+        for number in order:
+            with torch.no_grad():
+                vectors = plain(torch.from_numpy(task._frames(int(number)))).double().numpy()
+            pairs = [(0, 1), (0, 2), (1, 2)]
+            i, j = min(pairs, key=lambda pair, v=vectors: float(v[pair[0]] @ v[pair[1]]))
+            second_moment += np.outer(vectors[i] - vectors[j], vectors[i] - vectors[j]) / 7
+        raised = second_moment + 0.5 * np.trace(second_moment) / 32 * np.eye(32)
+        ours = encoder.adapter.map.double().numpy()
+        product = ours @ raised @ ours
+        np.testing.assert_allclose(product / product[0, 0], np.eye(32), atol=2e-3)
+        again = make(adapter="whitened", whitening={"clips": 7, "shrinkage": 0.5}, **more)
+        assert torch.equal(again.module.encoder.adapter.map, encoder.adapter.map)
+
     def test_the_queue_ages(self, make: Any) -> None:
         task = make(queue_length=24)
         ages = []
@@ -428,6 +449,7 @@ class TestEncoder:
             ("backbone", {}),
             ("scratch", {}),
             ("backbone", {"adapter": "linear", "layers": 0, "dim": 32}),
+            ("backbone", {"adapter": "whitened_linear", "layers": 0, "dim": 32}),
             ("efficientnet_lite0", {}),
             ("efficientnet_lite0", {"trunk_trained": True, "layers": 0, "dim": 1280}),
             ("inception", {"videos_per_batch": 2, "queue_length": 0}),
