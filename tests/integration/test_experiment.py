@@ -135,6 +135,20 @@ def test_results_have_the_form_that_others_read(first: Run) -> None:
             assert figures["mean"] == pytest.approx(sum(figures["per_seed"]) / 2)
 
 
+def test_films_and_attention(first: Run) -> None:
+    """Figures 3 and 5 as files, which MLflow has with the rest of the report."""
+    drawn = run(first.experiment.output, "name=films", "report.films=1")
+    assert {name: status for name, status in drawn.statuses.items() if status != "reused"} == {
+        "report": "started"
+    }
+    for figure in ("films", "attention"):
+        files = [path.suffix for path in (drawn.report / figure).iterdir()]
+        assert sorted(set(files) - {".html"}) == [".gif", ".png"]
+    page = (drawn.report / "report.html").read_text()
+    assert page.count('<figure class="attention">') == 1
+    assert '<figure class="attention">' not in (first.report / "report.html").read_text()
+
+
 def test_the_report_is_one_page_that_needs_nothing_else(first: Run) -> None:
     assert {path.name for path in first.report.iterdir()} == {
         "results.json",

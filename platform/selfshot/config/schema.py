@@ -16,7 +16,7 @@ from selfshot.config.encoder import EncoderConfig
 from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.studies import SweepConfig
-from selfshot.config.vis import DeparturesConfig
+from selfshot.config.vis import DeparturesConfig, MaskRcnnConfig, ValidationConfig
 
 SupportKind = Literal[
     "none",
@@ -179,8 +179,11 @@ class LossWeights(Section):
 
 
 class VisConfig(Section):
-    """The VIS transformer of section 5 and its training."""
+    """The VIS transformer of section 5, or another method in its place, and its training."""
 
+    method: Annotated[
+        Literal["self_shot", "few_shot_transformer", "siamese_mask_rcnn"], LATER
+    ] = Field("self_shot", description="Table 11: what segments the query")
     dim: Annotated[int, Field(ge=6)] = 72
     heads: Count = 4
     encoder_layers: Annotated[int, Field(ge=0)] = 1
@@ -194,6 +197,7 @@ class VisConfig(Section):
         16, description="channels of a mask feature"
     )
     departures: Annotated[DeparturesConfig, LATER] = DeparturesConfig()
+    mask_rcnn: Annotated[MaskRcnnConfig, LATER] = MaskRcnnConfig()
     query_positions: bool = True
     support_positions: bool = True
     episodes_per_batch: Count = 4
@@ -209,6 +213,7 @@ class VisConfig(Section):
     )
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
+    validation: Annotated[ValidationConfig, LATER] = ValidationConfig()
     optimiser: Optimiser = Optimiser(steps=600, learning_rate=8e-4)
 
     @model_validator(mode="after")
@@ -243,6 +248,9 @@ class ReportConfig(Section):
 
     gallery_queries: Annotated[int, Field(ge=0)] = Field(
         12, description="queries drawn with their supports and moving masks"
+    )
+    films: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+        0, description="of them also as files, and with their attention (Figures 3 and 5)"
     )
 
 
@@ -334,6 +342,11 @@ class Experiment(Section):
             raise ValueError(
                 f"vis.accumulate: {self.vis.accumulate} does not divide the {of_worker} episodes "
                 "of a worker's batch (vis.episodes_per_batch / compute.num_workers)"
+            )
+        if self.vis.method != "self_shot" and "no_fuser" in self.evaluation.supports:
+            raise ValueError(
+                f"vis.method: {self.vis.method} has no row 'no_fuser' in evaluation.supports "
+                "(the paper's transformer without its fuser); take one of them out"
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")

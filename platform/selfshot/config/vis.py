@@ -1,10 +1,13 @@
-"""Switches of the VIS transformer: what it does otherwise than the paper."""
+"""Switches of the VIS transformer, and the settings of the methods beside it."""
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import Section
+from selfshot.config.benchmarks import PAIRED_SUPPORTS
+from selfshot.config.fields import Count, Positive, Section, Share
 
 
 class DeparturesConfig(Section):
@@ -31,3 +34,34 @@ class DeparturesConfig(Section):
             if getattr(self, one) and not getattr(self, other):
                 raise ValueError(f"{one}: true needs {other}: true; turn {one} off too")
         return self
+
+
+class MaskRcnnConfig(Section):
+    """Siamese Mask R-CNN (`vis.method: siamese_mask_rcnn`)."""
+
+    channels: Count = Field(64, description="of the pyramid and the mask head")
+    hidden: Count = Field(128, description="channels of a detection's feature")
+    mask_layers: Annotated[int, Field(ge=0)] = Field(2, description="convolutions of a mask")
+    box_size: Count = Field(5, description="places a side at which a region is read for its box")
+    mask_size: Count = Field(8, description="and for its mask, which is twice as fine")
+    anchor_scales: tuple[Positive, ...] = Field(
+        (2.0, 4.0, 7.0), min_length=1, description="sides of anchors, in strides of their level"
+    )
+    proposals: Count = Field(50, description="regions of a frame that go on to the heads")
+    samples: Count = Field(32, description="of them that are learned from")
+    min_score: Share = Field(0.05, description="of a detection in a frame")
+    max_overlap: Share = Field(0.5, description="IoU above which the weaker detection is dropped")
+    min_likeness: Annotated[float, Field(ge=-0.5, le=1.0)] = Field(
+        0.5, description="of detections in two frames, to be one track"
+    )
+
+
+class ValidationConfig(Section):
+    """Scores of queries of the validation classes, while the transformer is trained."""
+
+    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between two; 0: never")
+    queries: Count = Field(24, description="at most, evenly over the classes")
+    shots: Count = Field(1, le=PAIRED_SUPPORTS, description="labelled supports of each")
+    export: Literal["best", "last"] = Field(
+        "best", description="which network later stages take: the best by AP50, or the last"
+    )

@@ -8,12 +8,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfshot.config.errors import UserError
+from selfshot.distributed.best import what_was_chosen
 from selfshot.distributed.session import Session, current_session
 from selfshot.distributed.worker import (
     EXPORT,
@@ -40,6 +41,8 @@ class TrainingResult:
     seconds: float
     resumed_from: int
     """Steps that were already done when the last of its starts began."""
+    chosen: dict[str, Any]
+    """With a validation: which network is exported, and the scores of the best and the last."""
 
 
 def train(
@@ -63,6 +66,9 @@ def train(
     max_failures: int = 2,
     loader_workers: int = 0,
     compile_module: bool = False,
+    drops: Sequence[float] | None = None,
+    drop_factor: float = 0.1,
+    validation: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_log: OnLog | None = None,
 ) -> TrainingResult:
@@ -78,7 +84,7 @@ def train(
             cluster it lies on storage that all nodes share.
         name: of the stage, for people.
         steps: optimiser steps.
-        warmup_steps: steps of rising learning rate; then a cosine to zero.
+        warmup_steps: steps of rising learning rate; then a cosine to zero, or drops.
         weight_decay: for groups that name none.
         clip_norm: bound of the gradient's global norm.
         checkpoint_every: steps between checkpoints; two are kept.
@@ -92,6 +98,9 @@ def train(
         max_failures: restarts after a worker's death.
         loader_workers: processes that make a worker's batches; 0: a thread of its own.
         compile_module: torch.compile it; on a CPU that needs a C++ compiler.
+        drops, drop_factor: see `training.loop.schedule`; none: the cosine.
+        validation: scores the module while it learns, and keeps the best (`distributed.best`);
+            none: export/ is of the last step.
         seed: of dropout and of whatever the task draws while it is built.
         on_log: called here for each logged point: the metrics, and stage, steps, steps_per_s and
             eta_s. Points between a checkpoint and a death are reported again.
@@ -129,6 +138,9 @@ def train(
             "log_every": log_every,
             "loader_workers": loader_workers,
             "compile": compile_module,
+            "drops": None if drops is None else list(drops),
+            "drop_factor": drop_factor,
+            "validation": None if validation is None else dict(validation),
             "threads": threads,
             "use_gpu": use_gpu,
             "zero_stage": zero_stage,
@@ -160,6 +172,7 @@ def train(
         history=read_history(work_dir / HISTORY),
         seconds=time.monotonic() - began,
         resumed_from=int(json.loads((scratch / START).read_text())["step"]),
+        chosen=what_was_chosen(work_dir) if validation is not None else {},
     )
 
 

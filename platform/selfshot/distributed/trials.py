@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.session import current_session, quieten
-from selfshot.distributed.worker import write_atomically
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from selfshot.config.errors import UserError
+from selfshot.distributed.atomic import write_atomically
+from selfshot.distributed.best import BestExport
 
 CONFIGS = Path(__file__).parent / "deepspeed"
 HISTORY = "history.jsonl"
@@ -38,14 +40,6 @@ def deepspeed_config(
     if use_gpu:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return config
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader finds the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -109,6 +103,7 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     meter = loop.Meter()
     parts = engine.gradient_accumulation_steps()
     start = _restore(engine, meter)
+    best = BestExport(work_dir, config["validation"]) if config["validation"] else None
     history: IO[str] | None = None
 
     def make_batch(step: int) -> Any:
@@ -119,16 +114,25 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
             history.write(json.dumps({**point, "time": time.time()}) + "\n")
             history.flush()
 
+    def judged(done: int) -> bool:
+        return best is not None and done > 0 and best.due(done, steps)
+
     def probe(done: int) -> dict[str, float]:
         """Of rank 0, while the others wait."""
-        if not loop.probe_due(task, done):
+        probing, judging = loop.probe_due(task, done), judged(done)
+        if not probing and not judging:
             return {}
         with _whole_weights(task.module, config["zero_stage"], change=False):
-            return cast(loop.WatchedTask, task).probe() if rank == 0 else {}
+            if rank != 0:
+                return {}
+            figures = cast(loop.WatchedTask, task).probe() if probing else {}
+            return {**figures, **best.judge(task, done)} if judging and best else figures
 
     if rank == 0:
         history = _reopen_history(work_dir / HISTORY, start)
         write_atomically(scratch / START, json.dumps({"step": start, "time": time.time()}))
+        if best is not None:
+            best.start(start)
     if start == 0 and (before := probe(0)):
         log({"step": 0, **before})
     batches_made, since = 0, time.monotonic()
@@ -136,7 +140,9 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
         make_batch, range(start, steps), workers=config["loader_workers"]
     ) as batches:
         for step, batch in batches:
-            multiplier = loop.schedule(step, steps, config["warmup_steps"])
+            multiplier = loop.schedule(
+                step, steps, config["warmup_steps"], config["drops"], config["drop_factor"]
+            )
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier
             loop.seed_step(config["seed"], step, rank)
@@ -163,7 +169,7 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
             with _whole_weights(task.module, config["zero_stage"], change=True):
                 task.after_step(step)
             done = step + 1
-            probing = loop.probe_due(task, done)
+            probing = loop.probe_due(task, done) or judged(done)
             if done % config["log_every"] == 0 or done == steps or probing:
                 speed = loop.pace(task, batches_made, time.monotonic() - since)
                 means = {**meter.take(), **speed, **probe(done)}
@@ -172,8 +178,10 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
             if done % config["checkpoint_every"] == 0 or done == steps:
                 _checkpoint(engine, meter, done, scratch)
     with _whole_weights(task.module, config["zero_stage"], change=False):
-        if rank == 0:
-            _export(task, work_dir)
+        if rank == 0 and best is None:
+            _export(task, work_dir / EXPORT)
+        elif rank == 0 and best is not None:
+            best.export(task, _export)
 
 
 def _gradient_norm(engine: Any, zero_stage: int) -> float | None:
@@ -254,9 +262,9 @@ def _checkpoint(engine: Any, meter: Any, done: int, scratch: Path) -> None:
         ray.train.report({"step": done}, checkpoint=checkpoint)
 
 
-def _export(task: Any, work_dir: Path) -> None:
+def _export(task: Any, final: Path) -> None:
     """Write the export beside its place and swap it in."""
-    final, new = work_dir / EXPORT, work_dir / "scratch" / f"export-{os.getpid()}"
+    new = final.parent / "scratch" / f"export-{os.getpid()}"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     task.module.eval()

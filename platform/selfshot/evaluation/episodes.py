@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.features import ClipFeatures, groups_of, stack_supports
-from selfshot.models.vis import SelfShotVIS, masks_at
+from selfshot.models.vis import masks_at
+from selfshot.models.vis_model import VisModel
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
 from selfshot.ops.motion import moving_objects
@@ -140,18 +141,46 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
     chosen = json.loads(Path(config["supports"]).read_text())
     fold = folds(benchmark, config["side"], config["folds"], config["max_queries"])[config["fold"]]
-    category_ids = {name: i for i, name in annotations.categories.items()}
+    predictions = predict_rows(models, fold, config["rows"], chosen, reader, support_reader)
+    truth = episode_truth(annotations, fold)
+    results = []
+    target = Path(config["predictions"])
+    target.mkdir(parents=True, exist_ok=True)
+    for row in config["rows"]:
+        name = row_name(row)
+        save_results(target / f"{name}.fold{config['fold']}.json", predictions[name])
+        results.append(row | {"name": name} | _percent(episode_scores(truth, predictions[name])))
+    return {"rows": results, "queries": len(fold), "fold": config["fold"]}
 
-    predictions: dict[str, list[Prediction]] = {row_name(row): [] for row in config["rows"]}
+
+def predict_rows(
+    models: Mapping[str, VisModel],
+    fold: list[tuple],
+    rows: list[dict[str, Any]],
+    chosen: dict[str, Any],
+    reader: ClipReader,
+    support_reader: SupportReader,
+) -> dict[str, list[Prediction]]:
+    """Predictions of each row of the table, by its name.
+
+    Args:
+        models: `vis`, and `no_fuser` where a row asks for it; in evaluation mode.
+        fold: the queries, each a video and the name of a class.
+        rows: of {supports, shots, extra}.
+        chosen: query → kind → supports.
+        reader: of the queries.
+        support_reader: of their supports.
+    """
+    annotations = reader.annotations
+    category_ids = {name: i for i, name in annotations.categories.items()}
+    predictions: dict[str, list[Prediction]] = {row_name(row): [] for row in rows}
     for episodes in _of_one_length(fold, reader):
         query_frames = torch.from_numpy(np.stack([_clip(reader, video) for video, _ in episodes]))
-        encoded_supports = _encode_supports(
-            models["vis"], support_reader, chosen, episodes, config["rows"]
-        )
+        encoded_supports = _encode_supports(models["vis"], support_reader, chosen, episodes, rows)
         encoded = {
             name: model.encode(query_frames, is_support=False) for name, model in models.items()
         }
-        for row in config["rows"]:
+        for row in rows:
             if row["supports"] == "zero_shot_motion":
                 moving = _moving(query_frames.numpy(), models["vis"].num_instances)
                 predictions[row_name(row)] += _tracks(
@@ -168,16 +197,7 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             predictions[row_name(row)] += _tracks(
                 outputs, annotations, reader, episodes, category_ids
             )
-
-    truth = _episode_truth(annotations, fold, category_ids)
-    results = []
-    target = Path(config["predictions"])
-    target.mkdir(parents=True, exist_ok=True)
-    for row in config["rows"]:
-        name = row_name(row)
-        save_results(target / f"{name}.fold{config['fold']}.json", predictions[name])
-        results.append(row | {"name": name} | _percent(episode_scores(truth, predictions[name])))
-    return {"rows": results, "queries": len(fold), "fold": config["fold"]}
+    return predictions
 
 
 def _moving(clips: np.ndarray, most: int) -> dict[str, Tensor]:
@@ -227,7 +247,7 @@ def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) ->
 
 
 def _encode_supports(
-    model: SelfShotVIS,
+    model: VisModel,
     support_reader: SupportReader,
     chosen: dict[str, Any],
     episodes: list[tuple],
@@ -313,10 +333,9 @@ def _tracks(
     return predictions
 
 
-def _episode_truth(
-    annotations: Annotations, fold: list[tuple], category_ids: dict[str, int]
-) -> Annotations:
+def episode_truth(annotations: Annotations, fold: list[tuple]) -> Annotations:
     """Ground truth of the episodes: the tracks of the class that query and supports share."""
+    category_ids = {name: i for i, name in annotations.categories.items()}
     wanted = {(video, category_ids[name]) for video, name in fold}
     categories = {category for _, category in wanted}
     return Annotations(

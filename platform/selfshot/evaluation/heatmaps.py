@@ -33,6 +33,43 @@ def heat_over(
     return Image.fromarray((grey * (1 - alpha) + colour * alpha).round().astype(np.uint8))
 
 
+def _columns(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    maps: Sequence[tuple[str, Float[np.ndarray, "time map_height map_width"]]],
+) -> list[list[Image.Image]]:
+    """For each moment the frame, and under it each map over the frame."""
+    height, width = frames.shape[1:3]
+    scale = _SIDE / max(height, width)
+    size = (max(2, round(width * scale)), max(2, round(height * scale)))
+    return [
+        [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)]
+        + [heat_over(frame, values[t], size) for _, values in maps]
+        for t, frame in enumerate(frames)
+    ]
+
+
+def heat_moments(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    maps: Sequence[tuple[str, Float[np.ndarray, "time map_height map_width"]]],
+) -> list[Image.Image]:
+    """A picture of each moment: the frame and each map over it, side by side with captions.
+
+    Args:
+        frames: of a clip.
+        maps: captions, and values of 0 to 1.
+    """
+    captions = ["frames", *(caption for caption, _ in maps)]
+    moments = []
+    for column in _columns(frames, maps):
+        across, height = column[0].width + _GAP, column[0].height
+        moment = Image.new("RGB", (across * len(captions) + _GAP, height + _BAR + _GAP), _GROUND)
+        for place, (caption, picture) in enumerate(zip(captions, column, strict=True)):
+            moment.paste(text_picture(caption, 13, _INK, _GROUND), (_GAP + place * across, 2))
+            moment.paste(picture, (_GAP + place * across, _BAR))
+        moments.append(moment)
+    return moments
+
+
 def draw_heatmaps(
     frames: UInt8[np.ndarray, "time height width 3"],
     maps: Sequence[tuple[str, Float[np.ndarray, "time map_height map_width"]]],
@@ -51,27 +88,16 @@ def draw_heatmaps(
     Returns:
         both paths.
     """
-    height, width = frames.shape[1:3]
-    scale = _SIDE / max(height, width)
-    size = (max(2, round(width * scale)), max(2, round(height * scale)))
-    columns = [
-        [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)]
-        + [heat_over(frame, values[t], size) for _, values in maps]
-        for t, frame in enumerate(frames)
-    ]
+    columns = _columns(frames, maps)
     captions = ["frames", *(caption for caption, _ in maps)]
-    across, down = size[0] + _GAP, size[1] + _BAR + _GAP
+    across, down = columns[0][0].width + _GAP, columns[0][0].height + _BAR + _GAP
     sheet = Image.new("RGB", (across * len(columns) + _GAP, down * len(captions)), _GROUND)
+    for row, caption in enumerate(captions):
+        sheet.paste(text_picture(caption, 13, _INK, _GROUND), (_GAP, row * down + 2))
+        for t, column in enumerate(columns):
+            sheet.paste(column[row], (_GAP + t * across, row * down + _BAR))
     film = Gif(stem.with_suffix(".gif"), fps)
-    for t, column in enumerate(columns):
-        moment = Image.new("RGB", (across * len(captions) + _GAP, down), _GROUND)
-        for row, (caption, picture) in enumerate(zip(captions, column, strict=True)):
-            text = text_picture(caption, 13, _INK, _GROUND)
-            moment.paste(text, (_GAP + row * across, 2))
-            moment.paste(picture, (_GAP + row * across, _BAR))
-            if not t:
-                sheet.paste(text, (_GAP, row * down + 2))
-            sheet.paste(picture, (_GAP + t * across, row * down + _BAR))
+    for moment in heat_moments(frames, maps):
         film.add(moment)
     film.close()
     sheet.save(stem.with_suffix(".png"))

@@ -14,7 +14,8 @@ from selfshot.data.ytvis import Video
 from selfshot.evaluation.episodes import track_scores
 from selfshot.evaluation.linking import TrackLinker, windows_of
 from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
-from selfshot.models.vis import SelfShotVIS, masks_at
+from selfshot.models.vis import masks_at
+from selfshot.models.vis_model import VisModel
 from selfshot.ops.masks import encode_rle
 
 CATEGORY = 1
@@ -24,7 +25,7 @@ CATEGORY = 1
 class SupportCache:
     """Encoded supports by name: each is encoded once, however many videos it helps."""
 
-    def __init__(self, model: SelfShotVIS) -> None:
+    def __init__(self, model: VisModel) -> None:
         self.model = model
         self._found: dict[str, ClipFeatures] = {}
 
@@ -49,7 +50,7 @@ class SupportCache:
 
 @torch.inference_mode()
 def predict_video(
-    model: SelfShotVIS,
+    model: VisModel,
     video: Video,
     frames: FrameReader,
     supports: SupportFeatures | None,

@@ -23,6 +23,7 @@ class ClipFeatures:
             (B, d + c). None without likeness.
         fine: finer features (B, T, c, H / s, W / s).
         shape: (T, h, w).
+        frame_size: height and width of a frame in pixels, where the method asks.
     """
 
     tokens: Tensor
@@ -30,6 +31,7 @@ class ClipFeatures:
     prototype: Tensor | None
     fine: Tensor
     shape: tuple[int, int, int]
+    frame_size: tuple[int, int] | None = None
 
     def clips(self) -> list[ClipFeatures]:
         """Each clip of the batch by itself, a batch of one."""

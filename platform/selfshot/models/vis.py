@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from selfshot.models.guide import guide_bias, reference_boxes
 from selfshot.models.references import reference_tracks
 from selfshot.models.segmenter import InstanceSegmenter
 from selfshot.models.transformer import SpatioTemporalDecoder, SpatioTemporalEncoder
+from selfshot.models.vis_model import VisModel
 from selfshot.ops.positions import sine_positions
 
 FRAMES_AT_ONCE = 16
@@ -36,8 +37,10 @@ LIKENESS_CENTRE, LIKENESS_SCALE = (0.4, 0.6), (0.2, 0.14)
 """Bring cosines of pretrained tokens, and of finer features, to about unit deviation."""
 
 
-class SelfShotVIS(nn.Module):
+class SelfShotVIS(VisModel):
     """Backbone, spatio-temporal encoder, query-support fuser, decoder, heads and segmenter."""
+
+    fuser_class: Callable[..., nn.Module] = QuerySupportFuser
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class SelfShotVIS(nn.Module):
         self.backbone = backbone
         self.encoder = SpatioTemporalEncoder(dim, heads, ffn_dim, encoder_layers, dropout)
         self.fuser = (
-            QuerySupportFuser(
+            self.fuser_class(
                 dim, heads, ffn_dim, fuser_layers, dropout,
                 sinks=own.sinks, identity_start=own.identity_start,
             )
@@ -95,7 +98,7 @@ class SelfShotVIS(nn.Module):
         self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
         for stage in (self.encoder, self.fuser, self.decoder):
             if stage is not None:
-                stage.checkpointing = checkpointing
+                stage.checkpointing = checkpointing  # type: ignore[assignment]
         if own.framed_queries:
             self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
         else:
@@ -126,6 +129,11 @@ class SelfShotVIS(nn.Module):
         return (
             self.backbone.fine_stride if self.departures.fine_masks else self.backbone.token_stride
         )
+
+    @property
+    def reads_supports(self) -> bool:
+        """Without a fuser nothing is read of them."""
+        return self.fuser is not None
 
     def _positions(self, shape: tuple[int, int, int], like: Tensor) -> Tensor:
         return sine_positions(*shape, self.dim).flatten(0, 2)[None].to(like)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from selfshot.config.errors import UserError
 from selfshot.models.backbone import PretrainedBackbone
 from selfshot.models.backbones import build_backbone
-from selfshot.models.vis import SelfShotVIS
+from selfshot.models.methods import build_vis
+from selfshot.models.vis_model import VisModel
 
 
 def save_weights(
@@ -78,11 +79,11 @@ def load_backbone(folder: Path) -> PretrainedBackbone:
     return module.eval()
 
 
-def load_vis(folder: Path) -> SelfShotVIS:
-    """The VIS transformer, in evaluation mode."""
+def load_vis(folder: Path) -> VisModel:
+    """The VIS transformer, or the other method that was trained, in evaluation mode."""
     state, settings = read_weights(folder, "vis")
     backbone = build_backbone(**settings["backbone"])
     backbone.freeze_norms = True
-    model = SelfShotVIS(backbone, **settings["model"])
+    model = build_vis(backbone, settings.get("method", "self_shot"), **settings["model"])
     fill(model, state, folder / "vis.safetensors")
     return model.eval()

@@ -48,6 +48,8 @@ class GalleryItem:
     predictions: dict[str, tuple[NDArray[np.bool_], NDArray[np.floating]]] = field(
         default_factory=dict
     )
+    # Moments of the attention before and after the fuser, side by side; None: not drawn.
+    attention: NDArray[np.uint8] | None = None  # (T, h, w, 3)
 
 
 def gallery_view(items: Sequence[GalleryItem]) -> list[dict[str, Any]]:
@@ -78,6 +80,7 @@ def _item_view(item: GalleryItem) -> dict[str, Any]:
         "predictions": [
             _prediction_view(item, kind, truth, scale) for kind in _known_first(item.predictions)
         ],
+        "attention": None if item.attention is None else moving(item.attention),
         "supports": [
             {
                 "kind": kind,

@@ -21,6 +21,7 @@ from selfshot.evaluation.pictures import contact_sheet, overlay
 from selfshot.ops.masks import decode_rle
 from selfshot.retrieval.embeddings import read_embeddings
 from selfshot.studies.environment import run_environment
+from selfshot.studies.examples import KIND, write_attention, write_films
 from selfshot.studies.gallery import SHOWN_SCORE
 from selfshot.studies.published import published_rows
 from selfshot.studies.report import GalleryItem, Support, write_report
@@ -43,6 +44,9 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
         experiment.evaluation.max_queries_per_seed, experiment.report.gallery_queries,
         support_frames=experiment.evaluation.support_frames,
     )  # fmt: skip
+    films = min(experiment.report.films, len(gallery))
+    if films:
+        gallery = _write_examples(context, folder, benchmark, rows, gallery, films)
     write_report(
         folder,
         title=experiment.name,
@@ -86,6 +90,63 @@ def _curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
     return curves
 
 
+def gallery_order(
+    benchmark: Benchmark, num_folds: int, most: int | None, count: int
+) -> list[tuple[str, int, int]]:
+    """Class, video and fold: the first query of each class, then the second, up to `count`."""
+    by_class: dict[str, list[tuple[int, int]]] = {}
+    for number, fold in enumerate(folds(benchmark, "test", num_folds, most)):
+        for video, name in fold:
+            by_class.setdefault(name, []).append((video, number))
+    turns = max((len(videos) for videos in by_class.values()), default=0)
+    return [
+        (name, *by_class[name][turn])
+        for turn in range(turns)
+        for name in sorted(by_class)
+        if turn < len(by_class[name])
+    ][:count]
+
+
+def _fewest(rows: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """The row of a kind of supports with the fewest of them."""
+    of_kind = [row for row in rows if row["supports"] == kind]
+    return min(of_kind, key=lambda row: (row["shots"], row["extra"])) if of_kind else None
+
+
+def _write_examples(
+    context: Context,
+    folder: Path,
+    benchmark: Benchmark,
+    rows: list[dict[str, Any]],
+    gallery: list[GalleryItem],
+    count: int,
+) -> list[GalleryItem]:
+    """Figures 3 and 5 of the first items, where the table has a row of self-shot supports."""
+    evaluation, folders = context.experiment.evaluation, context.folders
+    row = _fewest(rows, KIND)
+    if row is None:
+        context.progress.note(f"report.films: the table has no row {KIND}, so none is drawn")
+        return gallery
+    reader = benchmark.reader(folders["benchmark"])
+    order = gallery_order(
+        benchmark, len(evaluation.seeds), evaluation.max_queries_per_seed, count
+    )
+    videos = [video for _, video, _ in order]
+    predictions = [
+        one
+        for number in sorted({number for _, _, number in order})
+        for one in load_results(
+            folders["evaluation"] / "predictions" / f"{row_name(row)}.fold{number}.json",
+            reader.annotations,
+        )
+    ]
+    write_films(folder, reader, videos, gallery[:count], predictions)
+    export = folders["vis"] / "export"
+    shots = row["shots"] + row["extra"]
+    drawn = write_attention(folder, export, reader, videos, gallery[:count], shots)
+    return [*drawn, *gallery[count:]]
+
+
 def build_gallery(
     folders: dict[str, Path],
     benchmark: Benchmark,
@@ -114,23 +175,8 @@ def build_gallery(
     chosen = json.loads((folders["supports"] / "supports.json").read_text())
     category_ids = {name: i for i, name in annotations.categories.items()}
 
-    by_class: dict[str, list[tuple[int, int]]] = {}
-    for number, fold in enumerate(folds(benchmark, "test", num_folds, most)):
-        for video, name in fold:
-            by_class.setdefault(name, []).append((video, number))
-    turns = max((len(videos) for videos in by_class.values()), default=0)
-    order = [
-        (name, *by_class[name][turn])
-        for turn in range(turns)
-        for name in sorted(by_class)
-        if turn < len(by_class[name])
-    ][:count]
-
-    shown = {}
-    for kind in SHOWN:
-        of_kind = [row for row in rows if row["supports"] == kind]
-        if of_kind:
-            shown[kind] = min(of_kind, key=lambda row: (row["shots"], row["extra"]))
+    order = gallery_order(benchmark, num_folds, most, count)
+    shown = {kind: row for kind in SHOWN if (row := _fewest(rows, kind)) is not None}
     predictions = {
         (kind, number): load_results(
             folders["evaluation"] / "predictions" / f"{row_name(row)}.fold{number}.json",

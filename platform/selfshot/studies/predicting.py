@@ -223,6 +223,11 @@ def predict(
         chosen = retrieve_supports(experiment, folders, benchmark, path, video, frames, count)
     on_message(f"supports: {', '.join(one.name for one in chosen)}")
     model = load_vis(folders["vis"] / "export")
+    if attention and not isinstance(model, SelfShotVIS):
+        raise UserError(
+            f"--attention: vis.method: {experiment.vis.method} has no fuser whose attention could "
+            "be drawn; leave --attention out"
+        )
     by_name = {f"{number}": one.frames for number, one in enumerate(chosen)}
     features = SupportCache(model).features(list(by_name), by_name.__getitem__)
     try:
@@ -244,7 +249,7 @@ def predict(
         raise UserError(f"--video: {path}: {error.reason}") from None
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
-    if attention:
+    if attention and isinstance(model, SelfShotVIS):
         _draw_attention(model, benchmark, video, frames, features, every, out / "attention")
     annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
     row = SupportRow("supports", tuple(SupportClip(one.name, one.frames) for one in chosen))

@@ -57,6 +57,8 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
         if name == "vis" and not isinstance(experiment.benchmark, SpritesBenchmark):
             # Padding was attended to once. Composed clips have none, and were always alike.
             section["padding"] = "left out"
+        if name == "vis" and experiment.vis.method != "siamese_mask_rcnn":
+            section.pop("mask_rcnn", None)
         if name == "encoder" and experiment.encoder.weights is not None:
             from selfshot.models.foreign_weights import weights_digest
 
@@ -171,8 +173,14 @@ def network_settings(section: BackboneConfig) -> dict[str, Any]:
 
 
 def model_settings(experiment: Experiment, *, fuser: bool) -> dict[str, Any]:
-    """Arguments of `SelfShotVIS` but the backbone."""
+    """Arguments of the method's class (`models.methods`) but the backbone."""
     section = experiment.vis
+    if section.method == "siamese_mask_rcnn":
+        return {
+            "num_instances": section.num_instances,
+            "checkpointing": section.gradient_checkpointing,
+            **section.mask_rcnn.model_dump(mode="json"),
+        }
     model = {
         **section.model_dump(include=set(ARCHITECTURE)),
         "fuser": fuser,

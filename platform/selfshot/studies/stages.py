@@ -95,6 +95,7 @@ def _train(
     task: str,
     kwargs: Mapping[str, Any],
     optimiser: Optimiser,
+    validation: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Run a task on the engine and leave its export and history in the folder."""
     from selfshot.distributed.training import train
@@ -109,6 +110,9 @@ def _train(
         warmup_steps=optimiser.warmup_steps,
         weight_decay=optimiser.weight_decay,
         clip_norm=optimiser.clip_norm,
+        drops=optimiser.drop_shares,
+        drop_factor=optimiser.drop_factor,
+        validation=validation,
         checkpoint_every=optimiser.checkpoint_every,
         log_every=optimiser.log_every,
         num_workers=compute.num_workers,
@@ -124,7 +128,8 @@ def _train(
         on_log=context.progress.training,
     )
     last = result.history[-1] if result.history else {}
-    return {key: value for key, value in last.items() if isinstance(value, (int, float))}
+    metrics = {key: value for key, value in last.items() if isinstance(value, (int, float))}
+    return metrics | result.chosen
 
 
 def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
@@ -283,12 +288,27 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
             "train_shots": section.train_shots,
             "accumulate": section.accumulate,
             "support_frames": section.support_frames,
+            "method": section.method,
             "learning_rate": section.optimiser.learning_rate,
             "backbone_learning_rate": section.backbone_learning_rate,
         }
+        validation = None
+        if section.validation.every:
+            validation = {
+                "path": "selfshot.evaluation.validation:Validation",
+                "kwargs": {
+                    "benchmark": str(context.folders["benchmark"]),
+                    "queries": section.validation.queries,
+                    "shots": section.validation.shots,
+                    "support_frames": context.experiment.evaluation.support_frames,
+                },
+                "by": "val_AP50",
+                "every": section.validation.every,
+                "export": section.validation.export,
+            }
         name = "vis" if fuser else "vis_no_fuser"
         task = "selfshot.training.vis:VisTask"
-        return _train(context, folder, name, task, kwargs, section.optimiser)
+        return _train(context, folder, name, task, kwargs, section.optimiser, validation)
 
     return make
 

@@ -147,14 +147,23 @@ def build_task(path: str, kwargs: Mapping[str, Any]) -> TrainingTask:
     return cast(TrainingTask, resolve(path)(**kwargs))
 
 
-def schedule(step: int, steps: int, warmup_steps: int) -> float:
+def schedule(
+    step: int,
+    steps: int,
+    warmup_steps: int,
+    drops: Sequence[float] | None = None,
+    drop_factor: float = 0.1,
+) -> float:
     """Multiplier of the peak learning rate at `step` (0-based).
 
     It rises linearly over the warm-up (reaching 1 at its last step), then follows half a cosine
-    that would be zero at `steps`, one step after the last one.
+    that would be zero at `steps`, one step after the last one; or with `drops` it stays, and is
+    multiplied by `drop_factor` once each of these shares of the steps is done.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    if drops is not None:
+        return float(drop_factor ** sum(step >= round(drop * steps) for drop in drops))
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
@@ -353,9 +362,11 @@ def run_plain(
     log_every: int = 20,
     seed: int = 0,
     loader_workers: int = 0,
+    drops: Sequence[float] | None = None,
+    drop_factor: float = 0.1,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train in this process with AdamW, a linear warm-up and a cosine to zero.
+    """Train in this process with AdamW, a linear warm-up and a falling learning rate.
 
     Args:
         task: what to train; its module is changed in place.
@@ -366,6 +377,7 @@ def run_plain(
         log_every: steps between two logged points; the last step is always logged.
         seed: of dropout.
         loader_workers: see `load_batches`.
+        drops, drop_factor: see `schedule`.
         on_log: receives each logged point as it is made.
 
     Returns:
@@ -392,7 +404,7 @@ def run_plain(
         lambda step: task.batch(step, 0, 1), range(steps), workers=loader_workers
     ) as batches:
         for step, batch in batches:
-            multiplier = schedule(step, steps, warmup_steps)
+            multiplier = schedule(step, steps, warmup_steps, drops, drop_factor)
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier
             seed_step(seed, step, 0)

@@ -1,4 +1,4 @@
-"""Training of the VIS transformer on episodes of seen classes."""
+"""Training of the VIS transformer, and of the methods beside it, on episodes of seen classes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from torch.nn import functional
 from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.config.errors import UserError
 from selfshot.data.episodes import episode_batch
+from selfshot.models.baselines.siamese_mask_rcnn import SiameseMaskRcnn
+from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS
+from selfshot.models.vis_model import VisModel
 from selfshot.models.weights import load_backbone, save_weights
 from selfshot.ops.set_loss import class_weight_of, set_loss
+from selfshot.training.mask_rcnn import MaskRcnnTraining
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,19 @@ class VisTraining(nn.Module):
         ]
 
 
+def training_of(model: VisModel, weights: dict[str, float]) -> VisTraining | MaskRcnnTraining:
+    """A method with its loss.
+
+    Args:
+        model: of any method.
+        weights: of the transformers' losses; torchvision's are summed as they are.
+    """
+    if isinstance(model, SiameseMaskRcnn):
+        return MaskRcnnTraining(model)
+    assert isinstance(model, SelfShotVIS)
+    return VisTraining(model, weights)
+
+
 def _with_supports(
     queries: list[tuple[int, str]], supports: Mapping[str, Sequence[int]], shots: int
 ) -> tuple[list[tuple[int, str]], list[str]]:
@@ -106,7 +123,7 @@ def _with_supports(
 
 
 class VisTask:
-    """Episodes of seen classes for `VisTraining`."""
+    """Episodes of seen classes for a method of video instance segmentation."""
 
     def __init__(
         self,
@@ -122,6 +139,7 @@ class VisTask:
         backbone_learning_rate: float,
         support_frames: int | None = None,
         accumulate: int = 1,
+        method: str = "self_shot",
     ) -> None:
         """Build it.
 
@@ -129,8 +147,8 @@ class VisTask:
             benchmark: benchmark folder.
             backbone: folder that `BackboneTask.export` wrote.
             seed: of weights and episodes.
-            model: arguments of `SelfShotVIS` but the backbone.
-            weights: of the losses.
+            model: arguments of the method's class but the backbone.
+            weights: of the transformers' losses.
             episodes_per_batch: episodes of one global batch.
             train_shots: supports of an episode; of a class with fewer other videos some come
                 twice, and queries of a class without any are left out.
@@ -138,6 +156,7 @@ class VisTask:
             backbone_learning_rate: of the backbone.
             support_frames: frames of a support; none: those of a query.
             accumulate: parts of a batch that are computed one after another.
+            method: which of `models.methods.METHODS`.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
@@ -148,17 +167,17 @@ class VisTask:
         self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
         whole = load_backbone(Path(backbone))
         pretrained = whole.backbone
-        self.settings = {"backbone": pretrained.settings, "model": model}
-        network = SelfShotVIS(pretrained, **model)
+        self.settings = {"backbone": pretrained.settings, "model": model, "method": method}
+        network = build_vis(pretrained, method, **model)
         if network.object_head is not None:
             network.object_head.load_state_dict(whole.foreground.state_dict())
-        self.module = VisTraining(network, weights)
+        self.module = training_of(network, weights)
         reader = manifest.reader(folder)
         annotations = reader.annotations
         self.category_ids = {name: i for i, name in annotations.categories.items()}
         self.reader = reader
         self.supports = manifest.supports["train"]
-        shots = 0 if network.fuser is None else train_shots
+        shots = train_shots if network.reads_supports else 0
         self.queries, alone = _with_supports(list(manifest.queries["train"]), self.supports, shots)
         if not self.queries:
             raise UserError(
@@ -194,7 +213,7 @@ class VisTask:
         """This rank's share of the step's episodes, which are the same for any number of ranks."""
         draws = np.random.default_rng([self.seed, 13, step])
         queries, supports, categories = [], [], []
-        shots = self.train_shots if self.module.model.fuser is not None else 0
+        shots = self.train_shots if self.module.model.reads_supports else 0
         for _ in range(self.episodes_per_batch):
             video, name = self.queries[int(draws.integers(len(self.queries)))]
             pool = [other for other in self.supports[name] if other != video]

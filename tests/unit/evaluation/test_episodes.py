@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, query_key, write_corpus
+from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import Annotations, Track, Video, load_results, save_annotations
 from selfshot.evaluation import episodes
+from selfshot.evaluation.validation import Validation
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.features import ClipFeatures
 from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
@@ -82,9 +85,9 @@ def test_a_video_of_several_queries_has_the_truth_of_each() -> None:
     video = next(v for v, shown in shown_by.items() if len(shown) > 1)
     shown = shown_by[video]
     fold = [(video, CATEGORIES[category]) for category in sorted(shown)]
-    truth = episodes._episode_truth(annotations, fold, CATEGORY_IDS)
+    truth = episodes.episode_truth(annotations, fold)
     assert truth.tracks == annotations.tracks_of(video) and set(truth.categories) == shown
-    first = episodes._episode_truth(annotations, fold[:1], CATEGORY_IDS)
+    first = episodes.episode_truth(annotations, fold[:1])
     (one,) = {track.category_id for track in first.tracks}
     assert CATEGORIES[one] == fold[0][1]
 
@@ -158,10 +161,10 @@ CATEGORY_IDS = {name: number for number, name in CATEGORIES.items()}
 
 
 def test_the_truth_of_an_episode_is_the_class_that_is_asked_for() -> None:
-    truth = episodes._episode_truth(small_annotations(), [(1, "cat"), (2, "dog")], CATEGORY_IDS)
+    truth = episodes.episode_truth(small_annotations(), [(1, "cat"), (2, "dog")])
     assert set(truth.videos) == {1, 2} and truth.categories == {1: "cat", 2: "dog"}
     assert sorted(t.id for t in truth.tracks) == [11, 12, 21]
-    other = episodes._episode_truth(small_annotations(), [(1, "dog")], CATEGORY_IDS)
+    other = episodes.episode_truth(small_annotations(), [(1, "dog")])
     assert [t.id for t in other.tracks] == [22]
 
 
@@ -372,7 +375,7 @@ def test_perfect_masks_give_perfect_scores(folder: Path, monkeypatch: pytest.Mon
         path = folder / "predictions" / f"{row['name']}.fold0.json"
         again = load_results(path, annotations)
         fold = episodes.folds(benchmark(QUERIES), "test", 1, None)[0]
-        truth = episodes._episode_truth(annotations, fold, CATEGORY_IDS)
+        truth = episodes.episode_truth(annotations, fold)
         assert 100 * episode_scores(truth, again)["AP"] == pytest.approx(row["AP"])
 
 
@@ -435,3 +438,41 @@ def test_a_fold_without_a_query_has_no_figure(
     result = episodes.evaluate_fold(config_of(folder, folds=7, fold=6))
     assert result["queries"] == 0
     assert all(row["AP50"] == -1 == row["pooled"]["AP50"] for row in result["rows"])
+
+
+class Judged:
+    """What is trained: a module with a model."""
+
+    def __init__(self, model: Perfect, reads_supports: bool) -> None:
+        self.model = model
+        self.model.reads_supports = reads_supports  # type: ignore[attr-defined]
+
+
+def of_validation(folder: Path) -> None:
+    """Let the benchmark's queries be of the validation classes, with fixed pairs."""
+    others = {
+        query_key(number, name): tuple(n for n in LENGTHS if n != number)
+        for number, name in QUERIES
+    }
+    made = benchmark([], pairs={"val": others, "test": {}})
+    made = dataclasses.replace(made, queries={**made.queries, "val": tuple(QUERIES)})
+    made.save(folder)
+
+
+def test_a_validation_scores_the_same_few_queries_each_time(folder: Path) -> None:
+    of_validation(folder)
+    validation = Validation(str(folder), queries=3, shots=2)
+    assert len(validation.fold) == 3 and set(validation.fold) <= set(QUERIES)
+    model = Perfect(small_annotations())
+    for _ in range(2):
+        scores = validation(Judged(model, reads_supports=True))
+        assert scores["val_AP50"] == pytest.approx(100) and 50 < scores["val_AP"] <= 100
+    assert {shape[1] for shape in model.supports if shape is not None} == {2}
+    model = Perfect(small_annotations())
+    assert validation(Judged(model, reads_supports=False))["val_AP50"] == pytest.approx(100)
+    assert set(model.supports) == {None}
+
+
+def test_a_validation_without_queries(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"vis\.validation\.every: the benchmark has no queries"):
+        Validation(str(folder), queries=3, shots=1)

@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import pytest
 import torch
 
+from selfshot.config.errors import UserError
 from selfshot.config.fields import LATER, Section
 from selfshot.config.load import load_experiment
 from selfshot.models.backbones import build_backbone
+from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS
-from selfshot.studies.settings import model_settings, network_settings, plain
+from selfshot.studies.settings import (
+    model_settings,
+    network_settings,
+    plain,
+    training_settings,
+)
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper_model.yaml"
 
@@ -53,3 +61,30 @@ def test_the_papers_model_is_what_the_paper_says() -> None:
     convolutions = [m for m in model.segmenter.volume if isinstance(m, torch.nn.Conv3d)]
     assert [c.kernel_size for c in convolutions] == [(3, 3, 3)] * 3 + [(1, 1, 1)]
     assert 36e6 < sum(p.numel() for p in model.parameters()) < 37e6
+
+
+QUICKSTART = PAPER.with_name("quickstart.yaml")
+
+
+def test_methods_have_their_own_keys_and_arguments() -> None:
+    of_vis = training_settings("vis")
+    ours = load_experiment(QUICKSTART)
+    table = ["evaluation.supports=[oracle]"]
+    siamese = load_experiment(QUICKSTART, ["vis.method=siamese_mask_rcnn", *table])
+    fst = load_experiment(QUICKSTART, ["vis.method=few_shot_transformer", *table])
+    assert "method" not in of_vis(ours) and "mask_rcnn" not in of_vis(ours)
+    assert len({str(of_vis(one)) for one in (ours, siamese, fst)}) == 3
+    # What Mask R-CNN alone reads is in no other key.
+    finer = ["vis.mask_rcnn.mask_size=9"]
+    assert of_vis(load_experiment(QUICKSTART, finer)) == of_vis(ours)
+    other = load_experiment(QUICKSTART, ["vis.method=siamese_mask_rcnn", *table, *finer])
+    assert of_vis(other) != of_vis(siamese)
+    backbone = build_backbone(width=8, dim=12)
+    for experiment in (siamese, fst):
+        arguments = model_settings(experiment, fuser=True)
+        assert build_vis(backbone, experiment.vis.method, **arguments).num_instances == 5
+
+
+def test_a_method_without_a_row() -> None:
+    with pytest.raises(UserError, match=r"vis.method: few_shot_transformer has no row 'no_fuser'"):
+        load_experiment(QUICKSTART, ["vis.method=few_shot_transformer"])

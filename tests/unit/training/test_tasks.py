@@ -241,7 +241,7 @@ class TestVis:
                 "benchmark": str(tiny_sprites),
                 "backbone": str(backbone_folder),
                 "seed": 1,
-                "model": shape | (model or {}),
+                "model": (model if "method" in changes else shape | (model or {})),
                 "weights": {
                     "foreground": 1.0,
                     "l1": 5.0,
@@ -342,6 +342,32 @@ class TestVis:
         assert not loaded.training
         for name in ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits"):
             assert torch.equal(mine[name], theirs[name])
+
+    def test_another_method_is_trained_exported_and_loaded(self, make: Any, tmp_path: Path) -> None:
+        siamese = {
+            "num_instances": 3, "channels": 8, "hidden": 12, "mask_layers": 1, "box_size": 3,
+            "mask_size": 5, "anchor_scales": [1.0, 2.0], "proposals": 12, "samples": 8,
+            "min_score": 0.0, "max_overlap": 0.5, "min_likeness": 0.5,
+        }  # fmt: skip
+        task = make(siamese, method="siamese_mask_rcnn", episodes_per_batch=4, accumulate=2)
+        history = run_plain(task, steps=6, **LOOP)
+        assert history[-1]["loss"] < history[0]["loss"]
+        assert set(history[0]) >= {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}
+        batch = task.batch(0, 0, 1)
+        batch["targets"][0]["valid_frames"] = torch.tensor([True, False, False])
+        shares = [part["share"] for part in task.parts(batch)]
+        assert shares == pytest.approx([0.4, 0.6])
+        task.export(tmp_path)
+        loaded, ours = load_vis(tmp_path), task.module.model.eval()
+        with torch.no_grad():
+            mine, theirs = (
+                m.predict(
+                    m.encode(batch["query"], is_support=False),
+                    m.encode(batch["supports"][:, 0], is_support=True).as_supports(4),
+                )
+                for m in (ours, loaded)
+            )
+        assert torch.equal(mine["mask_logits"], theirs["mask_logits"])
 
     def test_a_query_without_another_video_of_its_class(
         self, make: Any, tiny_sprites: Path, tmp_path: Path, caplog: Any

@@ -1,0 +1,1 @@
+"""Other authors' methods under the interface of ours (Table 11)."""
