@@ -70,13 +70,14 @@ class Cluster:
         """Start MLflow's server with the words of docs/guide/cluster.md."""
         (self.folder / "mlflow").mkdir()
         words = [
-            "mlflow", "server", "--host", "127.0.0.1", "--port", "5000",
+            "mlflow", "server", "--host", "127.0.0.1", "--port", "5000", "--workers", "1",
             "--backend-store-uri", self.database,
             "--artifacts-destination", str(self.folder / "mlflow" / "artifacts"),
         ]  # fmt: skip
         with (self.folder / "mlflow.log").open("wb") as log:
+            environment = {**self.nodes.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
             self.server = subprocess.Popen(
-                self.nodes.within(0, words), env=self.nodes.environment, stdout=log, stderr=log
+                self.nodes.within(0, words), env=environment, stdout=log, stderr=log
             )
         asking = [sys.executable, str(SCRIPT), "--ask", f"{SERVER}/health"]
         until(

@@ -237,6 +237,8 @@ def _run_trials(
             failures[trial.trial.label] = reasons[0]
         else:
             waiting.append(trial)
+    # Every point once before any is repeated: a study that is cut short has all of them.
+    waiting.sort(key=lambda trial: trial.trial.repeat)
     labels = {trial.key: trial.trial.label for trial in waiting}
     sweep = plan.study.experiment.sweep
     until, rule = sweep.until, sweep.stopping
