@@ -38,6 +38,9 @@ ENVIRONMENT = {
     # Train asks its workers every 2 s by default: 2 to 4 s lost at both ends of a short training.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Workers that wait for cores, or for nodes to come, are given up after a minute by default, and
+    # what they had is free for others until they ask again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
 }
 ONE_MACHINE = {
     # Only a cloud reclaims a node with notice.

@@ -110,7 +110,9 @@ def train(
         TrainingFailedError: workers failed more often than allowed.
     """
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from selfshot.distributed.network import NodesTorchConfig
 
     session = current_session()
     work_dir = work_dir.resolve()
@@ -146,7 +148,7 @@ def train(
             "zero_stage": zero_stage,
             "seed": seed,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodesTorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=_wanted_workers(num_workers, min_workers),
             use_gpu=use_gpu,
