@@ -76,7 +76,7 @@ def run_study(study: Study) -> StudyRun:
         failures = _run_open(plan, progress, parent)
         status = "FAILED" if failures else "FINISHED"
         tables = write_report(plan, failures)
-        tell_study_report(parent, folder / "report", tables)
+        tell_study_report(parent, folder / "report", tables, study.experiment.description)
     except KeyboardInterrupt:
         status = "KILLED"
         raise

@@ -11,8 +11,11 @@ from typing import Any
 from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
 from selfshot.studies.stages import Stage
-from selfshot.studies.store import StageFolder
-from selfshot.studies.tables import shown
+from selfshot.studies.store import StageFolder, git_revision
+from selfshot.studies.tables import Table, shown, to_markdown
+
+LONGEST_NOTE = 5000
+"""Characters of a description that every MLflow keeps."""
 
 
 def tell_stage(stage: Stage, folder: StageFolder, parent: Any, ids: Path) -> None:
@@ -92,6 +95,12 @@ def tell_circumstances(run: Any, settings: str) -> None:
 
     run.log_text(settings, "experiment.yaml")
     run.log_tags({f"environment.{name}": value for name, value in run_environment().items()})
+    # MLflow's own names of these, for its column "Source" and the run's page.
+    source = {"mlflow.source.name": "selfshot run", "mlflow.source.type": "LOCAL"}
+    revision = git_revision()
+    if revision is not None:
+        source["mlflow.source.git.commit"] = revision.removesuffix("-dirty")
+    run.log_tags(source)
 
 
 def tell_benchmark(run: Any, folder: Path) -> None:
@@ -156,8 +165,15 @@ def _exports(store: Path, result: Mapping[str, Any]) -> Iterator[tuple[str, Path
             yield stage, export.resolve()
 
 
-def tell_study_report(parent: Any, report: Path, tables: Sequence[Any]) -> None:
-    """The study's tables, its figure and its page in the study's run."""
+def tell_study_report(
+    parent: Any, report: Path, tables: Sequence[Table], description: str
+) -> None:
+    """The study's tables, its figure and its page in the study's run; the tables on its face."""
+    parts = [description, *(f"**{one.title}**\n\n{to_markdown(one)}" for one in tables)]
+    note = "\n\n".join(part for part in parts if part)
+    if len(note) > LONGEST_NOTE:
+        note = f"{description}\n\nThe tables are in report/table.md."
+    parent.log_tags({"mlflow.note.content": note})
     for number, table in enumerate(tables):
         rows = [
             {"": label, **dict(zip(table.columns, map(shown, cells), strict=True))}
