@@ -287,13 +287,14 @@ def in_words(found: Scaling, what: str, level: str) -> list[str]:
         interval = " to ".join(
             "never" if end is None else f"{end:,.0f}" for end in (at.low, at.high)
         )
+        drawn = f"{100 * at.share:.0f}% of the draws reach it"
         if at.size is None:
-            lines.append(f"{what}: by that law it never reaches {level} (95%: {interval} clips).")
+            lines.append(f"{what}: by that law it never reaches {level} ({drawn}).")
         else:
             where = ", which is outside of what was measured" if at.beyond else ""
             lines.append(
                 f"{what}: it reaches {level} at about {at.size:,.0f} clips{where} "
-                f"(95%: {interval}; {100 * at.share:.0f}% of the draws reach it)."
+                f"(95%: {interval}; {drawn})."
             )
     end = f"{found.grid[-1]:,.0f}"
     lines.append(

@@ -104,8 +104,17 @@ def cell_of(results: Sequence[Result], at: Selector) -> Cell:
     Raises:
         ValueError: the selector means trials that differ in more than the repeat.
     """
-    meant = [result for result in results if _is_meant(result, at)]
-    found = [(result, value) for result in meant if (value := _value(result, at)) is not None]
+    # Repeats may be one trial, as those of a subset that holds everything: it counts once.
+    meant = {
+        (result["name"], result.get("key", number)): result
+        for number, result in enumerate(results)
+        if _is_meant(result, at)
+    }
+    found = [
+        (result, value)
+        for result in meant.values()
+        if (value := _value(result, at)) is not None
+    ]
     if not found:
         return Cell(None)
     if len({str(result["name"]) for result, _ in found}) > 1:

@@ -45,6 +45,12 @@ def test_repeats_deviate_by_their_means() -> None:
     assert cell.std == pytest.approx(21**0.5)
 
 
+def test_repeats_that_are_one_trial_count_once() -> None:
+    same = [{**result("a", n, 30.0), "key": "k"} for n in range(3)]
+    cell = cell_of(same, {"case": "a", "supports": "random"})
+    assert (cell.mean, cell.values, cell.over) == (30.0, (28.0, 32.0), "folds")
+
+
 def test_settings_choose_a_trial() -> None:
     results = [result("", 0, 1.0, **{"vis.d": True}), result("", 0, 2.0, **{"vis.d": False})]
     at = {"settings": {"vis.d": False}, "supports": "random"}
