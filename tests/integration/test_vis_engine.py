@@ -17,6 +17,7 @@ from selfshot.evaluation.validation import Validation
 from selfshot.models.weights import load_vis
 from selfshot.studies.run import plan_experiment, run_experiment
 from selfshot.training.backbone import BackboneTask
+from selfshot.training.vis import VisTask
 
 pytestmark = [pytest.mark.usefixtures("ray_running"), pytest.mark.slow]
 
@@ -87,15 +88,14 @@ def test_a_batch_is_the_same_in_parts(parts: dict[str, Any], tmp_path: Path) -> 
     for one, other in zip(whole.history, divided.history, strict=True):
         for name in ("loss", "foreground", "dice", "common", "grad_norm"):
             assert other[name] == pytest.approx(one[name], rel=2e-2), (one["step"], name)
-    ours, theirs, start = weights(divided), weights(whole), parts["backbone"]
-    before = load_file(Path(start) / "backbone.safetensors")
-    moved = {
-        name: (theirs[name] - before[name]).norm() for name in before if name in theirs
-    }
-    assert max(moved.values()) > 1e-3, "something was learned"
-    apart = torch.stack([(ours[name] - theirs[name]).norm() for name in theirs]).norm()
-    whole_length = torch.stack([value.norm() for value in theirs.values()]).norm()
-    assert apart < 1e-2 * whole_length
+    ours, theirs = weights(divided), weights(whole)
+    start = VisTask(**parts).module.model.state_dict()
+
+    def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+        return sum(float((one[n].double() - other[n].double()).square().sum()) for n in one) ** 0.5
+
+    # Rounding is all that differs, so that what they learned is far more than what parts them.
+    assert distance(ours, theirs) < 0.1 * distance(theirs, start)
 
 
 def test_the_best_network_is_exported(parts: dict[str, Any], tmp_path: Path) -> None:
