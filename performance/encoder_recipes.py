@@ -1,9 +1,10 @@
 """What teaches Φ more than its trunk knows: losses and recipes on cached features, over seeds.
 
 Claims: on sprites, self-supervision with all crops of a clip as positives makes the retrieval of
-unseen classes worse than the trunk alone, and with the farthest crop as the only positive, of clips
-that change, better; on real clips nothing that was tried adds to centred ImageNet features but a
-whitening of what changes within one source. The trunk's features are computed once and kept.
+unseen classes worse than the trunk alone; a whitening of what changes between two shots of a clip,
+and then the ranking loss with the farthest crop as the only positive, makes it better. On real
+clips nothing that was tried adds to centred ImageNet features but a whitening of what changes
+within one source. The trunk's features are computed once and kept.
 
     python performance/encoder_recipes.py sprites [EXPERIMENT.yaml] [--seeds 5] [--only NAME …]
     python performance/encoder_recipes.py real FOLDER [--seeds 5] [--only NAME …]
@@ -74,6 +75,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "whitened, nce": {"adapter": "whitened_linear"},
     "whitened, rank": {"adapter": "whitened_linear", "loss": "rank", "rank_temperature": 0.01},
     "whitened, moco": {"adapter": "whitened_linear", "loss": "moco"},
+    **{
+        f"whitened, rank {form} {temperature:g}": {
+            "adapter": "whitened_linear", "loss": "rank", "rank_form": form,
+            "rank_temperature": temperature,
+        }
+        for form, temperature in (("ap", 0.003), ("ap", 0.05), ("ap", 0.2), ("paper", 0.01))
+    },
     "adapter, rank": {**ALL, "loss": "rank"},
     "adapter, nce": ALL,
     "adapter, moco": {**ALL, "loss": "moco"},

@@ -1,8 +1,8 @@
 """Φ from scratch on sprites: what a network learns that no label and no pretraining has touched.
 
-Claims: after a short self-supervised training from random weights, `video_vit` and the small
-convolutional network retrieve clips of unseen classes better than at random, and better than
-before the training. Crops are augmented, and the frames of the corpus are decoded once.
+Question: do `video_vit` and the small convolutional network, after a short self-supervised
+training from random weights, retrieve clips of unseen classes better than chance and than before?
+Crops are augmented, and the frames of the corpus are decoded once. Precision@5 is printed.
 
     python performance/encoder_scratch.py BENCHMARK --network video_vit --loss nce --steps 300
 """
