@@ -30,10 +30,12 @@ def check(
     """
     from selfshot.config.load import load_experiment
     from selfshot.config.located import with_places
+    from selfshot.config.paths import check_inputs
     from selfshot.distributed.session import ray_session
 
     loaded = load_experiment(experiment, overrides or ())
     compute = loaded.compute
+    check_inputs(loaded)
     from selfshot.distributed.checks import Finding, check_cluster, check_tracking
     from selfshot.distributed.room import lack_of_room
 
@@ -41,7 +43,7 @@ def check(
         print(f"Ray: {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs on its nodes")
         if session.embedded:
             print("this is a Ray of this command's own: give --address to look at a cluster")
-        findings = check_cluster(loaded.output)
+        findings = check_cluster(loaded.output, loaded.storage)
         lack = lack_of_room(
             session,
             num_workers=compute.num_workers,

@@ -43,7 +43,7 @@ def _print_stages(study: Study, console: Console) -> Estimate:
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("path", overflow="fold")
     for plan, part in zip(plans, estimate.parts, strict=True):
-        cells = (plan.stage, plan.status, plan.key, part.time, plan.path)
+        cells = (plan.stage, plan.status, plan.key, part.time, plan.stored or plan.path)
         table.add_row(*(Text(str(one)) for one in cells))
     console.print(table)
     return estimate

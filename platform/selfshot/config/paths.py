@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selfshot.config.addresses import is_address as is_address
+from selfshot.config.addresses import scheme_problem
 from selfshot.config.allowed import Rule, experiment_rule, is_path, keys_of, resolve
 from selfshot.config.document import Complaint, Document, Location, dotted
 from selfshot.config.errors import UserError
@@ -27,8 +29,6 @@ _INPUTS: dict[str, tuple[str, bool]] = {
     "segments": ("a CSV with columns clip, start_s", False),
 }
 """Settings of a benchmark that name what must be there: what is wanted, and whether a folder."""
-
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 _VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)"
@@ -97,6 +97,13 @@ def check_inputs(experiment: Experiment) -> None:
         UserError: Something is missing or of the wrong kind; all of it in one message.
     """
     problems = [_output_problem(experiment.output)]
+    if experiment.storage is not None:
+        # Whether it answers is asked when the run begins.
+        problems.append(
+            scheme_problem("storage", experiment.storage)
+            if is_address(experiment.storage)
+            else _output_problem(Path(experiment.storage), "storage")
+        )
     for name, (wanted, folder) in _INPUTS.items():
         value = getattr(experiment.benchmark, name, None)
         # What lies behind an address is looked at by the builder, which has to go there anyway.
@@ -117,11 +124,6 @@ def check_inputs(experiment: Experiment) -> None:
     if found:
         lines = [f"{experiment.name}: {len(found)} paths are wrong", *found]
         raise UserError("\n  ".join(lines))
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is the address of a folder elsewhere (`s3://…`), and not a path."""
-    return _ADDRESS.match(text) is not None
 
 
 def _input_problem(name: str, path: Path, wanted: str, folder: bool = False) -> str | None:
@@ -151,17 +153,17 @@ def _nearest_path(path: Path) -> str:
     return f", {missing.parent} holds no {missing.name}" if missing != path else ""
 
 
-def _output_problem(output: Path) -> str | None:
+def _output_problem(output: Path, name: str = "output") -> str | None:
     folder = output
     try:
         while not folder.exists() and folder.parent != folder:
             folder = folder.parent
         if not folder.is_dir():
-            return f"output: {folder} is a file (allowed: a folder, made if need be)"
+            return f"{name}: {folder} is a file (allowed: a folder, made if need be)"
     except OSError as error:
-        return f"output: {output} cannot be looked at: {error.strerror}"
+        return f"{name}: {output} cannot be looked at: {error.strerror}"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"output: {folder} may not be written (choose another with --set output=…)"
+        return f"{name}: {folder} may not be written (choose another with --set {name}=…)"
     return None
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
+from selfshot.config.addresses import secret_problem
+from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, PathText, SpritesBenchmark
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
 from selfshot.config.optimiser import Optimiser
@@ -305,6 +306,9 @@ class Experiment(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output: Path = Path("runs")
+    storage: Annotated[PathText | None, LATER] = Field(
+        None, description="address that machines without a common output folder share"
+    )
     benchmark: Benchmark = SpritesBenchmark()
     backbone: BackboneConfig = BackboneConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -352,6 +356,14 @@ class Experiment(Section):
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
         if self.name in ("unsent", "mlartifacts"):
             raise ValueError(f"name: {self.name!r} is a folder of MLflow's; choose another")
+        for name, address in (
+            ("storage", self.storage),
+            ("encoder.weights", self.encoder.weights),
+            ("benchmark.corpus", str(getattr(self.benchmark, "corpus", ""))),
+        ):
+            problem = secret_problem(name, address)
+            if problem is not None:
+                raise ValueError(problem)
         deep = self.backbone.deep_channels
         if self.encoder.trunk == "backbone" and self.backbone.kind == "efficientnet_lite0":
             raise ValueError(

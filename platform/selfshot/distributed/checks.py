@@ -10,6 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from selfshot.config.errors import UserError
+from selfshot.config.paths import is_address
+from selfshot.data.remote import Remote
+from selfshot.distributed.sharing import CACHE
+
 PACKAGES = ("selfshot", "ray", "torch", "deepspeed", "mlflow", "faiss-cpu", "decord", "av")
 
 
@@ -33,8 +38,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _look(folder: str, token: str) -> dict[str, Any]:
-    """On a node: its versions, its GPUs, and what it sees of the shared folder."""
+def _look(folder: str, token: str, output: str) -> dict[str, Any]:
+    """On a node: its versions, its GPUs, and what it sees of the shared folder or of storage."""
     import socket
 
     facts: dict[str, Any] = {"host": socket.gethostname(), "versions": versions()}
@@ -44,22 +49,40 @@ def _look(folder: str, token: str) -> dict[str, Any]:
         facts["gpus"] = torch.cuda.device_count()
     except ImportError:
         facts["gpus"] = 0
-    path = Path(folder)
-    facts["sees"] = (path / token).exists()
+    files = Remote(folder)
+    answer = f"{token}.{os.getpid()}.{facts['host']}"
+    facts["sees"], facts["wrote"], facts["error"] = False, "", ""
     try:
-        answer = path / f"{token}.{os.getpid()}.{facts['host']}"
-        answer.write_text("seen")
-        facts["wrote"] = answer.name
-    except OSError as error:
-        facts["wrote"], facts["error"] = "", error.strerror or str(error)
+        facts["sees"] = files.size(token) is not None
+        files.write(answer, b"seen")
+        facts["wrote"] = answer
+        if is_address(folder):
+            facts["folder"] = _own_folder(output)
+    except (UserError, OSError) as error:
+        facts["error"] = str(error)
     return facts
 
 
-def check_cluster(output: Path) -> list[Finding]:
+def _own_folder(output: str) -> str:
+    """This node's output folder, if it can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = Path(os.environ.get(CACHE) or output)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".cluster-check-{uuid.uuid4().hex}"
+    probe.touch()
+    probe.unlink()
+    return str(folder)
+
+
+def check_cluster(output: Path, storage: str | None = None) -> list[Finding]:
     """Look at every node of the running Ray.
 
     Args:
-        output: where runs are written; it must be the same folder on every node.
+        output: where runs are written; without storage it must be the same folder on every node.
+        storage: address that every node must reach; None: the output folder is shared.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -67,14 +90,18 @@ def check_cluster(output: Path) -> list[Finding]:
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     token = f".cluster-check-{uuid.uuid4().hex}"
-    (output / token).write_text("here")
+    shared = str(output) if storage is None else storage
+    files = Remote(shared)
+    if storage is not None:
+        files.check()
+    files.write(token, b"here")
     alive = [node for node in ray.nodes() if node["Alive"]]
     look = ray.remote(num_cpus=0)(_look)
     answers: dict[str, Any] = {}
     asked = {
         node["NodeID"]: look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(str(output), token)
+        ).remote(shared, token, str(output))
         for node in alive
     }
     findings = []
@@ -86,14 +113,16 @@ def check_cluster(output: Path) -> list[Finding]:
             lines = [line for line in str(error).splitlines() if line.strip()]
             last = lines[-1].strip() if lines else repr(error)
             findings.append(Finding(names[node_id], "wrong", f"cannot run our code: {last}"))
-    findings += _of_nodes(answers, names, output)
-    for path in output.glob(f"{token}*"):
-        path.unlink(missing_ok=True)
+    there = files.sizes("")
+    findings += _of_nodes(answers, names, shared, set(there))
+    for name in there:
+        if name.startswith(token):
+            files.remove(name)
     return findings
 
 
 def _of_nodes(
-    answers: dict[str, Any], names: dict[str, str], output: Path
+    answers: dict[str, Any], names: dict[str, str], shared: str, there: set[str]
 ) -> list[Finding]:
     mine = versions()
     findings = []
@@ -106,14 +135,20 @@ def _of_nodes(
         ]
         if differ:
             findings.append(Finding(where, "wrong", f"other versions: {', '.join(differ)}"))
-        if not facts["wrote"]:
-            words = f"cannot write to {output}: {facts['error']}"
+        if not facts["wrote"] or facts["error"]:
+            words = f"cannot write to {shared}: {facts['error']}"
+            if facts["wrote"]:
+                words = f"its output folder cannot be written: {facts['error']}"
             findings.append(Finding(where, "wrong", words))
-        elif not facts["sees"] or not (output / facts["wrote"]).exists():
-            words = f"{output} there is another folder than here; runs need shared storage"
+        elif not facts["sees"] or facts["wrote"] not in there:
+            words = (
+                f"{shared} there is another folder than here; share it, or set `storage` to an "
+                "address that all nodes reach"
+            )
             findings.append(Finding(where, "wrong", words))
-        if not differ and facts["wrote"] and facts["sees"]:
-            words = f"the same versions, sees {output}, {facts['gpus']} GPUs"
+        elif not differ:
+            own = f", its own folder is {facts['folder']}" if "folder" in facts else ""
+            words = f"the same versions, sees {shared}{own}, {facts['gpus']} GPUs"
             findings.append(Finding(where, "ok", words))
     return findings
 

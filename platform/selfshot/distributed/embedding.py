@@ -28,6 +28,7 @@ from selfshot.data.corpus_manifest import Manifest, check_manifest
 from selfshot.data.storage import Storage
 from selfshot.distributed.session import Session, current_session, quieten, user_error_in
 from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
+from selfshot.distributed.sharing import Sharing
 
 SUMMARY = "summary.json"
 # Of the cores that Ray counts, the decoders take this share in its books. What they use is decided
@@ -61,6 +62,7 @@ def embed_corpus(
     autoscales: bool = False,
     max_failures: int = 2,
     retry_quarantined: bool = False,
+    sharing: Sharing | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -94,6 +96,8 @@ def embed_corpus(
         max_failures: how often the pipeline is built anew after an error of the cluster that Ray
             did not mend by itself, with no shard finished in between.
         retry_quarantined: embed the shards again that hold quarantined clips.
+        sharing: fetches a manifest and videos that lie in a run's output folder to nodes that have
+            not got them.
         on_progress: called about once a second with done, clips, quarantined, clips_per_s, eta_s.
         on_message: told what is worth a line.
 
@@ -146,6 +150,7 @@ def embed_corpus(
                 {"time_limit_s": decode_timeout_s, "max_bytes": decode_memory_mb * 10**6},
                 sizes,
                 use_gpu,
+                sharing,
             )
             for batch in stream:
                 writer.take(batch)
@@ -243,6 +248,7 @@ def _stream(
     decoding: dict[str, Any],
     sizes: dict[str, int],
     use_gpu: bool,
+    sharing: Sharing | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The Ray Data pipeline: batches of row, clip_id, embedding, error and times, in any order."""
     import ray
@@ -260,8 +266,9 @@ def _stream(
     # whole core, and a node of one core has none to give beside its decoder: a run would wait
     # for ever.
     batches = [batch for part in slices for batch in part.cut(clips_per_batch)]
+    source = SliceSource(manifest, batches, sharing)
     rows = ray.data.read_datasource(
-        SliceSource(manifest, batches), override_num_blocks=len(batches), num_cpus=READ_CPUS
+        source, override_num_blocks=len(batches), num_cpus=READ_CPUS
     )
     share = GPU_BOOKED_SHARE if use_gpu else BOOKED_SHARE
     booked = share * current_session().num_cpus / sizes["decoders"]
@@ -270,6 +277,7 @@ def _stream(
         fn_constructor_kwargs={
             "root": root,
             "confine": confined,
+            "sharing": sharing,
             "num_frames": num_frames,
             "height": height,
             "width": width,

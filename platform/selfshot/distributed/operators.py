@@ -17,14 +17,17 @@ from ray.data.block import BlockMetadata
 
 from selfshot.data.corpus_manifest import Manifest, place_of, read_rows
 from selfshot.distributed.shards import Slice
+from selfshot.distributed.sharing import Sharing
 
 
 class SliceSource(Datasource):
     """Rows of the manifest with their numbers: a task reads those of one slice."""
 
-    def __init__(self, manifest: Manifest, slices: Sequence[Slice]) -> None:
+    def __init__(
+        self, manifest: Manifest, slices: Sequence[Slice], sharing: Sharing | None = None
+    ) -> None:
         super().__init__()
-        self.manifest, self.slices = manifest, slices
+        self.manifest, self.slices, self.sharing = manifest, slices, sharing
 
     def estimate_inmemory_data_size(self) -> int:
         """About 150 bytes a row."""
@@ -39,7 +42,7 @@ class SliceSource(Datasource):
         """One task for each slice, in their order."""
         return [
             ReadTask(
-                _reading(self.manifest, part),
+                _reading(self.manifest, part, self.sharing),
                 BlockMetadata(
                     num_rows=part.stop - part.start,
                     size_bytes=150 * (part.stop - part.start),
@@ -51,11 +54,15 @@ class SliceSource(Datasource):
         ]
 
 
-def _reading(manifest: Manifest, part: Slice) -> Callable[[], Iterator[pa.Table]]:
-    # Of the other files it need not know, and there may be many.
-    alone = Manifest(manifest.folder, (part.file,), manifest.root)
+def _reading(
+    manifest: Manifest, part: Slice, sharing: Sharing | None
+) -> Callable[[], Iterator[pa.Table]]:
+    folder, root = manifest.folder, manifest.root
 
     def read() -> Iterator[pa.Table]:
+        here = folder if sharing is None else sharing.local(folder)
+        # Of the other files it need not know, and there may be many.
+        alone = Manifest(here, (part.file,), root)
         count = part.stop - part.start
         table = read_rows(alone, part.file, part.first, part.first + count)
         yield table.append_column("row", pa.array(range(part.start, part.stop), type=pa.int64()))
@@ -66,10 +73,18 @@ def _reading(manifest: Manifest, part: Slice) -> Callable[[], Iterator[pa.Table]
 class Decode:
     """Actor: rows to frames. A clip that cannot be decoded is marked, never dropped."""
 
-    def __init__(self, root: str, confine: bool, max_bytes: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        confine: bool,
+        max_bytes: int,
+        sharing: Sharing | None = None,
+        **settings: Any,
+    ) -> None:
         from selfshot.data.fetch import FETCH
         from selfshot.data.guard import GuardedDecoder
 
+        root = root if sharing is None else sharing.local(root)
         self.root, self.confine, self.max_bytes = root, confine, max_bytes
         self.decoder = GuardedDecoder(decode=FETCH, memory_limit_bytes=max_bytes, **settings)
 

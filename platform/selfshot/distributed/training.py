@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfshot.config.errors import UserError
+from selfshot.data.remote import Remote, StorageError
+from selfshot.data.shared_store import Mirror
 from selfshot.distributed.best import what_was_chosen
 from selfshot.distributed.session import Session, current_session
+from selfshot.distributed.sharing import Sharing
 from selfshot.distributed.worker import (
     EXPORT,
     FAILURE,
@@ -26,6 +31,9 @@ from selfshot.distributed.worker import (
 )
 
 OnLog = Callable[[dict[str, Any]], None]
+
+FOLLOW_S = 0.25
+FOLLOW_AWAY_S = 2.0
 
 
 class TrainingFailedError(RuntimeError):
@@ -71,6 +79,7 @@ def train(
     validation: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_log: OnLog | None = None,
+    sharing: Sharing | None = None,
 ) -> TrainingResult:
     """Train a task to the end, going on from the last checkpoint in `work_dir` if there is one.
 
@@ -104,6 +113,8 @@ def train(
         seed: of dropout and of whatever the task draws while it is built.
         on_log: called here for each logged point: the metrics, and stage, steps, steps_per_s and
             eta_s. Points between a checkpoint and a death are reported again.
+        sharing: set where nodes have folders of their own: inputs are fetched, and checkpoints,
+            history and export go by way of its storage, so another machine can go on as well.
 
     Raises:
         UserError: settings that the cluster cannot meet, or a loss that is not finite.
@@ -118,13 +129,18 @@ def train(
     work_dir = work_dir.resolve()
     scratch = work_dir / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
+    mirror = None if sharing is None else sharing.mirror(work_dir)
+    attempt = uuid.uuid4().hex[:8]
+    # A folder apart: a worker on this machine writes to the other one meanwhile.
+    sent = None if mirror is None else mirror.attempt(attempt, scratch / f"sent-{attempt}")
     for stale in (FAILURE, START):
         (scratch / stale).unlink(missing_ok=True)
     threads, resources = _resources(
         session, num_workers, threads_per_worker, use_gpu, autoscales
     )
-    storage = scratch / "ray"
-    _drop_unreadable(storage / "train")
+    checkpoints = Remote(str(scratch / "ray")) if mirror is None else mirror.remote
+    place = "" if mirror is None else f"{mirror.place}/scratch/ray"
+    _drop_unreadable(checkpoints, f"{place}/train".lstrip("/"))
     began = time.monotonic()
     trainer = TorchTrainer(
         train_worker,
@@ -147,6 +163,8 @@ def train(
             "use_gpu": use_gpu,
             "zero_stage": zero_stage,
             "seed": seed,
+            "sharing": None if sharing is None else dataclasses.asdict(sharing),
+            "attempt": attempt,
         },
         torch_config=NodesTorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -157,17 +175,32 @@ def train(
         run_config=ray.train.RunConfig(
             # Ray finds the checkpoints of a killed run by these two.
             name="train",
-            storage_path=str(storage),
+            storage_path=checkpoints.path(place),
+            storage_filesystem=None if mirror is None else checkpoints.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
     )
-    with _followed(work_dir, name, steps, on_log):
+    followed = work_dir if sent is None else sent.folder
+    with _followed(followed, name, steps, on_log, sent):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
+            if sent is not None:
+                sent.remote.check()  # If storage is away, that is the reason to be told.
+                sent.pull(f"scratch/{FAILURE}")
+                _take(sent.folder, work_dir)
             _raise_user_error(scratch)
             raise TrainingFailedError(f"{name}: {_last_line(error)}") from error
+    if sent is not None:
+        sent.pull_folder()
+        _take(sent.folder, work_dir)
+        _raise_user_error(scratch)
+        if not (work_dir / EXPORT).is_dir():
+            raise StorageError(
+                f"{name}: what was trained is no longer at {sent.address}; run the same command "
+                "again"
+            )
     _raise_user_error(scratch)
     return TrainingResult(
         export=work_dir / EXPORT,
@@ -205,7 +238,7 @@ def _wanted_workers(num_workers: int, min_workers: int | None) -> Any:
     return num_workers if min_workers is None else (min_workers, num_workers)
 
 
-def _drop_unreadable(run: Path) -> None:
+def _drop_unreadable(files: Remote, run: str) -> None:
     """Start anew where the list of checkpoints cannot be read.
 
     Ray writes that list in place, so a kill in that very millisecond leaves half of it, and Ray
@@ -213,18 +246,29 @@ def _drop_unreadable(run: Path) -> None:
     """
     import ray
 
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
-        return
     try:
-        state = json.loads(snapshot.read_text())
+        state = json.loads(files.read(f"{run}/checkpoint_manager_snapshot.json"))
         names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
         readable = state["ray_version"] == ray.__version__
-        if readable and all((run / checkpoint).is_dir() for checkpoint in names):
+        if readable and all(files.sizes(f"{run}/{name}", deep=True) for name in names):
             return
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
         pass
-    shutil.rmtree(run)
+    files.remove_folder(run)
+
+
+def _take(sent: Path, work_dir: Path) -> None:
+    """Put what a worker sent in the place of what is there."""
+    shutil.rmtree(work_dir / EXPORT, ignore_errors=True)
+    for path in [*sent.glob("*"), *sent.glob("scratch/*")]:
+        target = work_dir / path.relative_to(sent)
+        if path.name == "scratch":
+            continue
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
 
 
 def _raise_user_error(scratch: Path) -> None:
@@ -238,16 +282,26 @@ def _last_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _followed(work_dir: Path, stage: str, steps: int, on_log: OnLog | None) -> Iterator[None]:
-    """Hand over each point of the history as the worker writes it."""
+def _followed(
+    work_dir: Path, stage: str, steps: int, on_log: OnLog | None, mirror: Mirror | None
+) -> Iterator[None]:
+    """Hand over each point of the history as the worker writes it, or sends it."""
     if on_log is None:
         yield
         return
     ended = threading.Event()
     follower = _Follower(work_dir, stage, steps, on_log)
 
+    def bring() -> None:
+        if mirror is not None:
+            # The next one comes, or the end of the training does.
+            with contextlib.suppress(StorageError):
+                mirror.pull(f"scratch/{START}")
+                mirror.pull(HISTORY)
+
     def follow() -> None:
-        while not ended.wait(0.25):
+        while not ended.wait(FOLLOW_S if mirror is None else FOLLOW_AWAY_S):
+            bring()
             follower.read()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
@@ -257,6 +311,7 @@ def _followed(work_dir: Path, stage: str, steps: int, on_log: OnLog | None) -> I
     finally:
         ended.set()
         thread.join()
+    bring()
     follower.read()
 
 
@@ -279,6 +334,8 @@ class _Follower:
             # The file was made anew before start.json was, so it is read from its beginning.
             # Step 0 is logged too, of a network that is probed before it is trained.
             self.began, self.seen, self.offset = began, int(began["step"]) or -1, 0
+        if not self.history.exists():
+            return  # It comes by way of storage.
         with self.history.open("rb") as file:
             file.seek(self.offset)
             tail = file.read()

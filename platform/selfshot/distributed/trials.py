@@ -10,19 +10,22 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfshot.data.shared_store import Mirror
 from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.session import current_session, quieten
+from selfshot.distributed.sharing import Sharing
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 
 INSIDE = "SELFSHOT_INSIDE_TRIAL"
 
 OnResult = Callable[[str, dict[str, Any]], None]
-_LISTENERS: dict[str, OnResult] = {}
+_LISTENERS: dict[str, Callable[[str], None]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,8 @@ def run_trials(
     max_failures: int = 0,
     on_result: OnResult | None = None,
     stopping: Stopping | None = None,
+    sharing: Sharing | None = None,
+    carry: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Call `function(config)` for every config, each in a process of its own.
 
@@ -77,7 +82,7 @@ def run_trials(
     Args:
         function: dotted path; takes a config and returns a dict of JSON values.
         configs: JSON values each with a `trial_id` of its own, in the order of the results.
-        out_dir: where results go; it must be seen by every node.
+        out_dir: where results go; without `sharing` it must be seen by every node.
         name: of all of them, for people.
         parallel: trials at one time.
         cpus_per_trial: cores of a trial, which are also its threads; 0 for one that only waits
@@ -86,6 +91,9 @@ def run_trials(
         on_result: called here with the trial id and result of each one that ends.
         stopping: stop weak trials early; the result of a stopped one says `stopped_at`, its last
             budget. Results of every budget are kept, so a later call ranks as this one did.
+        sharing: set where nodes have folders of their own: what configs name is fetched, and
+            results go by way of its storage, so a run on another machine finds them.
+        carry: another folder that trials write to, which is brought here too.
 
     Returns:
         the results, in the order of the configs.
@@ -97,23 +105,37 @@ def run_trials(
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     ids = _trial_ids(configs)
+    mirror = None if sharing is None else sharing.mirror(out_dir)
+    carried = None if sharing is None or carry is None else sharing.mirror(carry)
+    if mirror is not None:
+        mirror.pull_folder(missing=True)
     waiting = [
         dict(config)
         for trial_id, config in zip(ids, configs, strict=True)
         if _read_result(out_dir, trial_id) is None
     ]
+    common: dict[str, Any] = {
+        "function": function,
+        "out_dir": str(out_dir),
+        "sharing": None if sharing is None else dataclasses.asdict(sharing),
+        "carry": None if carry is None else str(carry.resolve()),
+    }
     failures: dict[str, str] = {}
     if waiting and inside_trial():
         failures = _as_tasks(
-            function, waiting, out_dir, parallel, cpus_per_trial, max_failures, on_result
+            common, waiting, out_dir, parallel, cpus_per_trial, max_failures, on_result, mirror
         )
     elif waiting:
         # Those that are done report again what they scored, for the others are ranked with them.
         all_of_them = [dict(config) for config in configs] if stopping else waiting
         failures = _tune(
-            function, all_of_them, out_dir, name, parallel, cpus_per_trial, max_failures,
-            on_result, stopping,
+            common, all_of_them, out_dir, name, parallel, cpus_per_trial, max_failures,
+            on_result, stopping, mirror,
         )  # fmt: skip
+    if mirror is not None:
+        mirror.pull_folder(missing=True)
+    if carried is not None:
+        carried.pull_folder(missing=True)
     results = [_read_result(out_dir, trial_id) for trial_id in ids]
     for trial_id, result in zip(ids, results, strict=True):
         if result is None:
@@ -129,13 +151,14 @@ def inside_trial() -> bool:
 
 
 def _as_tasks(
-    function: str,
+    common: dict[str, Any],
     waiting: list[dict[str, Any]],
     out_dir: Path,
     parallel: int,
     cpus: float,
     max_failures: int,
     on_result: OnResult | None,
+    mirror: Mirror | None,
 ) -> dict[str, str]:
     """Run the trials of a trial as tasks: a Tune inside a Tune is more than Ray promises."""
     import ray
@@ -150,8 +173,7 @@ def _as_tasks(
     while queue or running:
         while queue and len(running) < parallel:
             trial = queue.pop(0)
-            config = {"function": function, "out_dir": str(out_dir), "cpus": cpus, "trial": trial}
-            running[work.remote(config)] = (trial, 0)
+            running[work.remote({**common, "cpus": cpus, "trial": trial})] = (trial, 0)
         (done,), _ = ray.wait(list(running), num_returns=1)
         trial, attempts = running.pop(done)
         trial_id = str(trial["trial_id"])
@@ -159,13 +181,12 @@ def _as_tasks(
             ray.get(done)
         except Exception as error:  # whatever a trial raises, the others go on
             if attempts < max_failures:
-                config = {"function": function, "out_dir": str(out_dir), "cpus": cpus,
-                          "trial": trial}  # fmt: skip
-                running[work.remote(config)] = (trial, attempts + 1)
+                again = {**common, "cpus": cpus, "trial": trial}
+                running[work.remote(again)] = (trial, attempts + 1)
                 continue
             failures[trial_id] = last_line(error)
             continue
-        result = _read_result(out_dir, trial_id)
+        result = _read_result(out_dir, trial_id, mirror)
         if result is not None and on_result is not None:
             on_result(trial_id, result)
     return failures
@@ -183,16 +204,16 @@ def _run_one(config: dict[str, Any]) -> None:
 
     os.environ[INSIDE] = "1"
     trial_id = config["trial"]["trial_id"]
+    out_dir, mirror = _results_here(config)
     for budget in config["budgets"]:
         name = f"{trial_id}.budget-{budget}"
-        result = _read_result(Path(config["out_dir"]), name)
+        result = _read_result(out_dir, name, mirror)
         if result is None:
             _keep({**config, "trial": {**config["trial"], "trial_id": name, "budget": budget}})
-            result = _read_result(Path(config["out_dir"]), name)
+            result = _read_result(out_dir, name)
         assert result is not None
         if budget == config["budgets"][-1]:
-            path = Path(config["out_dir"]) / f"{trial_id}.json"
-            write_atomically(path, json.dumps(result, allow_nan=False) + "\n")
+            _write_result(out_dir, trial_id, result, mirror)
         tune.report({"trial_id": trial_id, "budget": budget, "score": result["score"]})
     if not config["budgets"]:
         _keep(config)
@@ -214,15 +235,16 @@ def _scheduler(stopping: Stopping | None) -> Any:
     )
 
 
-def _keep_stopped(out_dir: Path, trial_id: str, stopping: Stopping) -> None:
+def _keep_stopped(
+    out_dir: Path, trial_id: str, stopping: Stopping, mirror: Mirror | None
+) -> None:
     """The result of a trial that was stopped is that of the last budget it reached."""
-    if _read_result(out_dir, trial_id) is not None:
+    if _read_result(out_dir, trial_id, mirror) is not None:
         return
     for budget in reversed(stopping.budgets):
-        result = _read_result(out_dir, f"{trial_id}.budget-{budget}")
+        result = _read_result(out_dir, f"{trial_id}.budget-{budget}", mirror)
         if result is not None:
-            text = json.dumps({**result, "stopped_at": budget}, allow_nan=False) + "\n"
-            write_atomically(out_dir / f"{trial_id}.json", text)
+            _write_result(out_dir, trial_id, {**result, "stopped_at": budget}, mirror)
             return
 
 
@@ -237,20 +259,41 @@ def _keep(config: dict[str, Any]) -> None:
     from selfshot.training.loop import resolve
 
     trial = config["trial"]
+    began = time.time()
+    out_dir, mirror = _results_here(config)
+    if mirror is not None:
+        trial = Sharing(**config["sharing"]).local(trial)
     result = resolve(config["function"])(trial)
-    path = Path(config["out_dir"]) / f"{trial['trial_id']}.json"
-    write_atomically(path, json.dumps(result, allow_nan=False) + "\n")
+    if mirror is not None and config["carry"] is not None:
+        # Before the result, which says that all is there.
+        Sharing(**config["sharing"]).mirror(Path(config["carry"])).push("", since=began)
+    _write_result(out_dir, trial["trial_id"], result, mirror)
+
+
+def _results_here(config: dict[str, Any]) -> tuple[Path, Mirror | None]:
+    """Where a worker keeps results on its node, and where it sends them."""
+    if config["sharing"] is None:
+        return Path(config["out_dir"]), None
+    mirror = Sharing(**config["sharing"]).mirror(Path(config["out_dir"]))
+    return mirror.folder, mirror
+
+
+def _write_result(
+    out_dir: Path, trial_id: str, result: Mapping[str, Any], mirror: Mirror | None
+) -> None:
+    write_atomically(out_dir / f"{trial_id}.json", json.dumps(result, allow_nan=False) + "\n")
+    if mirror is not None:
+        mirror.push(f"{trial_id}.json")
 
 
 def _announce(out_dir: str, trial_id: str) -> None:
     """Tell whoever waits in this process that a trial has ended."""
-    result = _read_result(Path(out_dir), trial_id)
-    if result is not None and out_dir in _LISTENERS:
-        _LISTENERS[out_dir](trial_id, result)
+    if out_dir in _LISTENERS:
+        _LISTENERS[out_dir](trial_id)
 
 
 def _tune(
-    function: str,
+    common: dict[str, Any],
     waiting: list[dict[str, Any]],
     out_dir: Path,
     name: str,
@@ -259,6 +302,7 @@ def _tune(
     max_failures: int,
     on_result: OnResult | None,
     stopping: Stopping | None,
+    mirror: Mirror | None,
 ) -> dict[str, str]:
     """Run the trials; returns the error of each that failed."""
     from ray import tune
@@ -268,11 +312,14 @@ def _tune(
     # A trial that asks for more than an embedded Ray has would wait for ever.
     cpus = min(cpus, session.num_cpus) if session.embedded else cpus
     budgets = list(stopping.budgets) if stopping else []
-    common = {"function": function, "out_dir": str(out_dir), "cpus": cpus, "budgets": budgets}
-    space = {**common, "trial": tune.grid_search(waiting)}
+    space = {**common, "cpus": cpus, "budgets": budgets, "trial": tune.grid_search(waiting)}
     # Tune's own records of this call; results are what resumes, so the records start anew.
     storage = out_dir / ".tune"
     shutil.rmtree(storage, ignore_errors=True)
+    records, files = str(storage), None
+    if mirror is not None:
+        # Workers write there too, and see no folder of this machine.
+        records, files = mirror.remote.path(f"{mirror.place}/.tune"), mirror.remote.filesystem
 
     class Watch(tune.Callback):
         # Tune pickles its callbacks, so this one holds nothing but names.
@@ -283,8 +330,9 @@ def _tune(
 
     terminal = sys.stdout
 
-    def listen(trial_id: str, result: dict[str, Any]) -> None:
-        if on_result is not None:
+    def listen(trial_id: str) -> None:
+        result = _read_result(out_dir, trial_id, mirror)
+        if result is not None and on_result is not None:
             with contextlib.redirect_stdout(terminal):
                 on_result(trial_id, result)
 
@@ -301,7 +349,8 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=records,
+            storage_filesystem=files,
             failure_config=tune.FailureConfig(max_failures=max_failures),
             callbacks=[Watch()],
             verbose=0,
@@ -323,8 +372,10 @@ def _tune(
     if stopping is not None:
         for trial in waiting:
             if str(trial["trial_id"]) not in failures:
-                _keep_stopped(out_dir, str(trial["trial_id"]), stopping)
+                _keep_stopped(out_dir, str(trial["trial_id"]), stopping, mirror)
     shutil.rmtree(storage, ignore_errors=True)
+    if mirror is not None:
+        mirror.remove(".tune")
     return failures
 
 
@@ -338,9 +389,11 @@ def _trial_ids(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return ids
 
 
-def _read_result(out_dir: Path, trial_id: str) -> dict[str, Any] | None:
+def _read_result(
+    out_dir: Path, trial_id: str, mirror: Mirror | None = None
+) -> dict[str, Any] | None:
     path = out_dir / f"{trial_id}.json"
-    if not path.exists():
+    if not path.exists() and not (mirror is not None and mirror.pull(path.name)):
         return None
     result: dict[str, Any] = json.loads(path.read_text())
     return result

@@ -14,14 +14,21 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from selfshot.config.errors import UserError
+from selfshot.data.remote import StorageError
+from selfshot.data.shared_store import Mirror
 from selfshot.distributed.atomic import write_atomically
-from selfshot.distributed.best import BestExport
+from selfshot.distributed.best import BEST, LAST, SCORES, BestExport
+from selfshot.distributed.sharing import Sharing
 
 CONFIGS = Path(__file__).parent / "deepspeed"
 HISTORY = "history.jsonl"
 EXPORT = "export"
 START = "start.json"
 FAILURE = "failure.json"
+SEND_EVERY_S = 5.0
+PLACED = ("kwargs", "validation", "work_dir")
+"""Arguments that name places."""
+KEPT = "kept"
 
 
 def deepspeed_config(
@@ -73,20 +80,35 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     import torch.distributed
 
+    config, mirror = _on_this_node(config)
     scratch = Path(config["work_dir"]) / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
     try:
-        _train(config, scratch)
+        _train(config, scratch, mirror)
+    except StorageError:
+        raise  # A restart may find it again.
     except UserError as error:
         from selfshot.training.loop import NonFiniteLossError
 
         write_atomically(scratch / FAILURE, json.dumps({"message": str(error)}))
+        if mirror is not None:
+            mirror.push(f"scratch/{FAILURE}")
         # Every rank sees a loss that is not finite; other mistakes may be of one rank alone, and
         # its peers would wait for it.
         if torch.distributed.get_world_size() > 1 and not isinstance(error, NonFiniteLossError):
             raise
 
 
-def _train(config: dict[str, Any], scratch: Path) -> None:
+def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], Mirror | None]:
+    """The same work with the paths of this node, and where what it writes is sent."""
+    if config["sharing"] is None:
+        return config, None
+    sharing = Sharing(**config["sharing"])
+    mirror = sharing.mirror(Path(config["work_dir"])).attempt(config["attempt"])
+    return {**config, **sharing.local({k: config[k] for k in PLACED})}, mirror
+
+
+def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None:
     os.environ["DS_ACCELERATOR"] = "cuda" if config["use_gpu"] else "cpu"
     import ray.train
     import torch
@@ -102,17 +124,22 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     work_dir, steps = Path(config["work_dir"]), int(config["steps"])
     meter = loop.Meter()
     parts = engine.gradient_accumulation_steps()
-    start = _restore(engine, meter)
+    start = _restore(engine, meter, work_dir if mirror is not None and rank == 0 else None)
     best = BestExport(work_dir, config["validation"]) if config["validation"] else None
     history: IO[str] | None = None
+    sent_at = time.monotonic()
 
     def make_batch(step: int) -> Any:
         return task.batch(step, rank, world_size)
 
     def log(point: dict[str, Any]) -> None:
+        nonlocal sent_at
         if history is not None:
             history.write(json.dumps({**point, "time": time.time()}) + "\n")
             history.flush()
+            if mirror is not None and time.monotonic() - sent_at > SEND_EVERY_S:
+                mirror.push(HISTORY)
+                sent_at = time.monotonic()
 
     def judged(done: int) -> bool:
         return best is not None and done > 0 and best.due(done, steps)
@@ -133,6 +160,8 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
         write_atomically(scratch / START, json.dumps({"step": start, "time": time.time()}))
         if best is not None:
             best.start(start)
+        if mirror is not None:
+            mirror.push(HISTORY, f"scratch/{START}")
     if start == 0 and (before := probe(0)):
         log({"step": 0, **before})
     batches_made, since = 0, time.monotonic()
@@ -176,12 +205,16 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
                 log({"step": done, **means, "lr": multiplier})
                 batches_made, since = 0, time.monotonic()
             if done % config["checkpoint_every"] == 0 or done == steps:
-                _checkpoint(engine, meter, done, scratch)
+                # On another machine it is all that there is of this run.
+                kept = work_dir if mirror is not None and rank == 0 else None
+                _checkpoint(engine, meter, done, scratch, kept)
     with _whole_weights(task.module, config["zero_stage"], change=False):
         if rank == 0 and best is None:
             _export(task, work_dir / EXPORT)
         elif rank == 0 and best is not None:
             best.export(task, _export)
+        if rank == 0 and mirror is not None:
+            mirror.push(HISTORY, EXPORT, BEST, LAST, SCORES)
 
 
 def _gradient_norm(engine: Any, zero_stage: int) -> float | None:
@@ -238,8 +271,13 @@ def _whole_weights(module: Any, zero_stage: int, *, change: bool) -> Iterator[No
         yield
 
 
-def _restore(engine: Any, meter: Any) -> int:
-    """Load the run's last checkpoint, if any; returns the steps that it has done."""
+def _restore(engine: Any, meter: Any, kept_to: Path | None) -> int:
+    """Load the run's last checkpoint, if any; returns the steps that it has done.
+
+    Args:
+        engine, meter: what is restored.
+        kept_to: folder that gets the files of the training until then; None: they are there.
+    """
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
@@ -247,17 +285,28 @@ def _restore(engine: Any, meter: Any) -> int:
         return 0
     with checkpoint.as_directory() as folder:
         _, state = engine.load_checkpoint(str(folder), tag="state")
+        if kept_to is not None and (Path(folder) / KEPT).exists():
+            shutil.copytree(Path(folder) / KEPT, kept_to, dirs_exist_ok=True)
     meter.restore(state["meter"])
     return int(state["steps_done"])
 
 
-def _checkpoint(engine: Any, meter: Any, done: int, scratch: Path) -> None:
+def _checkpoint(
+    engine: Any, meter: Any, done: int, scratch: Path, kept: Path | None
+) -> None:
     import ray.train
 
     # In scratch, so that a kill leaves nothing behind that is not removed with it.
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
         client_state = {"steps_done": done, "meter": meter.state()}
         engine.save_checkpoint(folder, tag="state", client_state=client_state)
+        if kept is not None:
+            scores = scratch / SCORES
+            best = [scores, *scratch.glob(f"{BEST}-*")] if scores.exists() else []
+            for path in (kept / HISTORY, *best):
+                place = Path(folder) / KEPT / path.relative_to(kept)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, place)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"step": done}, checkpoint=checkpoint)
 

@@ -8,8 +8,10 @@ import io
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import pyarrow.fs as pafs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
@@ -53,7 +55,7 @@ def read_foreign_weights(path: Path | str) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of a PyTorch file, which may run no code.
 
     Args:
-        path: of the file, or an address that fsspec opens.
+        path: of the file, or an address that pyarrow or fsspec opens.
 
     Raises:
         UserError: there is no such file, or it holds no weights that can be read safely.
@@ -89,13 +91,25 @@ def read_foreign_weights(path: Path | str) -> dict[str, Tensor]:
 
 def _read_remote(address: str) -> bytes:
     try:
-        with fsspec.open(address, "rb") as file:
-            content: bytes = file.read()
+        with _open_remote(address) as file:
+            return bytes(file.read())
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"{address}: it cannot be read ({error}); give a file, or an address that fsspec opens"
-        ) from None
-    return content
+        raise _unreadable(address, error) from None
+
+
+def _open_remote(address: str) -> Any:
+    try:
+        return fsspec.open(address, "rb").open()
+    except ImportError:  # pyarrow has s3, gs and abfs without another package.
+        filesystem, inside = pafs.FileSystem.from_uri(address)
+        return filesystem.open_input_file(inside)
+
+
+def _unreadable(path: Path | str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: it cannot be read ({error}); give a file, or an address that pyarrow or fsspec "
+        "opens"
+    )
 
 
 def weights_digest(path: Path | str) -> str:
@@ -110,10 +124,10 @@ def weights_digest(path: Path | str) -> str:
             with open(inside, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         return str(filesystem.ukey(inside))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"{path}: it cannot be read ({error}); give a file, or an address that fsspec opens"
-        ) from None
+    except ImportError:
+        return hashlib.sha256(_read_remote(str(path))).hexdigest()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def fit_foreign_weights(

@@ -16,6 +16,7 @@ from selfshot.studies.progress import Progress
 
 if TYPE_CHECKING:
     from selfshot.benchmarks.manifest import Benchmark
+    from selfshot.studies.store import StageFolder
 
 BUILDERS = {
     "folder": "selfshot.benchmarks.folder:build_folder",
@@ -31,27 +32,28 @@ _DIGESTS: ContextVar[dict[str, str] | None] = ContextVar("digests", default=None
 
 
 def build_benchmark(
-    experiment: Experiment, folder: Path, scratch: Path, progress: Progress
+    experiment: Experiment, made_in: StageFolder, progress: Progress, *, carried: bool = False
 ) -> Benchmark:
     """Build an experiment's benchmark.
 
     Args:
         experiment: whose `benchmark` and `seed`.
-        folder: where the manifest is written.
-        scratch: where parts of it may be noted, so that a killed build goes on.
+        made_in: where the manifest is written; its scratch notes what is done of it.
         progress: is told what was found.
+        carried: whether workers send what they compose, as their disks may be others.
 
     Raises:
         UserError: it cannot be built from these inputs.
     """
-    section = experiment.benchmark
+    section, folder = experiment.benchmark, made_in.path
     arguments: dict[str, Any] = section.model_dump(exclude={"kind"})
     if isinstance(section, SpritesBenchmark):
         from selfshot.benchmarks.sprites.build import build_sprites
         from selfshot.distributed.mapping import parallel_map
 
-        units = parallel_map(progress.every("units composed"))
-        return build_sprites(folder, scratch / "units", units, seed=experiment.seed, **arguments)
+        units = parallel_map(progress.every("units composed"), carried=carried)
+        scratch = made_in.scratch / "units"
+        return build_sprites(folder, scratch, units, seed=experiment.seed, **arguments)
     build = pkgutil.resolve_name(BUILDERS[section.kind])
     made: Benchmark = build(folder, seed=experiment.seed, on_message=progress.note, **arguments)
     return made

@@ -29,7 +29,7 @@ from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.supports import retrieve
-from selfshot.studies.run import plan_experiment
+from selfshot.studies.run import open_store, plan_experiment
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESULTS = "results.json"
@@ -168,6 +168,12 @@ def stage_folders(experiment: Experiment, wanted: Sequence[str]) -> dict[str, Pa
             f"done in {experiment.output}; run `selfshot run` on the experiment first, with the "
             "same --set"
         )
+    store = open_store(experiment)
+    for name in wanted:
+        if plans[name].stored is not None and store.find(name, plans[name].key) is None:
+            raise UserError(
+                f"{experiment.name}: {plans[name].stored} is damaged; run `selfshot run` again"
+            )
     return {name: plans[name].path for name in wanted}
 
 

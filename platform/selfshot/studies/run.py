@@ -9,13 +9,16 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.errors import UserError
 from selfshot.config.load import resolved_yaml
-from selfshot.config.paths import check_inputs
+from selfshot.config.paths import check_inputs, is_address
 from selfshot.config.schema import Experiment
+from selfshot.data.locks import file_lock
+from selfshot.data.remote import Remote
+from selfshot.data.shared_store import SharedStore
 from selfshot.studies.progress import Progress
 from selfshot.studies.resources import refuse_without_room
 from selfshot.studies.stages import STAGES, Context, Stage
@@ -23,11 +26,13 @@ from selfshot.studies.store import (
     StageFolder,
     Store,
     complaint_about,
-    file_lock,
     stage_key,
     verify,
 )
 from selfshot.studies.telling import tell_circumstances, tell_results, tell_stage
+
+if TYPE_CHECKING:
+    from selfshot.distributed.sharing import Sharing
 
 ONE_AT_A_TIME = ("embeddings",)
 """Stages whose jobs take every core: two that wait for their last actors wait for each other."""
@@ -42,12 +47,14 @@ class StagePlan:
         key: hash of its settings and inputs.
         status: `done`, `partial` (a killed run goes on) or `to do`.
         path: where its result is or will be.
+        stored: its address, if it is in storage and not here.
     """
 
     stage: str
     key: str
     status: str
     path: Path
+    stored: str | None = None
 
 
 def wanted_stages(experiment: Experiment, until: str | None = None) -> list[Stage]:
@@ -73,26 +80,61 @@ def wanted_stages(experiment: Experiment, until: str | None = None) -> list[Stag
 
 
 def open_store(experiment: Experiment, progress: Progress | None = None) -> Store:
-    """The store in the experiment's output folder."""
-    return Store(experiment.output / "store", progress.note if progress else None)
+    """The store in the experiment's output folder, a cache of its storage if it has one."""
+    say = progress.note if progress else None
+    root = experiment.output / "store"
+    if experiment.storage is None:
+        return Store(root, say)
+    from selfshot.distributed.sharing import take_turn
+
+    def exclusive(name: str) -> contextlib.AbstractContextManager[None]:
+        return take_turn(name, say or (lambda text: None))
+
+    return Store(root, say, SharedStore(Remote(experiment.storage), say), exclusive)
+
+
+def sharing_of(experiment: Experiment) -> Sharing | None:
+    """What workers must know to find this process's files; None: they see the same folder."""
+    if experiment.storage is None:
+        return None
+    from selfshot.distributed.sharing import Sharing
+
+    output = str(experiment.output.resolve())
+    storage = experiment.storage
+    absolute = storage if is_address(storage) else str(Path(storage).absolute())
+    return Sharing(absolute, output, output)
+
+
+def stage_status(store: Store, known: dict[str, set[str]], stage: str, key: str) -> StagePlan:
+    """Whether a stage is done, here or in storage.
+
+    Args:
+        store: where.
+        known: stage → keys that storage has, asked for once.
+        stage, key: which.
+    """
+    final = store.root / stage / key
+    if final.exists() and complaint_about(final) is None:
+        return StagePlan(stage, key, "done", final)
+    if store.shared is not None:
+        if stage not in known:
+            known[stage] = store.shared.keys(stage)
+        if key in known[stage]:
+            return StagePlan(stage, key, "done", final, store.shared.address(stage, key))
+    begun = final.with_name(f"{key}.partial").exists()
+    return StagePlan(stage, key, "partial" if begun else "to do", final)
 
 
 def plan_experiment(experiment: Experiment, until: str | None = None) -> list[StagePlan]:
     """What a run would make, go on with and reuse; nothing is written."""
     check_inputs(experiment)
-    root = open_store(experiment).root
+    store = open_store(experiment)
+    if store.shared is not None:
+        store.shared.remote.look()
     stages = wanted_stages(experiment, until)
     keys = stage_keys(stages, stage_settings(stages, experiment))
-    plans = []
-    for stage in stages:
-        final = root / stage.name / keys[stage.name]
-        status = "to do"
-        if final.exists() and complaint_about(final) is None:
-            status = "done"
-        elif final.with_name(f"{final.name}.partial").exists():
-            status = "partial"
-        plans.append(StagePlan(stage.name, keys[stage.name], status, final))
-    return plans
+    known: dict[str, set[str]] = {}
+    return [stage_status(store, known, stage.name, keys[stage.name]) for stage in stages]
 
 
 def _inputs(stage: Stage, keys: dict[str, str]) -> dict[str, str]:
@@ -113,6 +155,16 @@ def stage_keys(stages: list[Stage], settings: dict[str, dict[str, Any]]) -> dict
     return keys
 
 
+def check_storage(experiment: Experiment) -> None:
+    """See that storage can be read and written, before any work.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    if experiment.storage is not None:
+        Remote(experiment.storage).check()
+
+
 def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path | None:
     """Run an experiment, or go on with it.
 
@@ -127,6 +179,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         UserError: an input is missing, or a stage cannot be made with these settings.
     """
     check_inputs(experiment)
+    check_storage(experiment)
     stages, every = wanted_stages(experiment, until), wanted_stages(experiment)
     settings = stage_settings(every, experiment)
     keys = stage_keys(every, settings)
@@ -141,17 +194,21 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     (output / "experiment.yaml").write_text(resolved_yaml(experiment), encoding="utf-8")
     store = open_store(experiment, progress)
 
+    from selfshot.distributed.sharing import Marks
     from selfshot.distributed.tracking import Tracker
 
+    sharing = sharing_of(experiment)
     tracker = Tracker(experiment.tracking.uri, experiment.tracking.experiment, experiment.output)
     # Other settings are another run in MLflow, where parameters and figures stay as they were.
     ids = output / "mlflow" / stage_key("run", 1, {}, keys)
+    marks = Marks(ids, sharing, experiment.tracking.uri)
     parent = tracker.start(
         experiment.name,
         id_file=ids / "run.id",
         params=experiment.model_dump(mode="json"),
         tags={"selfshot.kind": "experiment"},
     )
+    marks.keep()
     tell_circumstances(parent, resolved_yaml(experiment))
     context = Context(
         experiment=experiment,
@@ -165,11 +222,13 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
             "run_id": "not sent",
         },
         keys={},
+        sharing=sharing,
     )
     status = "FAILED"
 
     def done(stage: Stage, folder: StageFolder) -> None:
         tell_stage(stage, folder, parent, ids)
+        marks.keep()
         if stage.name == "evaluation":
             context.tracking["run_id"] = parent.wait_for_id() or "not sent"
 
@@ -177,6 +236,8 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         make_stages(stages, settings, keys, context, store, done)
         if "report" in context.folders:
             _publish(context.folders["report"], output / "report")
+            if sharing is not None:
+                sharing.mirror(output.resolve()).push("report", "experiment.yaml")
             rows = json.loads((output / "report" / "results.json").read_text())
             tell_results(parent, rows, output / "report")
         parent.log_tags({f"stage.{name}": key for name, key in context.keys.items()})
@@ -233,7 +294,12 @@ def make_stages(
 
                         stack.enter_context(ray_session(experiment.compute.address))
                         ray_runs = True
-                    _make(stage, folder, context, number)
+                    try:
+                        _make(stage, folder, context, number)
+                    except Exception:
+                        if folder.done or not store.overtaken(folder):
+                            raise
+                        context.timings.append(_timing(stage, folder, "reused"))
                 context.folders[stage.name] = folder.final.resolve()
                 on_done(stage, folder)
 
@@ -248,7 +314,12 @@ def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> N
     with contextlib.ExitStack() as stack:
         if stage.name in ONE_AT_A_TIME:
             lock = folder.final.parent / "turn.lock"
-            stack.enter_context(file_lock(lock, context.progress.note, f"the turn of {stage.name}"))
+            what = f"the turn of {stage.name}"
+            stack.enter_context(file_lock(lock, context.progress.note, what))
+            if context.sharing is not None:
+                from selfshot.distributed.sharing import take_turn
+
+                stack.enter_context(take_turn(stage.name, context.progress.note))
         metrics = stage.make(context, folder)
     folder.finish(metrics=_finite(metrics))
     context.progress.note(f"{stage.name} made in {time.monotonic() - began:.1f} s")
@@ -312,8 +383,11 @@ def report_experiment(experiment: Experiment) -> Path:
 def verify_experiment(experiment: Experiment) -> list[str]:
     """Hash every stored file of the experiment again; one line for each that differs."""
     problems = []
+    store = open_store(experiment)
     for plan in plan_experiment(experiment):
-        if plan.status == "done":
+        if plan.stored is not None and store.find(plan.stage, plan.key) is None:
+            problems.append(f"{plan.stage}/{plan.key}: {plan.stored} is damaged")
+        elif plan.status == "done":
             problems += [f"{plan.stage}/{plan.key}: {line}" for line in verify(plan.path)]
         else:
             problems.append(f"{plan.stage}/{plan.key}: {plan.status}")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
 from selfshot.studies.builders import build_benchmark
+from selfshot.studies.context import Context as Context
+from selfshot.studies.context import Metrics
 from selfshot.studies.corpus import account, embedding_arguments
-from selfshot.studies.progress import Progress
 from selfshot.studies.settings import (
     benchmark_settings,
     embeddings_settings,
@@ -32,30 +32,6 @@ from selfshot.studies.settings import (
     training_settings,
 )
 from selfshot.studies.store import StageFolder
-
-
-@dataclasses.dataclass
-class Context:
-    """What a stage is given.
-
-    Attributes:
-        experiment: all settings; a stage passes plain arguments on.
-        folders: finished folders of the earlier stages by name.
-        progress: prints lines that a person can read.
-        timings: what each earlier stage of this run took, for the report.
-        tracking: how to find the run in MLflow, for the report.
-        keys: key of every stage of the run.
-    """
-
-    experiment: Experiment
-    folders: dict[str, Path]
-    progress: Progress
-    timings: list[dict[str, Any]]
-    tracking: dict[str, str]
-    keys: dict[str, str]
-
-
-Metrics = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +58,8 @@ class Stage:
 
 
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
-    made = build_benchmark(context.experiment, folder.path, folder.scratch, context.progress)
+    carried = context.sharing is not None
+    made = build_benchmark(context.experiment, folder, context.progress, carried=carried)
     for what, reason in made.set_aside[:5]:
         context.progress.note(f"set aside {what}: {reason}")
     return {**made.counts, "set_aside": len(made.set_aside)}
@@ -126,6 +103,7 @@ def _train(
         max_failures=compute.max_failures,
         seed=context.experiment.seed,
         on_log=context.progress.training,
+        sharing=context.sharing,
     )
     last = result.history[-1] if result.history else {}
     metrics = {key: value for key, value in last.items() if isinstance(value, (int, float))}
@@ -195,19 +173,24 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
     source = context.folders["benchmark"]
     benchmark = load_benchmark(source)
     opened = open_encoder(str(context.folders["encoder"] / "export"))
+    # Shards go where a run on another machine finds them.
+    away = None if context.sharing is None else context.sharing.mirror(folder.path)
     summary = embed_corpus(
         open_manifest(
             str(source / "corpus.parquet"), root=str((source / benchmark.corpus_root).resolve())
         ),
         opened.encoder,
         settings={"encoder": opened.digest},
-        out=folder.path,
+        out=folder.path if away is None else away.address,
         height=benchmark.height,
         width=benchmark.width,
         **embedding_arguments(context.experiment),
+        sharing=context.sharing,
         on_progress=context.progress.embedding,
         on_message=context.progress.note,
     )
+    if away is not None:
+        away.pull_folder()
     context.progress.note(account(summary))
     for clip_id, reason in read_quarantine(folder.path)[:5]:
         context.progress.note(f"quarantined {clip_id}: {reason}")
@@ -334,7 +317,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "folds": len(section.seeds),
             "max_queries": section.max_queries_per_seed,
             "support_frames": section.support_frames,
-            "predictions": str(folder.path / "predictions"),
+            "predictions": str(folder.path.resolve() / "predictions"),
         }
         for fold, seed in enumerate(section.seeds)
     ]
@@ -356,6 +339,8 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
         cpus_per_trial=1.0,
         max_failures=experiment.compute.max_failures,
         on_result=report,
+        sharing=context.sharing,
+        carry=folder.path / "predictions",
     )
     rows = aggregate(trials)
     (folder.path / "results.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -3,16 +3,19 @@
     runs/store/<stage>/<key>/           finished: manifest.json lists every file
     runs/store/<stage>/<key>.partial/   being made; kept when a run is killed, and gone on from
     runs/store/<stage>/<key>.damaged-N/ finished once, but files are missing; never deleted
+    runs/store/<stage>/<key>.other-N/   made here, while another machine's came to storage first
     runs/store/<stage>/<key>.lock       held (flock) by the process that works on the key
 
 A folder appears under its final name by one rename, after its manifest was written and synced, so
 whoever finds it finds all of it. A kill at any moment, kill -9 included, leaves the lock free.
+
+With storage (`selfshot.data.shared_store`) this folder is a cache of it: what is not here is
+fetched before anything is made, and what is finished is sent there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -28,13 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import selfshot
+from selfshot.data.locks import Message, file_lock
+from selfshot.data.remote import StorageError
+from selfshot.data.shared_store import MANIFEST as MANIFEST
+from selfshot.data.shared_store import SharedStore
 
-MANIFEST = "manifest.json"
 SCRATCH = "scratch"
 HEARTBEAT_S = 2.0
 _UNREADABLE = (f"it has no {MANIFEST}", f"its {MANIFEST} cannot be read")
-
-Message = Callable[[str], None]
 
 
 def canonical_json(value: Any) -> str:
@@ -65,8 +69,16 @@ def stage_key(
 class StageFolder:
     """A stage's result, finished (`done`) or to be made in `path`."""
 
-    def __init__(self, final: Path, facts: dict[str, Any], *, done: bool) -> None:
+    def __init__(
+        self,
+        final: Path,
+        facts: dict[str, Any],
+        *,
+        done: bool,
+        on_finish: Callable[[Path], None] = lambda final: None,
+    ) -> None:
         self.final, self.facts, self.done = final, facts, done
+        self._on_finish = on_finish
         self.key = final.name
         self._seconds_before = 0.0
         self._began = time.monotonic()
@@ -127,6 +139,7 @@ class StageFolder:
         partial.rename(self.final)
         _sync_folder(self.final.parent)
         self.done = True
+        self._on_finish(self.final)
 
     def _start(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -144,10 +157,24 @@ class StageFolder:
 class Store:
     """All results under one root."""
 
-    def __init__(self, root: Path, on_message: Message | None = None) -> None:
-        """Args: the folder (made when needed), and who is told of waits and damage."""
-        self.root = Path(root)
+    def __init__(
+        self,
+        root: Path,
+        on_message: Message | None = None,
+        shared: SharedStore | None = None,
+        exclusive: Callable[[str], contextlib.AbstractContextManager[None]] | None = None,
+    ) -> None:
+        """Nothing is looked for yet.
+
+        Args:
+            root: the folder, made when needed.
+            on_message: who is told of waits and damage.
+            shared: what this folder is a cache of; None: nothing.
+            exclusive: a lock beside that of the file, for machines that share no folder.
+        """
+        self.root, self.shared = Path(root), shared
         self._say: Message = on_message or (lambda message: None)
+        self._exclusive = exclusive or (lambda name: contextlib.nullcontext())
 
     @contextlib.contextmanager
     def stage(
@@ -177,8 +204,17 @@ class Store:
             "inputs": dict(inputs),
             "seeds": list(seeds),
         }
-        with file_lock(final.with_name(f"{key}.lock"), self._say, f"{stage}/{key}"):
-            folder = StageFolder(final, facts, done=self._reusable(final))
+        with contextlib.ExitStack() as locks:
+            lock = final.with_name(f"{key}.lock")
+            locks.enter_context(file_lock(lock, self._say, f"{stage}/{key}"))
+            here = self._reusable(final)
+            if self.shared is not None:
+                if here:
+                    self._settle(final)
+                elif not (here := self.shared.fetch(stage, key, final)):
+                    locks.enter_context(self._exclusive(f"{stage}-{key}"))
+                    here = self.shared.fetch(stage, key, final)  # It may have come meanwhile.
+            folder = StageFolder(final, facts, done=here, on_finish=self._finished)
             if folder.done:
                 yield folder
                 return
@@ -186,33 +222,93 @@ class Store:
             with _heartbeat(folder):
                 yield folder
 
+    def find(self, stage: str, key: str) -> Path | None:
+        """The folder of a finished stage, fetched if it is only in storage; None: there is none."""
+        final = self.root / stage / key
+        if final.exists() and complaint_about(final) is None:
+            return final
+        if self.shared is None or self.shared.pointer(stage, key) is None:
+            return None
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(final.with_name(f"{key}.lock"), self._say, f"{stage}/{key}"):
+            here = self._reusable(final) or self.shared.fetch(stage, key, final)
+        return final if here else None
+
+    def find_file(self, stage: str, key: str, name: str) -> Path | None:
+        """A file of a finished stage; of one that is only in storage, nothing else is fetched."""
+        path = self.root / stage / key / name
+        if path.exists():
+            return path
+        if self.shared is None or path.parent.exists():
+            return None
+        copy = self.root / stage / f"{key}.files" / name
+        if not copy.exists():
+            content = self.shared.read_file(stage, key, name)
+            if content is None:
+                return None
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            partial = copy.with_name(f".{copy.name}.{os.getpid()}")
+            partial.write_bytes(content)
+            partial.replace(copy)
+        return copy
+
+    def overtaken(self, folder: StageFolder) -> bool:
+        """Take a stage that failed here while another machine finished it, if there is one."""
+        final = folder.final
+        if self.shared is None or self.shared.pointer(final.parent.name, final.name) is None:
+            return False
+        if not folder.done:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            folder.done = self.shared.fetch(final.parent.name, final.name, final)
+        return folder.done
+
+    def _finished(self, final: Path) -> None:
+        self._settle(final)
+        if self.shared is not None:
+            # Checkpoints and the like; if they stay, they are in nobody's way.
+            with contextlib.suppress(StorageError):
+                place = f"store/{final.parent.name}/{final.name}.partial"
+                self.shared.remote.remove_folder(place)
+
+    def _settle(self, final: Path) -> None:
+        """Send a finished stage to storage; if another machine was first, take what it made.
+
+        Later stages are keyed by its key, not by its bytes: all machines must read the same ones.
+        """
+        if self.shared is None:
+            return
+        stage, key = final.parent.name, final.name
+        if self.shared.publish(stage, key, final):
+            return
+        aside = _set_aside(final, "other")
+        self._say(
+            f"{stage}/{key}: another machine's result is in storage and is taken; that of this "
+            f"one is set aside as {aside.name}"
+        )
+        if not self.shared.fetch(stage, key, final):
+            # What was first is damaged after all, and so this is the only result.
+            aside.rename(final)
+            self.shared.publish(stage, key, final)
+
     def _reusable(self, final: Path) -> bool:
         if not final.exists():
             return False
         complaint = complaint_about(final)
         if complaint is None:
             return True
-        number = 1
-        while (aside := final.with_name(f"{final.name}.damaged-{number}")).exists():
-            number += 1
-        final.rename(aside)
+        aside = _set_aside(final, "damaged")
         self._say(
             f"{final} cannot be reused: {complaint}; set aside as {aside.name}, making it again"
         )
         return False
 
 
-@contextlib.contextmanager
-def file_lock(path: Path, say: Message, what: str) -> Iterator[None]:
-    """Hold a lock that other processes wait for; a killed process frees it."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{what}: another process works on it; waiting until it ends")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # Closing the file frees the lock; the system closes it for a killed process.
-        yield
+def _set_aside(final: Path, why: str) -> Path:
+    number = 1
+    while (aside := final.with_name(f"{final.name}.{why}-{number}")).exists():
+        number += 1
+    final.rename(aside)
+    return aside
 
 
 @contextlib.contextmanager

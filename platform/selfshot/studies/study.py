@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfshot.config.errors import UserError
 from selfshot.config.load import resolved_yaml
@@ -15,10 +15,13 @@ from selfshot.studies.environment import run_environment
 from selfshot.studies.following import followed
 from selfshot.studies.progress import Progress
 from selfshot.studies.resources import refuse_without_room
-from selfshot.studies.run import open_store
+from selfshot.studies.run import check_storage, open_store, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tables import Table
 from selfshot.studies.telling import tell_circumstances, tell_study_report, tell_trial
+
+if TYPE_CHECKING:
+    from selfshot.distributed.sharing import Marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +48,17 @@ def run_study(study: Study) -> StudyRun:
     Raises:
         UserError: an input is missing, or the cluster cannot be joined.
     """
+    check_storage(study.experiment)
     plan = plan_study(study)
     folder = plan.folder
     waits = _refuse_without_room(plan)
+    sharing = sharing_of(study.experiment)
+    if sharing is not None:
+        # Of runs from before there was storage.
+        there = sharing.mirror((folder / "trials").resolve())
+        known = there.remote.sizes(there.place)
+        made = [trial.path.name for trial in plan.trials if trial.done]
+        there.push(*(name for name in made if name not in known))
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _write(folder / "study.yaml", resolved_yaml(study.experiment))
     _write(folder / "trials.json", json.dumps(_listed(plan), indent=1) + "\n")
@@ -59,24 +70,29 @@ def run_study(study: Study) -> StudyRun:
     )
     if waits is not None:
         progress.note(waits)
+    from selfshot.distributed.sharing import Marks
     from selfshot.distributed.tracking import Tracker
 
     settings = study.experiment.tracking
     tracker = Tracker(settings.uri, settings.experiment, study.experiment.output)
     ids = folder / "mlflow"
+    marks = Marks(ids, sharing, settings.uri)
     parent = tracker.start(
         study.experiment.name,
         id_file=ids / "study.id",
         params=study.experiment.model_dump(mode="json"),
         tags={"selfshot.kind": "study"},
     )
+    marks.keep()
     tell_circumstances(parent, resolved_yaml(study.experiment))
     status = "FAILED"
     try:
-        failures = _run_open(plan, progress, parent)
+        failures = _run_open(plan, progress, parent, marks)
         status = "FAILED" if failures else "FINISHED"
         tables = write_report(plan, failures)
         tell_study_report(parent, folder / "report", tables, study.experiment.description)
+        if sharing is not None:
+            sharing.mirror(folder.resolve()).push("report", "study.yaml", "trials.json")
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -93,10 +109,12 @@ def run_study(study: Study) -> StudyRun:
     return StudyRun(folder / "report", failures, results)
 
 
-def _run_open(plan: StudyPlan, progress: Progress, parent: Any) -> dict[str, str]:
+def _run_open(
+    plan: StudyPlan, progress: Progress, parent: Any, marks: Marks
+) -> dict[str, str]:
     """Run what is not done, and tell of every trial that is; returns the failures."""
     study = plan.study
-    tell = _Teller(plan, parent)
+    tell = _Teller(plan, parent, marks)
     for trial in plan.trials:
         result = trial.result()
         if result is not None:
@@ -119,14 +137,15 @@ def _run_open(plan: StudyPlan, progress: Progress, parent: Any) -> dict[str, str
 class _Teller:
     """Tells MLflow of trials as they end."""
 
-    def __init__(self, plan: StudyPlan, parent: Any) -> None:
-        self.parent = parent
+    def __init__(self, plan: StudyPlan, parent: Any, marks: Marks) -> None:
+        self.parent, self.marks = parent, marks
         self.experiments = {trial.key: trial.trial.experiment for trial in plan.trials}
         self.ids = plan.folder / "mlflow"
-        self.store = open_store(plan.study.experiment).root
+        self.store = open_store(plan.study.experiment)
 
     def __call__(self, key: str, result: Mapping[str, Any]) -> None:
-        tell_trial(self.parent, self.ids, result, self.experiments[key], self.store)
+        if tell_trial(self.parent, self.ids, result, self.experiments[key], self.store):
+            self.marks.keep()
 
 
 def report_study(study: Study) -> Path:
@@ -269,6 +288,7 @@ def _run_trials(
                 max_failures=plan.study.experiment.compute.max_failures,
                 on_result=finished,
                 stopping=stopping,
+                sharing=sharing_of(plan.study.experiment),
             )
         except TrialsFailedError as error:
             failures |= {labels.get(key, key): reason for key, reason in error.failures.items()}

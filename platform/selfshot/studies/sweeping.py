@@ -13,8 +13,15 @@ from selfshot.config.paths import check_inputs
 from selfshot.config.schema import Experiment
 from selfshot.config.sweep import Study, Trial
 from selfshot.studies.builders import known_digests
-from selfshot.studies.run import open_store, stage_keys, stage_settings, wanted_stages
-from selfshot.studies.store import complaint_about, stage_key
+from selfshot.studies.run import (
+    open_store,
+    sharing_of,
+    stage_keys,
+    stage_settings,
+    stage_status,
+    wanted_stages,
+)
+from selfshot.studies.store import Store, stage_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +135,19 @@ def study_folder(experiment: Experiment) -> Path:
 
 
 def plan_study(study: Study) -> StudyPlan:
-    """Plan every trial; nothing is written.
+    """Plan every trial; nothing is written but trials' results that storage has.
 
     Raises:
         UserError: an input is missing.
     """
     for experiment in _different_inputs(study):
         check_inputs(experiment)
-    root = open_store(study.experiment).root
+    store = open_store(study.experiment)
+    sharing = sharing_of(study.experiment)
+    if store.shared is not None and sharing is not None:
+        store.shared.remote.look()
+        # Results that another machine's run has sent are as good as those of this one.
+        sharing.mirror(study_folder(study.experiment) / "trials").pull_folder(missing=True)
     until = study.experiment.sweep.until
     found: dict[str, dict[str, Any]] = {}
     trials: dict[str, PlannedTrial] = {}
@@ -166,23 +178,20 @@ def plan_study(study: Study) -> StudyPlan:
             path = study_folder(study.experiment) / "trials" / f"{key}.json"
             trials[key] = PlannedTrial(number, trial, key, tuple(ids), path)
         known = dict(digests)
+    known_keys: dict[str, set[str]] = {}
     pieces = {
         name: Piece(
             **{**entry, "trials": tuple(entry["trials"])},
-            **_where(root / entry["stage"] / entry["key"]),
+            **_where(store, known_keys, entry["stage"], entry["key"]),
         )
         for name, entry in found.items()
     }
     return StudyPlan(study, tuple(trials.values()), tuple(entries), pieces, known)
 
 
-def _where(final: Path) -> dict[str, Any]:
-    status = "to do"
-    if final.exists() and complaint_about(final) is None:
-        status = "done"
-    elif final.with_name(f"{final.name}.partial").exists():
-        status = "partial"
-    return {"status": status, "path": final}
+def _where(store: Store, known: dict[str, set[str]], stage: str, key: str) -> dict[str, Any]:
+    plan = stage_status(store, known, stage, key)
+    return {"status": plan.status, "path": plan.path}
 
 
 def _different_inputs(study: Study) -> Iterator[Experiment]:
@@ -214,14 +223,21 @@ def worker_config(plan: StudyPlan, trial: PlannedTrial, until: str, log: str) ->
     Paths are made absolute: a worker of a cluster starts in a folder of its own.
     """
     experiment = trial.trial.experiment
+    sharing = sharing_of(plan.study.experiment)
     stopping = plan.study.experiment.sweep.stopping
-    absolute = experiment.model_copy(update={"output": experiment.output.resolve()})
+    absolute = experiment.model_copy(
+        update={
+            "output": experiment.output.resolve(),
+            "storage": None if sharing is None else sharing.storage,
+        }
+    )
     return {
         "trial_id": trial.key,
         "experiment": resolved_yaml(absolute),
         "until": until,
         "log": str((plan.folder / "logs" / f"{log}.log").resolve()),
         "digests": plan.digests,
+        "sharing": None if sharing is None else dataclasses.asdict(sharing),
         "trial": facts_of(trial.trial, trial.key),
         "metric": stopping.metric if stopping.budgets else "",
         "budget_setting": stopping.setting,

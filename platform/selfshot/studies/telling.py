@@ -11,11 +11,13 @@ from typing import Any
 from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
 from selfshot.studies.stages import Stage
-from selfshot.studies.store import StageFolder, git_revision
+from selfshot.studies.store import StageFolder, Store, git_revision
 from selfshot.studies.tables import Table, shown, to_markdown
 
 LONGEST_NOTE = 5000
 """Characters of a description that every MLflow keeps."""
+
+TRAINED = ("backbone", "encoder", "vis", "vis_no_fuser")
 
 
 def tell_stage(stage: Stage, folder: StageFolder, parent: Any, ids: Path) -> None:
@@ -115,16 +117,19 @@ def tell_benchmark(run: Any, folder: Path) -> None:
 
 
 def tell_trial(
-    parent: Any, ids: Path, result: Mapping[str, Any], experiment: Experiment, store: Path
-) -> None:
+    parent: Any, ids: Path, result: Mapping[str, Any], experiment: Experiment, store: Store
+) -> bool:
     """A finished trial of a study as a child of the study's run, once.
 
     What it changes are its parameters, so that a list of hundreds reads as a table; everything
     else is in its experiment.yaml.
+
+    Returns:
+        whether there was something to tell.
     """
     told = ids / f"{result['key']}.told"
     if told.exists():
-        return
+        return False
     changed = {"case": result["case"]} if result["case"] else {}
     child = parent.child(
         result["label"],
@@ -136,12 +141,11 @@ def tell_trial(
     )
     child.log_text(resolved_yaml(experiment), "experiment.yaml")
     for stage, key in result["stages"].items():
-        folder = store / stage / key
-        if stage == "benchmark":
-            tell_benchmark(child, folder)
-        history = folder / "history.jsonl"
-        if history.exists():
-            points = [json.loads(line) for line in history.read_text().splitlines()]
+        if stage == "benchmark" and (manifest := store.find_file(stage, key, "benchmark.json")):
+            tell_benchmark(child, manifest.parent)
+        found = store.find_file(stage, key, "history.jsonl") if stage in TRAINED else None
+        if found is not None:
+            points = [json.loads(line) for line in found.read_text().splitlines()]
             child.log_history(points, prefix=f"{stage}.")
     metrics = {f"seconds.{one['stage']}": one["seconds"] for one in result["timings"]}
     for row in result.get("rows", ()):
@@ -155,14 +159,17 @@ def tell_trial(
     child.end()
     told.parent.mkdir(parents=True, exist_ok=True)
     told.touch()
+    return True
 
 
-def _exports(store: Path, result: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+def _exports(store: Store, result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Where the trained networks are."""
     for stage, key in result["stages"].items():
-        export = store / stage / key / "export"
+        export = store.root / stage / key / "export"
         if export.is_dir():
-            yield stage, export.resolve()
+            yield stage, str(export.resolve())
+        elif store.shared is not None and stage in TRAINED:
+            yield stage, store.shared.address(stage, key)
 
 
 def tell_study_report(

@@ -31,15 +31,22 @@ def make_until(config: dict[str, Any]) -> Context:
     """
     changed = [f"{config['budget_setting']}={config['budget']}"] if "budget" in config else []
     experiment = parse_experiment(config["experiment"], "the trial", changed)
+    sharing, log = None, Path(config["log"])
+    if config["sharing"] is not None:
+        from selfshot.distributed.sharing import Sharing
+
+        told = Sharing(**config["sharing"])
+        # This node's own folder, from here on and for whatever it starts.
+        sharing, log = told.here, told.local(log)
+        experiment = experiment.model_copy(update={"output": Path(sharing.sender)})
     with known_digests(config["digests"]):
         stages = wanted_stages(experiment, config["until"])
         every = wanted_stages(experiment)
         settings = stage_settings(every, experiment)
         keys = stage_keys(every, settings)
-    log = Path(config["log"])
     log.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(len(stages), log)
-    context = Context(experiment, {}, progress, timings=[], tracking={}, keys={})
+    context = Context(experiment, {}, progress, [], tracking={}, keys={}, sharing=sharing)
     make_stages(stages, settings, keys, context, open_store(experiment, progress))
     return context
 

@@ -1,0 +1,62 @@
+"""The setting `storage`: what is refused before anything is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfshot.config.errors import UserError
+from selfshot.config.load import parse_experiment
+from selfshot.config.paths import check_inputs
+from selfshot.studies.settings import plain
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://KEY:very-secret@bucket/runs",
+        "s3://bucket/runs?secret_key=very-secret&access_key=KEY",
+        "s3://bucket/runs?region=x&session_token=very-secret",
+        "gs://bucket/runs?TOKEN=very-secret",
+    ],
+)
+@pytest.mark.parametrize("setting", ["storage", "encoder.weights"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(
+    address: str, setting: str
+) -> None:
+    text = f"name: a\nstorage: {address}\n"
+    if setting != "storage":
+        section = f"{{trunk: inception, weights: '{address}', dim: 2048, layers: 0}}"
+        text = f"name: a\nencoder: {section}\n"
+    with pytest.raises(UserError, match=f"{setting}: an address with credentials") as caught:
+        parse_experiment(text, "x.yaml")
+    assert "very-secret" not in str(caught.value) and "AWS_ACCESS_KEY_ID" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ss3://bucket/runs", "the scheme ss3 is not known"),
+        ("s3://", "names no bucket"),
+        ("file://", "names no bucket or folder"),
+        ("{tmp}/a_file", "is a file"),
+    ],
+)
+def test_what_is_no_storage_is_refused(address: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a_file").touch()
+    address = address.replace("{tmp}", str(tmp_path))
+    experiment = parse_experiment(f"name: a\noutput: {tmp_path}\nstorage: '{address}'", "x.yaml")
+    with pytest.raises(UserError, match=f"storage: .*{words}"):
+        check_inputs(experiment)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/runs", "gs://bucket", "/shared/runs", "hdfs://n/a"])
+def test_storage_is_in_no_key(address: str) -> None:
+    without = parse_experiment("name: a", "x.yaml")
+    named = parse_experiment(f"name: a\nstorage: {address}", "x.yaml")
+    assert named.storage == address
+    for name in type(named).model_fields:
+        section = getattr(named, name)
+        if hasattr(section, "model_dump"):
+            assert plain(section) == plain(getattr(without, name))

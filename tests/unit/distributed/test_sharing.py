@@ -1,0 +1,117 @@
+"""Paths of one node on another: mapped, fetched, and what is written comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfshot.data import remote
+from selfshot.data.remote import Remote, StorageError
+from selfshot.data.shared_store import SharedStore
+from selfshot.distributed.mapping import _packed, _unpack
+from selfshot.distributed.sharing import CACHE, Marks, Sharing
+from selfshot.studies.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Sharing:
+    output = str(tmp_path / "output")
+    return Sharing(str(tmp_path / "storage"), output, output)
+
+
+def finished(sharing: Sharing, text: str = "weights") -> Path:
+    """A stage in the sender's folder and in storage."""
+    store = Store(Path(sharing.output) / "store", None, SharedStore(Remote(sharing.storage)))
+    with store.stage("vis", 1, {}, {}) as folder:
+        if not folder.done:
+            (folder.path / "export").mkdir()
+            (folder.path / "export" / "model.bin").write_text(text)
+            folder.finish()
+        return folder.final
+
+
+def test_the_senders_own_node_changes_nothing(sharing: Sharing, tmp_path: Path) -> None:
+    path = str(finished(sharing) / "export")
+    value = {"a": [path, 3, None], "b": {"c": "vis"}, "d": str(tmp_path / "outputs" / "x")}
+    assert sharing.local(value) == value
+
+
+def test_inputs_are_fetched_to_a_folder_of_the_nodes_own(
+    sharing: Sharing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = finished(sharing)
+    own = tmp_path / "own"
+    monkeypatch.setenv(CACHE, str(own))
+    kwargs = {"backbone": str(final / "export"), "work": f"{final}.partial", "n": 3, "x": "/etc"}
+    found = sharing.local(kwargs)
+    assert found["backbone"] == f"{own}/store/vis/{final.name}/export"
+    assert (Path(found["backbone"]) / "model.bin").read_text() == "weights"
+    assert found["work"] == f"{own}/store/vis/{final.name}.partial"
+    assert not Path(found["work"]).exists() and (found["n"], found["x"]) == (3, "/etc")
+    assert sharing.local(final) == own / "store" / "vis" / final.name
+    # What this node sends on starts at its own folder.
+    assert sharing.here.local(found["backbone"]) == found["backbone"]
+    mirror = sharing.mirror(Path(f"{final}.partial"))
+    assert mirror.place == f"store/vis/{final.name}.partial"
+    assert mirror.folder == Path(found["work"])
+
+
+def test_what_storage_has_not_is_told(
+    sharing: Sharing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "own"))
+    with pytest.raises(StorageError, match="needed on this node and is not there"):
+        sharing.local(f"{sharing.output}/store/vis/{'0' * 16}/export")
+
+
+def compose(unit: dict) -> str:
+    folder, path = Path(unit["folder"]), Path(unit["path"])
+    for name in unit["names"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    path.write_text("[]")
+    return str(path)
+
+
+def test_what_a_unit_wrote_elsewhere_comes_back(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for number in range(2):
+        unit = {
+            "folder": str(tmp_path / "made"),
+            "path": str(scratch / f"{number}.json"),
+            "names": [f"a/{number}.txt", f"{number}.txt"],
+        }
+        packed = _packed(compose, unit)
+        assert not Path(unit["path"]).exists()
+        assert _unpack(packed, unit) == unit["path"]
+        assert Path(unit["path"]).read_text() == "[]"
+    made = tmp_path / "made"
+    found = {str(path.relative_to(made)) for path in made.rglob("*.txt")}
+    assert found == {"a/0.txt", "0.txt", "a/1.txt", "1.txt"}
+    assert [path.name for path in sorted(scratch.iterdir())] == ["0.json", "1.json"]
+
+
+def test_marks_of_a_server_are_kept_and_those_of_a_database_are_not(
+    sharing: Sharing, tmp_path: Path
+) -> None:
+    ids = Path(sharing.output) / "run" / "mlflow"
+    ids.mkdir(parents=True)
+    marks = Marks(ids, sharing, "http://server:5000")
+    (ids / "run.id.token").write_text("abc\n")
+    marks.keep()
+    (ids / "vis.told").touch()
+    marks.keep()
+    other = Sharing(sharing.storage, str(tmp_path / "other"), str(tmp_path / "other"))
+    there = tmp_path / "other" / "run" / "mlflow"
+    Marks(there, other, None).keep()
+    assert not there.exists()
+    Marks(there, other, "http://server:5000")
+    assert {path.name for path in there.iterdir()} == {"run.id.token", "vis.told"}
+    assert (there / "run.id.token").read_text() == "abc\n"
