@@ -107,12 +107,14 @@ def figure_2(
     words: list[str] = []
     numbers: dict[str, Any] = {}
     level_of_all: np.ndarray | None = None
+    basis = ""
     for colour, (shots, curve) in zip(COLOURS, sorted(curves.items()), strict=False):
         level = oracle_level(results, curve)
         level_of_all = level if level is not None else level_of_all
         found = scaling(curve.sizes, curve.scores, level=level)
         _draw(axes, curve.label, found, colour)
         words += in_words(found, curve.label, "what one labelled support gives")
+        basis = f"{len(curve.repeats)} repeats and {len(curve.folds)} folds"
         numbers[str(shots)] = _numbers(found)
     if level_of_all is not None:
         mean = float(level_of_all.mean())
@@ -120,6 +122,7 @@ def figure_2(
         numbers["oracle_1"] = mean
     axes.legend(frameon=False, fontsize=8)
     save(folder)
+    words.append(f"The curves are of the {basis} that every size has.")
     words.append(
         f"The paper, on its own data: 5 shots pass 1 oracle shot at about "
         f"{published['crossing']:,} clips, and end at {published['self_shot']['5']} with "

@@ -18,7 +18,12 @@ from selfshot.studies.resources import refuse_without_room
 from selfshot.studies.run import check_storage, open_store, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tables import Table
-from selfshot.studies.telling import tell_circumstances, tell_study_report, tell_trial
+from selfshot.studies.telling import (
+    tell_circumstances,
+    tell_study_extent,
+    tell_study_report,
+    tell_trial,
+)
 
 if TYPE_CHECKING:
     from selfshot.distributed.sharing import Marks
@@ -91,6 +96,8 @@ def run_study(study: Study) -> StudyRun:
         status = "FAILED" if failures else "FINISHED"
         tables = write_report(plan, failures)
         tell_study_report(parent, folder / "report", tables, study.experiment.description)
+        store = open_store(study.experiment).root
+        tell_study_extent(parent, plan.results(), len(plan.open_trials), store)
         if sharing is not None:
             sharing.mirror(folder.resolve()).push("report", "study.yaml", "trials.json")
     except KeyboardInterrupt:

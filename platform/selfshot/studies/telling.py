@@ -188,3 +188,13 @@ def tell_study_report(
         ]
         parent.log_table(rows, "table" if not number else f"table_{number + 1}")
     parent.log_artifacts(report, "report")
+
+
+def tell_study_extent(
+    parent: Any, results: Sequence[Mapping[str, Any]], left: int, store: Path
+) -> None:
+    """How many trials a study has, and the data sets that they read, in the study's run."""
+    parent.log_metrics({"trials_done": len({one["key"] for one in results}), "trials_left": left})
+    keys = dict.fromkeys(one["stages"].get("benchmark") for one in results)
+    for key in filter(None, keys):
+        tell_benchmark(parent, store / "benchmark" / key)
