@@ -298,11 +298,14 @@ def test_table_1_takes_what_figure_2_made(cluster: Cluster) -> None:
     until(in_a_training, log.read_text)
     cluster.kill_driver("table01.yaml")
     assert job.wait(120) != 0
-    assert trials(cluster, "table01") == {}
+    # The other trial had nothing to train, and may have ended.
+    some = trials(cluster, "table01")
+    assert len(some) < 2
     again = cluster.folder / "table01-2.log"
     assert cluster.submit(again, "run", "table01.yaml").wait(900) == 0, again.read_text()
 
     assert before.items() <= stages(cluster).items()
+    assert some.items() <= trials(cluster, "table01").items()
     # The ranking loss's encoder and all below it were there, as was the transformer.
     assert of_stage(stages(cluster)) - of_stage(before) == {
         "encoder": 1, "embeddings": 1, "index": 1, "supports": 2, "evaluation": 2,
