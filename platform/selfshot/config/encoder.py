@@ -44,6 +44,20 @@ class HeadConfig(Section):
     retrieve: bool = Field(False, description="retrieval uses the head's vector, too")
 
 
+class CompanionConfig(Section):
+    """A second frozen network, whose vectors are joined to Φ's; Φ is trained without it.
+
+    efficientnet_lite0 has seen ImageNet's labels (its package's weights, Apache-2.0).
+    """
+
+    trunk: Literal["none", "efficientnet_lite0"] = "none"
+    share: Share = Field(0.3, description="of the cosine; Φ has the rest")
+    frame_side: Annotated[int, Field(ge=128)] = Field(
+        160, description="frames are enlarged to this side"
+    )
+    num_frames: Count = Field(4, description="of a clip that it looks at")
+
+
 class ProbeConfig(Section):
     """Nearest neighbours of unseen-class videos while Φ trains; labels only measure."""
 
@@ -112,6 +126,7 @@ class EncoderConfig(Section):
     momentum: Share = Field(0.99, description="of Φ̃; rises to 1 on a cosine")
     augmentation: Annotated[AugmentationConfig, LATER] = AugmentationConfig()
     head: Annotated[HeadConfig, LATER] = HeadConfig()
+    companion: Annotated[CompanionConfig, LATER] = CompanionConfig()
     probe: ProbeConfig = ProbeConfig()
     activation_checkpointing: bool = Field(
         False, description="less memory in the layers, for the time of one more forward"
@@ -154,6 +169,11 @@ class EncoderConfig(Section):
             raise ValueError(
                 f"adapter: {self.adapter} is not for trunk: video_vit, which is trained itself; "
                 "leave it out, or set head: {kind: mlp, retrieve: true}"
+            )
+        if self.trunk == "video_vit" and self.companion.trunk != "none":
+            raise ValueError(
+                f"companion.trunk: {self.companion.trunk} is not allowed with trunk: video_vit, "
+                "which has no map of the foreground; leave companion out"
             )
         if self.trunk in ("backbone", "scratch") and self.weights is not None:
             raise ValueError(

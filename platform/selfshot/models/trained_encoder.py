@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from selfshot.config.errors import UserError
 from selfshot.models.backbones import build_backbone
+from selfshot.models.companion import Companion
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
 from selfshot.models.inception import InceptionTrunk
 from selfshot.models.pretrained import inflate_positions
@@ -107,9 +109,15 @@ def build_encoder(
 class FrozenEncoder:
     """A trained Φ for embedding: uint8 arrays in, float32 arrays out."""
 
-    def __init__(self, encoder: Any, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        head: nn.Module | None = None,
+        companion: Companion | None = None,
+    ) -> None:
         self.encoder = encoder.eval()
         self.head = nn.Identity() if head is None else head.eval()
+        self.companion = None if companion is None else companion.eval()
         self.device = "cpu"
 
     def prepare(self, device: str) -> None:
@@ -117,23 +125,39 @@ class FrozenEncoder:
         self.device = device
         self.encoder.to(device)
         self.head.to(device)
-        trunk = getattr(self.encoder, "trunk", None)
-        if isinstance(trunk, EfficientNetTrunk):
-            trunk.prepare(device)
+        for trunk in (getattr(self.encoder, "trunk", None), getattr(self.companion, "trunk", None)):
+            if isinstance(trunk, EfficientNetTrunk):
+                trunk.prepare(device)
 
     @torch.inference_mode()
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """Frames uint8 (B, T, H, W, 3) to vectors (B, d)."""
         with self._autocast():
-            vectors = self.head(self.encoder(torch.from_numpy(frames).to(self.device)))
+            clips = torch.from_numpy(frames).to(self.device)
+            features = self.encoder.features(clips)
+            vectors = self.head(self.encoder.embed(features))
+            if self.companion is not None:
+                seen = features if self.encoder.frozen else self.encoder.trunk_tokens(clips)
+                vectors = functional.normalize(vectors, dim=-1)
+                vectors = self.companion.join(vectors, clips, seen[1])
         return vectors.float().cpu().numpy()
 
     @torch.inference_mode()
     def windows(self, frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors (B, W, d) of the clips' windows and their foreground (B, W)."""
+        """Vectors (B, W, d) of the clips' windows and their foreground (B, W).
+
+        With a companion they are those of the frames that it looks at.
+        """
         with self._autocast():
-            vectors, mass = self.encoder.windows(torch.from_numpy(frames).to(self.device), size)
+            clips = torch.from_numpy(frames).to(self.device)
+            if self.companion is not None:
+                clips = clips[:, self.companion.frames_of(clips.shape[1])]
+            vectors, mass = self.encoder.windows(clips, size)
             vectors = self.head(vectors.flatten(0, 1)).unflatten(0, mass.shape)
+            if self.companion is not None:
+                foreground = self.encoder.trunk_tokens(clips)[1]
+                vectors = functional.normalize(vectors, dim=-1)
+                vectors = self.companion.windows(vectors, clips, foreground, size)
         return vectors.float().cpu().numpy(), mass.float().cpu().numpy()
 
     def _autocast(self) -> torch.autocast:
@@ -163,4 +187,5 @@ def load_encoder(folder: Path | str) -> FrozenEncoder:
             f"{folder / 'encoder.safetensors'}: missing {missing[:3]}, unexpected "
             f"{unexpected[:3]}; the file is of another encoder, make it again"
         )
-    return FrozenEncoder(encoder, head)
+    companion = Companion(**settings["companion"]) if "companion" in settings else None
+    return FrozenEncoder(encoder, head, companion)

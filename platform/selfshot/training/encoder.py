@@ -65,6 +65,7 @@ class EncoderTask:
         positive_cosine: float = 1.0,
         augmentation: Mapping[str, float] | None = None,
         head: Mapping[str, Any] | None = None,
+        companion: Mapping[str, Any] | None = None,
         probe: Mapping[str, int] | None = None,
     ) -> None:
         """Build it; see `EncoderConfig` for the settings.
@@ -87,6 +88,7 @@ class EncoderTask:
             whitening: `clips` and `shrinkage` of an adapter that is fitted.
             positives, positive_cosine: see `EncoderTraining`.
             augmentation: see `Augmentation`; none: mirrored or not.
+            companion: see `Companion`; it is exported with Φ, and not trained.
             head: `kind`, `hidden`, `dim`, `norm`, `retrieve`; none: no head.
             probe: `every`, `queries`, `clips`, `num_frames`; none: no probe.
 
@@ -139,6 +141,8 @@ class EncoderTask:
                              "grid": [max(1, n) for n in grid]}}  # fmt: skip
         if head["kind"] != "none" and head["retrieve"]:
             more["head"] = head
+        if companion is not None and companion["trunk"] != "none":
+            more["companion"] = dict(companion)
         self.settings |= {key: value for key, value in more.items() if value is not None}
         encoder, self.load_report = build_encoder(
             self.settings,
