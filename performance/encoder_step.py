@@ -29,9 +29,9 @@ import torch
 from selfshot.benchmarks.sprites.build import build_sprites
 from selfshot.data.augment import Augmentation
 from selfshot.data.guard import Clip
+from selfshot.training.batches import load_batches
 from selfshot.training.contrast import EncoderTraining
 from selfshot.training.encoder import EncoderTask
-from selfshot.training.loop import load_batches
 
 WARM = 5
 """Batches before a rate is measured: those made ahead are there at once."""

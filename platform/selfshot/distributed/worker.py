@@ -113,6 +113,7 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
     import ray.train
     import torch
 
+    from selfshot.training import batches as ahead
     from selfshot.training import loop
 
     torch.set_num_threads(config["threads"])
@@ -165,7 +166,7 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
     if start == 0 and (before := probe(0)):
         log({"step": 0, **before})
     batches_made, since = 0, time.monotonic()
-    with loop.load_batches(
+    with ahead.load_batches(
         make_batch, range(start, steps), workers=config["loader_workers"]
     ) as batches:
         for step, batch in batches:
@@ -178,7 +179,7 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
             metrics: dict[str, float] = {}
             norm: float | None = None
             for part in loop.parts_of(task, batch):
-                outputs = engine(loop.to_device(part, engine.device))
+                outputs = engine(ahead.to_device(part, engine.device))
                 names, values = loop.read_scalars(outputs)
                 if world_size > 1:
                     torch.distributed.all_reduce(values)

@@ -14,16 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from selfshot.config.errors import UserError
+from selfshot.training.batches import load_batches, prefetch, to_device
 from selfshot.training.loop import (
     Meter,
     NonFiniteLossError,
     build_task,
-    load_batches,
-    prefetch,
     resolve,
     run_plain,
     schedule,
-    to_device,
 )
 from selfshot.training.toy import ToyTask
 
