@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from selfshot.config.errors import UserError
-from selfshot.training.batches import load_batches
+from selfshot.training.batches import load_batches, to_device
 
 PACKAGE = "selfshot."
 
