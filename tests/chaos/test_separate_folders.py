@@ -132,7 +132,8 @@ def test_another_machine_goes_on_with_a_killed_training(storage: str, tmp_path: 
     said = run(tmp_path / "second", storage, *longer)
     for stage in ("benchmark", "backbone", "encoder", "embeddings"):
         assert re.search(rf"\] {stage}: reused", said), said
-    steps = [int(step) for step in re.findall(r"step (\d+)/40", said)]
+    of_vis = said.partition("] vis: started")[2].partition("vis made in")[0]
+    steps = [int(step) for step in re.findall(r"step (\d+)/40", of_vis)]
     assert steps and min(steps) > 4, said
     experiment = load_experiment(
         TOY, [f"output={tmp_path}/second", f"storage={storage}", *longer]
