@@ -137,7 +137,9 @@ def test_results_have_the_form_that_others_read(first: Run) -> None:
 
 def test_films_and_attention(first: Run) -> None:
     """Figures 3 and 5 as files, which MLflow has with the rest of the report."""
-    drawn = run(first.experiment.output, "name=films", "report.films=1")
+    drawn = run(
+        first.experiment.output, "name=films", "report.films=1", "tracking.experiment=films"
+    )
     assert {name: status for name, status in drawn.statuses.items() if status != "reused"} == {
         "report": "started"
     }

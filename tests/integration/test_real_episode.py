@@ -81,7 +81,9 @@ def test_one_real_episode_is_learned_by_heart(shared: Path, source: str) -> None
     name, helper = EPISODES[source]
     category = {name: i for i, name in annotations.categories.items()}[name]
     query, support = by_source[source], by_source[helper]
-    reader = ClipReader(annotations, folder / "frames", num_frames=5, height=72, width=128)
+    # Every second frame: frames between take the nearest one's mask, and with fewer of them even
+    # perfect masks would miss dogs that jump.
+    reader = ClipReader(annotations, folder / "frames", num_frames=11, height=72, width=128)
     task = OneEpisode(reader, query, support, category)
 
     def ap50() -> float:
@@ -95,6 +97,6 @@ def test_one_real_episode_is_learned_by_heart(shared: Path, source: str) -> None
         return float(scores["AP50"])
 
     before = ap50()
-    run_plain(task, steps=160, warmup_steps=10, weight_decay=1e-4, clip_norm=1.0)
+    run_plain(task, steps=240, warmup_steps=10, weight_decay=1e-4, clip_norm=1.0)
     assert before < 0.5
     assert ap50() == pytest.approx(1.0)

@@ -352,11 +352,13 @@ def _shown_uri(uri: str) -> str:
 def _publish(source: Path, target: Path) -> None:
     """Copy the report's files beside the experiment, each at once."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.name != "manifest.json":
-            temporary = target / f".{path.name}.partial"
+    for path in source.rglob("*"):
+        if path.is_file() and path != source / "manifest.json":
+            goal = target / path.relative_to(source)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            temporary = goal.with_name(f".{goal.name}.partial")
             shutil.copyfile(path, temporary)
-            temporary.replace(target / path.name)
+            temporary.replace(goal)
 
 
 def report_experiment(experiment: Experiment) -> Path:
