@@ -6,6 +6,7 @@ and are raylets side by side in `ray.cluster_utils.Cluster` in any case.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -90,9 +92,15 @@ class Raylets:
 
     def kill_node(self) -> int:
         node = self.others[1]
-        processes = sum(len(infos) for infos in node.all_processes.values())
+        (raylet,) = node.all_processes["raylet"]
+        lost = [psutil.Process(raylet.process.pid)]
+        lost += lost[0].children(recursive=True)
+        # The raylet goes first: it would start another worker for a lost one.
+        for process in lost:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.cluster.remove_node(node, allow_graceful=False)
-        return processes
+        return len(lost)
 
     def close(self) -> None:
         self.cluster.shutdown()
