@@ -12,7 +12,9 @@ from selfshot.config.sweep import Study, load_study
 from selfshot.studies.study import StudyRun, report_study, run_study
 from selfshot.studies.sweeping import plan_study
 
-pytestmark = [pytest.mark.usefixtures("ray_running"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.usefixtures("ray_running"), pytest.mark.slow, pytest.mark.timeout(900)
+]  # fmt: skip
 
 TOY = Path(__file__).parent / "toy.yaml"
 SWEEP = [
