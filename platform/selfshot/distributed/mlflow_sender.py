@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfshot.distributed.mlflow_database import make_database
+
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
 TABLES_TAG = "mlflow.loggedArtifacts"
@@ -95,6 +97,7 @@ class Sender:
 
         for name in ("mlflow", "alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        make_database(self.uri)
         client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
