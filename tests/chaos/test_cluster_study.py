@@ -144,6 +144,10 @@ class Cluster:
         if self.server is not None:
             self.server.terminate()
             self.server.wait()
+        # What Ray wrote goes with its nodes, and is all there is when a driver ends without a word.
+        for logs in self.nodes.folder.glob("*/session_*/logs"):
+            if not logs.parent.is_symlink():
+                shutil.copytree(logs, self.folder / "ray" / logs.parents[1].name, dirs_exist_ok=True)
         self.nodes.__exit__()
 
 
