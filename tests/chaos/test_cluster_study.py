@@ -147,7 +147,8 @@ class Cluster:
         # What Ray wrote goes with its nodes, and is all there is when a driver ends without a word.
         for logs in self.nodes.folder.glob("*/session_*/logs"):
             if not logs.parent.is_symlink():
-                shutil.copytree(logs, self.folder / "ray" / logs.parents[1].name, dirs_exist_ok=True)
+                node = logs.parents[1].name
+                shutil.copytree(logs, self.folder / "ray" / node, dirs_exist_ok=True)
         self.nodes.__exit__()
 
 

@@ -227,6 +227,22 @@ def test_validate_loads_nothing_heavy(tmp_path: Path) -> None:
     assert said == ["good.yaml: valid (good, benchmark sprites)", "loaded"]
 
 
+def test_a_pipe_that_breaks_in_the_work_is_told(tmp_path: Path) -> None:
+    """Only a reader that has gone ends a command without a word."""
+    (tmp_path / "good.yaml").write_text("name: good\n")
+    asked = (
+        "import sys; from selfshot.cli import experiments, main\n"
+        "def load_any(*given): raise BrokenPipeError('a worker has gone')\n"
+        "experiments.load_any = load_any\n"
+        "sys.exit(main(['validate', 'good.yaml']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 1 and "BrokenPipeError: a worker has gone" in done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     program = subprocess.Popen(
         [sys.executable, "-m", "selfshot.cli", "schema"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,12 +82,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_STOPPED
     except BrokenPipeError:
+        if not _unread(sys.stdout):
+            raise  # A pipe of the work's own broke, which is to be told like any other error.
         # The reader has gone (`selfshot schema | head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if code == EXIT_STOPPED:
         print("stopped; run the same command to go on", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _unread(stream: Any) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    watch = select.poll()
+    try:
+        watch.register(stream.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 def _fail(message: object) -> int:

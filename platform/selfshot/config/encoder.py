@@ -127,6 +127,11 @@ class EncoderConfig(Section):
     augmentation: Annotated[AugmentationConfig, LATER] = AugmentationConfig()
     head: Annotated[HeadConfig, LATER] = HeadConfig()
     companion: Annotated[CompanionConfig, LATER] = CompanionConfig()
+    peak_window: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="side in tokens of the window of most foreground that stands for a frame in a "
+        "clip's vector; 0: the mean over the clip",
+    )
     probe: ProbeConfig = ProbeConfig()
     activation_checkpointing: bool = Field(
         False, description="less memory in the layers, for the time of one more forward"
@@ -174,6 +179,11 @@ class EncoderConfig(Section):
             raise ValueError(
                 f"companion.trunk: {self.companion.trunk} is not allowed with trunk: video_vit, "
                 "which has no map of the foreground; leave companion out"
+            )
+        if self.trunk != "backbone" and self.peak_window:
+            raise ValueError(
+                f"peak_window: {self.peak_window} is not for trunk: {self.trunk}, which has no map "
+                "of the foreground; leave it out, or choose trunk: backbone"
             )
         if self.trunk in ("backbone", "scratch") and self.weights is not None:
             raise ValueError(

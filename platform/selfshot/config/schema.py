@@ -242,6 +242,9 @@ class EvaluationConfig(Section):
         description="frames of a support of any row; none: benchmark.num_frames; 1: its middle "
         "frame (Table 12)",
     )
+    confidence: Annotated[NonNegative, LATER] = Field(
+        0.0, description="power of the score of clips found, which a track's score is times"
+    )
 
 
 class ReportConfig(Section):

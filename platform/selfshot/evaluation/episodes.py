@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, query_key, read_corpus
+from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
@@ -28,6 +29,9 @@ from selfshot.retrieval.methods import Support
 QUERIES_AT_ONCE = 4
 DECODE_LIMIT_S = 20.0
 SUPPORT_FREE = ("none", "no_fuser", "zero_shot_motion")
+COMPARED = ("self_shot", "random")
+"""Supports whose clips were compared with their query when they were chosen."""
+
 SURE = 9.0
 """Logit of what has no probability, such as a pixel that moves."""
 
@@ -126,8 +130,9 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: `benchmark` folder, `models` {"vis": folder, "no_fuser": folder}, `rows` of
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
-            `folds`, `side`, `max_queries`, `predictions` folder for the result files, and
-            `support_frames` of a support if it is not as long as the benchmark's clips.
+            `folds`, `side`, `max_queries`, `predictions` folder for the result files,
+            `support_frames` of a support if it is not as long as the benchmark's clips, and
+            `confidence`, see `predict_rows`.
 
     Returns:
         `rows`: for each row its name and scores in percent (AP, AP50, … and `pooled`);
@@ -141,7 +146,9 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
     chosen = json.loads(Path(config["supports"]).read_text())
     fold = folds(benchmark, config["side"], config["folds"], config["max_queries"])[config["fold"]]
-    predictions = predict_rows(models, fold, config["rows"], chosen, reader, support_reader)
+    predictions = predict_rows(
+        models, fold, config["rows"], chosen, reader, support_reader, config.get("confidence", 0.0)
+    )
     truth = episode_truth(annotations, fold)
     results = []
     target = Path(config["predictions"])
@@ -160,6 +167,7 @@ def predict_rows(
     chosen: dict[str, Any],
     reader: ClipReader,
     support_reader: SupportReader,
+    confidence: float = 0.0,
 ) -> dict[str, list[Prediction]]:
     """Predictions of each row of the table, by its name.
 
@@ -170,6 +178,7 @@ def predict_rows(
         chosen: query → kind → supports.
         reader: of the queries.
         support_reader: of their supports.
+        confidence: power of `support_confidence` that a track's score is times.
     """
     annotations = reader.annotations
     category_ids = {name: i for i, name in annotations.categories.items()}
@@ -194,8 +203,12 @@ def predict_rows(
                 keys = [_keys(chosen, video, name, row) for video, name in episodes]
                 supports = stack_supports([[encoded_supports[k] for k in ks] for ks in keys])
             outputs = model.predict(query, supports)
+            trust = [
+                support_confidence(chosen, video, name, row) ** confidence if confidence else 1.0
+                for video, name in episodes
+            ]
             predictions[row_name(row)] += _tracks(
-                outputs, annotations, reader, episodes, category_ids
+                outputs, annotations, reader, episodes, category_ids, trust
             )
     return predictions
 
@@ -239,6 +252,28 @@ def _supports(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]
     kind = f"semi_shot_{row['shots']}" if semi_shot else row["supports"]
     supports: list[Support] = of_query[kind][: row["shots"] + row["extra"]]
     return supports
+
+
+def support_confidence(
+    chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]
+) -> float:
+    """How near a row's supports are to their query: the mean score by which they were found.
+
+    In [0, 1]. Where nothing was compared, as with labelled supports, it is 1: tracks are ranked
+    within a row, so only the differences between its queries count.
+
+    Raises:
+        UserError: the supports were chosen before scores were kept.
+    """
+    if row["supports"] not in COMPARED:
+        return 1.0
+    scores = chosen[query_key(video, name)].get(f"{row['supports']}_scores")
+    if not scores:
+        raise UserError(
+            f"evaluation.confidence: the supports were chosen without scores of {row['supports']} "
+            "clips, by an earlier version; remove that folder of store/supports and run again"
+        )
+    return float(np.clip(np.mean(scores[: row["shots"] + row["extra"]]), 0, 1))
 
 
 def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:
@@ -303,8 +338,9 @@ def _tracks(
     reader: ClipReader,
     episodes: list[tuple],
     category_ids: dict[str, int],
+    trust: Sequence[float] | None = None,
 ) -> list[Prediction]:
-    """Outputs as result entries at the videos' own size and length.
+    """Outputs as result entries at the videos' own size and length, scores times `trust`.
 
     A video that is longer than the clip takes each frame's mask from the nearest sampled one.
     """
@@ -314,6 +350,8 @@ def _tracks(
     mask_logits = outputs["mask_logits"][:, :, :length]
     every = torch.ones(len(episodes), length, dtype=torch.bool)
     scores = track_scores(foreground, mask_logits, every)
+    if trust is not None:
+        scores = scores * torch.tensor(trust, dtype=scores.dtype)[:, None]
     predictions = []
     for b, (video_id, name) in enumerate(episodes):
         video = annotations.videos[video_id]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.config.errors import UserError
@@ -22,6 +22,7 @@ from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.video_vit import VideoViT
 from selfshot.models.weights import load_backbone, read_weights
+from selfshot.models.windows import peak_vectors
 
 
 def packaged_trunk(settings: Mapping[str, Any]) -> bool:
@@ -114,8 +115,20 @@ class FrozenEncoder:
         encoder: Any,
         head: nn.Module | None = None,
         companion: Companion | None = None,
+        peak_window: int = 0,
     ) -> None:
+        """Put it together.
+
+        Args:
+            encoder: Φ.
+            head: through which its vectors go; none: as they are.
+            companion: whose vectors are joined to them.
+            peak_window: side in tokens of the window that stands for a frame, the one with the
+                most foreground; a clip's vector is their mean over the frames. 0: it is the mean
+                over the whole clip.
+        """
         self.encoder = encoder.eval()
+        self.peak_window = peak_window
         self.head = nn.Identity() if head is None else head.eval()
         self.companion = None if companion is None else companion.eval()
         self.device = "cpu"
@@ -134,6 +147,9 @@ class FrozenEncoder:
         """Frames uint8 (B, T, H, W, 3) to vectors (B, d)."""
         with self._autocast():
             clips = torch.from_numpy(frames).to(self.device)
+            if self.peak_window:
+                vectors = peak_vectors(*self._windows(clips, self.peak_window))
+                return vectors.float().cpu().numpy()
             features = self.encoder.features(clips)
             vectors = self.head(self.encoder.embed(features))
             if self.companion is not None:
@@ -149,16 +165,22 @@ class FrozenEncoder:
         With a companion they are those of the frames that it looks at.
         """
         with self._autocast():
-            clips = torch.from_numpy(frames).to(self.device)
-            if self.companion is not None:
-                clips = clips[:, self.companion.frames_of(clips.shape[1])]
-            vectors, mass = self.encoder.windows(clips, size)
-            vectors = self.head(vectors.flatten(0, 1)).unflatten(0, mass.shape)
-            if self.companion is not None:
-                foreground = self.encoder.trunk_tokens(clips)[1]
-                vectors = functional.normalize(vectors, dim=-1)
-                vectors = self.companion.windows(vectors, clips, foreground, size)
+            vectors, mass = self._windows(torch.from_numpy(frames).to(self.device), size)
+        vectors, mass = vectors.flatten(1, 2), mass.flatten(1)
         return vectors.float().cpu().numpy(), mass.float().cpu().numpy()
+
+    def _windows(self, clips: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Vectors (B, T, windows, d), where T are the frames that are looked at, and foreground."""
+        if self.companion is not None:
+            clips = clips[:, self.companion.frames_of(clips.shape[1])]
+        vectors, mass = self.encoder.windows(clips, size)
+        vectors = self.head(vectors.flatten(0, 1)).unflatten(0, mass.shape)
+        if self.companion is not None:
+            foreground = self.encoder.trunk_tokens(clips)[1]
+            vectors = functional.normalize(vectors, dim=-1)
+            vectors = self.companion.windows(vectors, clips, foreground, size)
+        shape = (clips.shape[1], -1)
+        return vectors.unflatten(1, shape), mass.unflatten(1, shape)
 
     def _autocast(self) -> torch.autocast:
         """On a GPU only: a CPU lost one to three points of precision in bfloat16."""
@@ -188,4 +210,4 @@ def load_encoder(folder: Path | str) -> FrozenEncoder:
             f"{unexpected[:3]}; the file is of another encoder, make it again"
         )
     companion = Companion(**settings["companion"]) if "companion" in settings else None
-    return FrozenEncoder(encoder, head, companion)
+    return FrozenEncoder(encoder, head, companion, settings.get("peak_window", 0))

@@ -26,3 +26,11 @@ def window_vectors(
     vectors = functional.avg_pool2d(planes * weights, size, 1) / mass
     vectors = functional.normalize(vectors, dim=1).permute(0, 2, 3, 1)
     return vectors.unflatten(0, (batch, time)).flatten(1, 3), mass.reshape(batch, -1)
+
+
+def peak_vectors(
+    vectors: Float[Tensor, "batch time windows dim"], mass: Float[Tensor, "batch time windows"]
+) -> Float[Tensor, "batch dim"]:
+    """The L2-normalised mean over frames of each frame's window of the most foreground."""
+    places = mass.argmax(-1, keepdim=True)[..., None].expand(-1, -1, -1, vectors.shape[-1])
+    return functional.normalize(vectors.gather(2, places)[:, :, 0].mean(1), dim=-1)

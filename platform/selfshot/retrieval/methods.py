@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from selfshot.retrieval.index import ClipIndex
+from selfshot.retrieval.index import ClipIndex, unit_vectors
 from selfshot.retrieval.supports import (
     Described,
     Retrieved,
@@ -66,10 +66,15 @@ class Method(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RandomClips:
-    """Clips drawn blindly, but for those of the query's own source."""
+    """Clips drawn blindly, but for those of the query's own source.
+
+    Their scores, cosines with the query's best window, are given if the query is described; they
+    do not choose.
+    """
 
     index: ClipIndex
     searched: Int[np.ndarray, " rows"]
+    describe: Describe | None = None
 
     def __call__(self, queries: Sequence[Asked], count: int) -> list[Chosen]:
         """See `Method`."""
@@ -78,8 +83,16 @@ class RandomClips:
             own = self.index.clip_ids.rows([c for c in query.own_source if c in self.index])
             pool = np.setdiff1d(self.searched, own, assume_unique=True)
             rows = draw(pool, count, [query.seed, 29, query.video]) if len(pool) else []
-            chosen.append(Chosen(tuple(self.index.clip_ids.at(np.array(rows, np.int64)).tolist())))
+            clips = tuple(self.index.clip_ids.at(np.array(rows, np.int64)).tolist())
+            chosen.append(Chosen(clips, self._scores(query, clips)))
         return chosen
+
+    def _scores(self, query: Asked, clips: tuple[str, ...]) -> tuple[float, ...]:
+        if self.describe is None or not clips:
+            return ()
+        windows = self.describe(query.video).vectors
+        cosines = unit_vectors(windows, [query.key] * len(windows)) @ self.index.vectors(clips).T
+        return tuple(round(float(score), 6) for score in cosines.max(0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,13 +142,15 @@ def choose_supports(
     # The first clips of a longer ranking are those of a shorter one.
     depth = min(max(settings.count, settings.judged_ranks, 5), len(searched))
     found: dict[str, dict[str, Chosen]] = {way: {} for way in ways}
+    drawn: dict[str, Chosen] = {}
+    scored = RandomClips(index, searched, described.by(settings.vectors))
     for queries in _batches([query for query, _ in val + test]):
         described.prepare([query.video for query in queries])
         for way, retrieved in ways.items():
             found[way] |= _by_key(queries, retrieved(queries, depth))
+        drawn |= _by_key(queries, scored(queries, settings.count))
 
-    drawn = RandomClips(index, searched)
-    made: dict[str, Method] = {"random": drawn, "oracle": OracleVideos(benchmark.pairs["test"])}
+    made: dict[str, Method] = {"oracle": OracleVideos(benchmark.pairs["test"])}
     made |= {
         kind: QueryCrops(of, settings.crop_share)
         for kind, of in (("temporal_crops", "time"), ("spatial_crops", "space"))
@@ -170,8 +172,9 @@ def choose_supports(
         for query in queries:
             mine = found[settings.vectors][query.key]
             short += len(mine.supports) < settings.count
-            chosen[query.key]["self_shot"] = _filled(mine.supports, settings.count)
-            chosen[query.key]["self_shot_scores"] = list(mine.scores[: settings.count])
+            for kind, one in (("self_shot", mine), ("random", drawn[query.key])):
+                chosen[query.key][kind] = _filled(one.supports, settings.count)
+                chosen[query.key][f"{kind}_scores"] = list(one.scores[: settings.count])
         if semi_shot:
             described.prepare(
                 [query.video for query in queries]
@@ -189,7 +192,8 @@ def choose_supports(
 
     metrics = {}
     for side, pairs in (("val", val), ("test", test)):
-        random = _by_key([q for q, _ in pairs], drawn([q for q, _ in pairs], depth))
+        blind = RandomClips(index, searched)
+        random = _by_key([q for q, _ in pairs], blind([q for q, _ in pairs], depth))
         metrics[side] = _diagnose(
             benchmark, side, pairs, found | {"random": random}, settings.vectors, corpus.labels,
             len(searched), depth,

@@ -317,6 +317,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "folds": len(section.seeds),
             "max_queries": section.max_queries_per_seed,
             "support_frames": section.support_frames,
+            "confidence": section.confidence,
             "predictions": str(folder.path.resolve() / "predictions"),
         }
         for fold, seed in enumerate(section.seeds)

@@ -66,6 +66,7 @@ class EncoderTask:
         augmentation: Mapping[str, float] | None = None,
         head: Mapping[str, Any] | None = None,
         companion: Mapping[str, Any] | None = None,
+        peak_window: int = 0,
         probe: Mapping[str, int] | None = None,
     ) -> None:
         """Build it; see `EncoderConfig` for the settings.
@@ -89,6 +90,7 @@ class EncoderTask:
             positives, positive_cosine: see `EncoderTraining`.
             augmentation: see `Augmentation`; none: mirrored or not.
             companion: see `Companion`; it is exported with Φ, and not trained.
+            peak_window: see `FrozenEncoder`, which it is exported for.
             head: `kind`, `hidden`, `dim`, `norm`, `retrieve`; none: no head.
             probe: `every`, `queries`, `clips`, `num_frames`; none: no probe.
 
@@ -143,6 +145,8 @@ class EncoderTask:
             more["head"] = head
         if companion is not None and companion["trunk"] != "none":
             more["companion"] = dict(companion)
+        if peak_window:
+            more["peak_window"] = peak_window
         self.settings |= {key: value for key, value in more.items() if value is not None}
         encoder, self.load_report = build_encoder(
             self.settings,

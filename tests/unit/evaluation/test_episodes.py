@@ -16,7 +16,14 @@ from PIL import Image
 from selfshot.benchmarks.manifest import Benchmark, query_key, write_corpus
 from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
-from selfshot.data.ytvis import Annotations, Track, Video, load_results, save_annotations
+from selfshot.data.ytvis import (
+    Annotations,
+    Prediction,
+    Track,
+    Video,
+    load_results,
+    save_annotations,
+)
 from selfshot.evaluation import episodes
 from selfshot.evaluation.validation import Validation
 from selfshot.evaluation.video_ap import episode_scores
@@ -209,6 +216,53 @@ def test_a_score_is_foreground_times_how_clear_the_mask_is() -> None:
         clear = np.mean(inside) if inside else 0.0
         assert scores[b, i].item() == pytest.approx(sure * clear, abs=1e-6)
     assert scores[1, 2] == 0
+
+
+def test_confidence_is_the_mean_score_of_the_supports_of_a_row() -> None:
+    chosen = {"7:cat": {"self_shot_scores": [0.9, 0.5, 0.1], "random_scores": [-0.2, -0.4]}}
+
+    def confidence(kind: str, shots: int, extra: int = 0) -> float:
+        row = {"supports": kind, "shots": shots, "extra": extra}
+        return episodes.support_confidence(chosen, 7, "cat", row)
+
+    assert confidence("self_shot", 1) == 0.9
+    assert confidence("self_shot", 1, 1) == pytest.approx(0.7)
+    assert confidence("self_shot", 5) == pytest.approx(0.5), "supports that repeat count once"
+    assert confidence("random", 2) == 0, "a clip that is unlike its query is not trusted"
+    assert confidence("oracle", 2) == confidence("none", 0) == 1
+    del chosen["7:cat"]["random_scores"]
+    with pytest.raises(UserError, match=r"evaluation\.confidence: .*random.* run again"):
+        confidence("random", 1)
+
+
+def test_tracks_of_trusted_supports_come_first(folder: Path) -> None:
+    """Each track's score is times c ** power, whoever its supports are; its masks stay."""
+    reader = benchmark(QUERIES).reader(folder)
+    annotations = reader.annotations
+    chosen = {
+        key: {"self_shot": [4, 1], "self_shot_scores": [0.9 - 0.1 * n, 0.1], "oracle": [4, 1]}
+        for n, key in enumerate(json.loads((folder / "supports.json").read_text()))
+    }
+    fold = episodes.folds(benchmark(QUERIES), "test", 1, None)[0]
+    rows = [{"supports": kind, "shots": 1, "extra": 0} for kind in ("self_shot", "oracle")]
+
+    def predicted(power: float) -> dict[str, list[Prediction]]:
+        model: Any = {"vis": Perfect(annotations)}
+        return episodes.predict_rows(model, fold, rows, chosen, reader, reader_support, power)
+
+    class Reader:
+        def clip(self, support: int) -> np.ndarray:
+            return reader.frames(support)[reader.valid_frames(support)]
+
+    reader_support: Any = Reader()
+    plain, scaled = predicted(0.0), predicted(2.0)
+    names = {category: name for name, category in CATEGORY_IDS.items()}
+    assert len(plain["self_shot_1+0"]) == len(scaled["self_shot_1+0"]) > 0
+    for one, other in zip(plain["self_shot_1+0"], scaled["self_shot_1+0"], strict=True):
+        key = query_key(one.video_id, names[one.category_id])
+        assert other.score == pytest.approx(one.score * chosen[key]["self_shot_scores"][0] ** 2)
+        assert other.segmentations == one.segmentations
+    assert plain["oracle_1+0"] == scaled["oracle_1+0"]
 
 
 def test_a_shorter_video_leaves_the_padding_out() -> None:

@@ -64,6 +64,24 @@ def test_the_cosine_is_shared_out(
     np.testing.assert_allclose(joined @ joined.T, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_peak_windows_stand_for_their_frames(
+    companion: Companion, phi: VideoEncoder, frames: np.ndarray, joined: bool
+) -> None:
+    """v = u / |u| with u = Σ_t w_t, w_t the window of frame t that has the most foreground."""
+    encoder = FrozenEncoder(phi, companion=companion if joined else None, peak_window=3)
+    windows, mass = encoder.windows(frames, 3)
+    seen = 2 if joined else TIME
+    assert windows.shape[1] == seen * 2 * 3
+    expected = []
+    for vectors, weights in zip(windows, mass, strict=True):
+        of_frames = zip(vectors.reshape(seen, 6, -1), weights.reshape(seen, 6), strict=True)
+        total = sum(some[weight.argmax()] for some, weight in of_frames)
+        expected.append(total / np.linalg.norm(total))
+    np.testing.assert_allclose(encoder.embed(frames), np.stack(expected), atol=1e-5)
+    np.testing.assert_allclose(encoder.embed(frames[1:2]), np.stack(expected)[1:2], atol=1e-4)
+
+
 def test_windows_are_those_of_the_frames_it_looks_at(
     companion: Companion, phi: VideoEncoder, frames: np.ndarray
 ) -> None:

@@ -59,6 +59,17 @@ def test_random_clips_are_those_of_the_seed_and_not_of_the_own_source() -> None:
     assert method([Asked("5:dog", 5, 2)], 17) != [other]
 
 
+def test_random_clips_of_described_queries_have_scores_that_choose_nothing() -> None:
+    blind, scored = (
+        RandomClips(INDEX, np.arange(CLIPS), describe)(QUERIES, 7)
+        for describe in (None, VIDEOS.__getitem__)
+    )
+    assert [one.supports for one in blind] == [one.supports for one in scored]
+    for query, one in zip(QUERIES, scored, strict=True):
+        scores = best(query.video)[[NAMES.index(clip) for clip in one.supports]]
+        np.testing.assert_allclose(one.scores, scores, atol=1e-5)
+
+
 def test_oracle_videos_are_the_pairs() -> None:
     assert [one.supports for one in OracleVideos(PAIRS)(QUERIES, 1)] == [(8,), (13,)]
 
