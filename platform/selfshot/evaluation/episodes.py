@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, query_key, read_corpus
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
+from selfshot.evaluation.confidence import COMPARED, support_confidence
+from selfshot.evaluation.kept_rows import KeptRows
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.features import ClipFeatures, groups_of, stack_supports
 from selfshot.models.vis import masks_at
@@ -29,9 +30,6 @@ from selfshot.retrieval.methods import Support
 QUERIES_AT_ONCE = 4
 DECODE_LIMIT_S = 20.0
 SUPPORT_FREE = ("none", "no_fuser", "zero_shot_motion")
-COMPARED = ("self_shot", "random")
-"""Supports whose clips were compared with their query when they were chosen."""
-
 SURE = 9.0
 """Logit of what has no probability, such as a pixel that moves."""
 
@@ -131,8 +129,9 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
         config: `benchmark` folder, `models` {"vis": folder, "no_fuser": folder}, `rows` of
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
             `folds`, `side`, `max_queries`, `predictions` folder for the result files,
-            `support_frames` of a support if it is not as long as the benchmark's clips, and
-            `confidence`, see `predict_rows`.
+            `support_frames` of a support if it is not as long as the benchmark's clips,
+            `confidence`, see `predict_rows`, and `kept`, the folder of `KeptRows` and the `keys`
+            of networks and benchmark, if rows are to be kept.
 
     Returns:
         `rows`: for each row its name and scores in percent (AP, AP50, … and `pooled`);
@@ -143,21 +142,49 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     reader = benchmark.reader(folder)
     annotations = reader.annotations
     support_reader = SupportReader(folder, benchmark, reader, config.get("support_frames"))
-    models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
     chosen = json.loads(Path(config["supports"]).read_text())
     fold = folds(benchmark, config["side"], config["folds"], config["max_queries"])[config["fold"]]
-    predictions = predict_rows(
-        models, fold, config["rows"], chosen, reader, support_reader, config.get("confidence", 0.0)
-    )
-    truth = episode_truth(annotations, fold)
-    results = []
     target = Path(config["predictions"])
     target.mkdir(parents=True, exist_ok=True)
-    for row in config["rows"]:
-        name = row_name(row)
-        save_results(target / f"{name}.fold{config['fold']}.json", predictions[name])
-        results.append(row | {"name": name} | _percent(episode_scores(truth, predictions[name])))
+    files = {row_name(row): target / f"{row_name(row)}.fold{config['fold']}.json"
+             for row in config["rows"]}  # fmt: skip
+    kept, keys = _kept_rows(config, fold, chosen)
+    scores = {name: kept.find(keys[name], file) for name, file in files.items()}
+    left = [row for row in config["rows"] if scores[row_name(row)] is None]
+    if left:
+        models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
+        predictions = predict_rows(
+            models, fold, left, chosen, reader, support_reader, config.get("confidence", 0.0)
+        )
+        truth = episode_truth(annotations, fold)
+        for name, found in predictions.items():
+            save_results(files[name], found)
+            made = scores[name] = _percent(episode_scores(truth, found))
+            kept.keep(keys[name], made, files[name])
+    results = [
+        row | {"name": row_name(row)} | (scores[row_name(row)] or {}) for row in config["rows"]
+    ]
     return {"rows": results, "queries": len(fold), "fold": config["fold"]}
+
+
+def _kept_rows(
+    config: dict[str, Any], fold: list[tuple], chosen: dict[str, Any]
+) -> tuple[KeptRows, dict[str, str]]:
+    """Where rows are kept, and the key of each row of this fold by its name."""
+    told = ("fold", "folds", "side", "max_queries", "support_frames")
+    place = config.get("kept") or {"folder": None, "keys": {}}
+    facts = {**place["keys"], **{name: config.get(name) for name in told}}
+    kept = KeptRows(place["folder"] and Path(place["folder"]), facts)
+    keys = {}
+    for row in config["rows"]:
+        asked: list[Any] = []
+        power = config.get("confidence", 0.0) if row["supports"] in COMPARED else 0.0
+        if row["supports"] not in SUPPORT_FREE:
+            for video, name in fold:
+                trust = support_confidence(chosen, video, name, row) ** power if power else 1.0
+                asked.append([query_key(video, name), _supports(chosen, video, name, row), trust])
+        keys[row_name(row)] = kept.key(row, asked)
+    return kept, keys
 
 
 def predict_rows(
@@ -252,28 +279,6 @@ def _supports(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]
     kind = f"semi_shot_{row['shots']}" if semi_shot else row["supports"]
     supports: list[Support] = of_query[kind][: row["shots"] + row["extra"]]
     return supports
-
-
-def support_confidence(
-    chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]
-) -> float:
-    """How near a row's supports are to their query: the mean score by which they were found.
-
-    In [0, 1]. Where nothing was compared, as with labelled supports, it is 1: tracks are ranked
-    within a row, so only the differences between its queries count.
-
-    Raises:
-        UserError: the supports were chosen before scores were kept.
-    """
-    if row["supports"] not in COMPARED:
-        return 1.0
-    scores = chosen[query_key(video, name)].get(f"{row['supports']}_scores")
-    if not scores:
-        raise UserError(
-            f"evaluation.confidence: the supports were chosen without scores of {row['supports']} "
-            "clips, by an earlier version; remove that folder of store/supports and run again"
-        )
-    return float(np.clip(np.mean(scores[: row["shots"] + row["extra"]]), 0, 1))
 
 
 def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:

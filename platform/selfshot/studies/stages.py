@@ -56,6 +56,8 @@ class Stage:
     needs_ray: Callable[[Experiment], bool] = lambda experiment: True
     wanted: Callable[[Experiment], bool] = lambda experiment: True
 
+EVALUATION_VERSION = 3
+
 
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
     carried = context.sharing is not None
@@ -305,6 +307,11 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     models = {"vis": str(context.folders["vis"] / "export")}
     if "vis_no_fuser" in context.folders:
         models["no_fuser"] = str(context.folders["vis_no_fuser"] / "export")
+    # Trials of a study ask for the same labelled supports. With storage, nodes have only their own.
+    names = ("benchmark", *(name for name in ("vis", "vis_no_fuser") if name in context.folders))
+    keys = {"version": EVALUATION_VERSION, **{n: context.keys[n] for n in names}}
+    place = str(folder.path.resolve().parents[1] / "evaluated_rows")
+    kept = None if context.sharing else {"folder": place, "keys": keys}
     configs = [
         {
             "trial_id": f"seed_{seed}",
@@ -319,6 +326,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "support_frames": section.support_frames,
             "confidence": section.confidence,
             "predictions": str(folder.path.resolve() / "predictions"),
+            "kept": kept,
         }
         for fold, seed in enumerate(section.seeds)
     ]
@@ -390,8 +398,8 @@ STAGES: tuple[Stage, ...] = (
         wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
     ),
     Stage(
-        "evaluation", 3, ("benchmark", "supports", "vis", "vis_no_fuser"), evaluation_settings,
-        _make_evaluation,
+        "evaluation", EVALUATION_VERSION, ("benchmark", "supports", "vis", "vis_no_fuser"),
+        evaluation_settings, _make_evaluation,
     ),
     Stage(
         "report", 2,

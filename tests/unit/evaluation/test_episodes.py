@@ -25,6 +25,7 @@ from selfshot.data.ytvis import (
     save_annotations,
 )
 from selfshot.evaluation import episodes
+from selfshot.evaluation.confidence import support_confidence
 from selfshot.evaluation.validation import Validation
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.features import ClipFeatures
@@ -223,7 +224,7 @@ def test_confidence_is_the_mean_score_of_the_supports_of_a_row() -> None:
 
     def confidence(kind: str, shots: int, extra: int = 0) -> float:
         row = {"supports": kind, "shots": shots, "extra": extra}
-        return episodes.support_confidence(chosen, 7, "cat", row)
+        return support_confidence(chosen, 7, "cat", row)
 
     assert confidence("self_shot", 1) == 0.9
     assert confidence("self_shot", 1, 1) == pytest.approx(0.7)
@@ -431,6 +432,55 @@ def test_perfect_masks_give_perfect_scores(folder: Path, monkeypatch: pytest.Mon
         fold = episodes.folds(benchmark(QUERIES), "test", 1, None)[0]
         truth = episodes.episode_truth(annotations, fold)
         assert 100 * episode_scores(truth, again)["AP"] == pytest.approx(row["AP"])
+
+
+def test_rows_that_were_predicted_before_are_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def predict_rows(models: Any, fold: Any, rows: Any, *given: Any) -> Any:
+        asked.extend(episodes.row_name(row) for row in rows)
+        return predicted(models, fold, rows, *given)
+
+    predicted = episodes.predict_rows
+    monkeypatch.setattr(episodes, "predict_rows", predict_rows)
+    monkeypatch.setattr(episodes, "load_vis", lambda path: Perfect(small_annotations()))
+
+    def evaluated(name: str, vis: str = "a", **more: Any) -> dict[str, Any]:
+        asked.clear()
+        kept = {"folder": str(tmp_path / "kept"), "keys": {"vis": vis}}
+        into = str(tmp_path / name)
+        return episodes.evaluate_fold(config_of(folder, kept=kept, predictions=into, **more))
+
+    first = evaluated("first")
+    assert asked == ["none_0+0", "query_itself_1+0", "oracle_2+1"]
+    again = evaluated("again")
+    assert asked == [] and again == first
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+    # Other supports of a row make another one of it, and leave the others.
+    chosen = json.loads((folder / "supports.json").read_text())
+    changed = {key: {"oracle": of["oracle"][::-1]} for key, of in chosen.items()}
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    assert evaluated("changed", supports=str(tmp_path / "changed.json"))["queries"] == 5
+    assert asked == ["oracle_2+1"]
+    for change in ({"vis": "b"}, {"max_queries": 3}, {"support_frames": 1}):
+        evaluated("other", **change)
+        assert len(asked) == 3, change
+
+    # What was damaged or half written is predicted again.
+    scores, masks = (sorted((tmp_path / "kept").glob(f"*[0-9a-f].{end}.json".replace("..", ".")))
+                     for end in ("", "predictions"))  # fmt: skip
+    assert len(scores) == len(masks) == 13
+    for path in masks:
+        path.write_bytes(path.read_bytes()[:-2])
+    assert evaluated("mended") == first and len(asked) == 3
+    for path in scores:
+        path.write_text("{")
+    assert evaluated("mended") == first and len(asked) == 3
+    assert evaluated("mended") == first and asked == []
 
 
 def test_supports_as_single_middle_frames(
