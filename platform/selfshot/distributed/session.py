@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -103,8 +104,27 @@ def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Ite
     try:
         yield current_session()
     finally:
-        ray.shutdown()
+        _shut_down()
         os.environ.pop(EMBEDDED, None)
+
+
+def _shut_down() -> None:
+    """End Ray in this process, and nothing else of it.
+
+    Ray ends the whole process, with exit code 1 and without a word, if one of its references is
+    dropped in another thread just then; the thread that tells MLflow would drop those in cycles
+    whenever it collects garbage. They are dropped here, before.
+    """
+    import ray
+
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        gc.collect()
+        ray.shutdown()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def current_session() -> Session:
