@@ -120,7 +120,7 @@ def figure_2(
         mean = float(level_of_all.mean())
         axes.axhline(mean, color="#444444", linestyle="--", linewidth=1, label="oracle, 1 shot")
         numbers["oracle_1"] = mean
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(framealpha=0.9, edgecolor="none", loc="lower right", fontsize=8)
     save(folder)
     words.append(f"The curves are of the {basis} that every size has.")
     words.append(

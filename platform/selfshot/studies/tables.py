@@ -98,8 +98,9 @@ def _column_label(at: Selector) -> str:
 def cell_of(results: Sequence[Result], at: Selector) -> Cell:
     """What the trials that a selector means say together.
 
-    One trial: the mean and the deviation over its folds of the queries. Several repeats: those
-    over the repeats, each of which counts with the mean over its folds.
+    One trial, or repeats that agree in every fold: the mean and the deviation over the folds of
+    the queries. Other repeats: those over the repeats, each of which counts with the mean over
+    its folds.
 
     Raises:
         ValueError: the selector means trials that differ in more than the repeat.
@@ -120,7 +121,8 @@ def cell_of(results: Sequence[Result], at: Selector) -> Cell:
     if len({str(result["name"]) for result, _ in found}) > 1:
         names = sorted({str(result["name"]) for result, _ in found})
         raise ValueError(f"{dict(at)} means the trials {', '.join(names)}, which differ")
-    if len(found) == 1:
+    # What no repeat changes, as labelled supports in other subsets of the corpus, is one result.
+    if len({(mean, tuple(folds)) for _, (mean, folds) in found}) == 1:
         mean, folds = found[0][1]
         std = statistics.stdev(folds) if len(folds) > 1 else None
         return Cell(mean, std, tuple(folds), "folds")

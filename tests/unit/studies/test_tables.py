@@ -51,6 +51,14 @@ def test_repeats_that_are_one_trial_count_once() -> None:
     assert (cell.mean, cell.values, cell.over) == (30.0, (28.0, 32.0), "folds")
 
 
+def test_repeats_that_change_nothing_count_once() -> None:
+    """Other subsets of the corpus leave labelled supports as they are."""
+    same = [{**result("a", n, 20.0 + n, 30.0), "key": str(n)} for n in range(3)]
+    cell = cell_of(same, {"case": "a", "supports": "oracle"})
+    assert (cell.mean, cell.values, cell.over) == (30.0, (28.0, 32.0), "folds")
+    assert cell_of(same, {"case": "a", "supports": "random"}).over == "repeats"
+
+
 def test_settings_choose_a_trial() -> None:
     results = [result("", 0, 1.0, **{"vis.d": True}), result("", 0, 2.0, **{"vis.d": False})]
     at = {"settings": {"vis.d": False}, "supports": "random"}
