@@ -127,7 +127,7 @@ def test_weights_and_a_corpus_on_s3(
     summary = embed_corpus(
         manifest, mean_colour(small_corpus / "encoder"), settings={"encoder": "mean"},
         out=f"{storage}/embedded", num_frames=3, height=32, width=48, clips_per_batch=2,
-        clips_per_shard=4, decode_timeout_s=30, decode_memory_mb=256, max_quarantine_share=0.2,
+        clips_per_shard=4, decode_timeout_s=30, decode_memory_mb=512, max_quarantine_share=0.2,
     )  # fmt: skip
     assert (summary["embedded"], summary["quarantined"]) == (10, 1)
     shards = [n for n in Remote(storage).sizes("embedded") if n.startswith("shard-")]

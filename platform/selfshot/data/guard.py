@@ -112,8 +112,8 @@ class GuardedDecoder:
             height: of its frames, in pixels.
             width: of its frames, in pixels.
             time_limit_s: of one clip; above 0.
-            memory_limit_bytes: of the child's address space: a header may ask for frames that no
-                machine holds. None: no limit.
+            memory_limit_bytes: of address space that clips may take of the child: a header may
+                ask for frames that no machine holds. None: no limit.
             decode: `module:function` with the signature of `sample_frames`, or of `frames_at` if
                 it is asked for `FileFrames`.
             least_frames: a `Clip` with fewer is refused; none: any number is taken, some more
@@ -338,7 +338,12 @@ def serve() -> None:
     module, _, name = settings["decode"].partition(":")
     decode = getattr(importlib.import_module(module), name)
     if settings["memory_bytes"] is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"],) * 2)
+        # What this process has before the first clip, the decoder's own library too, is no clip's.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("decord")
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + settings["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     _send(answers, _READY, b"")
     for line in _lines_while_parent_lives(settings["parent"]):
         # Without a handler the kernel ends this process, whatever the decoder is stuck in.

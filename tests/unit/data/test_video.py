@@ -162,6 +162,13 @@ def test_odd_videos_give_frames_or_a_reason(shared: Path) -> None:
         assert isinstance(answers[name], np.ndarray), name
 
 
+def test_the_memory_limit_is_the_clips_own(video: Path) -> None:
+    """A small clip needs little, whatever the decoder's own libraries take."""
+    size = {"num_frames": 5, "height": 24, "width": 32}
+    with GuardedDecoder(**size, memory_limit_bytes=200 * 2**20) as decoder:
+        np.testing.assert_array_equal(decoder.decode(video), sample_frames(video, **size))
+
+
 def test_the_guard_gives_the_same_frames(video: Path) -> None:
     whole = sample_frames(video, num_frames=5, height=24, width=32)
     part = sample_frames(video, num_frames=5, height=24, width=32, start_s=0.5, end_s=1.5)
