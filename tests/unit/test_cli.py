@@ -198,8 +198,12 @@ def test_the_installed_program_refuses_alike(
 
 
 def _program(folder: Path, *words: str) -> Answer:
+    return _python(folder, "-m", "selfshot.cli", *words)
+
+
+def _python(folder: Path, *words: str) -> Answer:
     done = subprocess.run(
-        [sys.executable, "-m", "selfshot.cli", *words],
+        [sys.executable, *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
         capture_output=True,
@@ -218,12 +222,9 @@ def test_validate_loads_nothing_heavy(tmp_path: Path) -> None:
         "'torch', 'ray', 'mlflow', 'faiss', 'deepspeed', 'pandas', 'matplotlib', 'numba'}))); "
         "sys.argv = ['selfshot', 'validate', 'good.yaml']; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    said = done.stdout.splitlines()
+    done = _python(tmp_path, "-c", asked)
+    assert (done.code, done.err) == (0, "")
+    said = done.out.splitlines()
     assert said == ["good.yaml: valid (good, benchmark sprites)", "loaded"]
 
 
@@ -236,11 +237,8 @@ def test_a_pipe_that_breaks_in_the_work_is_told(tmp_path: Path) -> None:
         "experiments.load_any = load_any\n"
         "sys.exit(main(['validate', 'good.yaml']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
-    )  # fmt: skip
-    assert done.returncode == 1 and "BrokenPipeError: a worker has gone" in done.stderr
+    done = _python(tmp_path, "-c", asked)
+    assert done.code == 1 and "BrokenPipeError: a worker has gone" in done.err
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
