@@ -68,8 +68,8 @@ class Method(Protocol):
 class RandomClips:
     """Clips drawn blindly, but for those of the query's own source.
 
-    Their scores, cosines with the query's best window, are given if the query is described; they
-    do not choose.
+    Their scores, of the query's best window for each, are given if the query is described; they do
+    not choose.
     """
 
     index: ClipIndex
@@ -90,9 +90,10 @@ class RandomClips:
     def _scores(self, query: Asked, clips: tuple[str, ...]) -> tuple[float, ...]:
         if self.describe is None or not clips:
             return ()
-        windows = self.describe(query.video).vectors
-        cosines = unit_vectors(windows, [query.key] * len(windows)) @ self.index.vectors(clips).T
-        return tuple(round(float(score), 6) for score in cosines.max(0))
+        described = self.describe(query.video)
+        windows = unit_vectors(described.vectors, [query.key] * len(described.vectors))
+        scores = described.scores(windows @ self.index.vectors(clips).T, 0.0)
+        return tuple(round(float(score), 6) for score in scores.max(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ class RetrievedClips:
         if self.expand_by:
             given |= {"by": self.expand_by, "candidates": self.candidates}
         find = retrieve_expanded if self.expand_by else retrieve
-        return find(self.index, described.vectors, described.foreground, count, **given)
+        return find(self.index, described, count, **given)
 
 
 @dataclasses.dataclass(frozen=True)

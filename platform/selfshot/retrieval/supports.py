@@ -17,7 +17,7 @@ class Retrieved:
 
     Attributes:
         clip_ids: of the corpus.
-        scores: the cosine that each was chosen by.
+        scores: the cosine that each was chosen by, less its window's handicap.
         near_duplicates: clips left out because they were nearly the query itself.
         own_source: clips of the corpus left out because they come from the query's own source
             video, near or far.
@@ -36,16 +36,22 @@ class Described:
     Attributes:
         vectors: (windows, dim); one row for Eq. 3 as printed.
         foreground: (windows,), mean foreground probability of each.
+        handicap: (windows,), what is taken off the score of all that a window finds; none: 0.
     """
 
     vectors: np.ndarray
     foreground: np.ndarray
+    handicap: np.ndarray | None = None
+
+    def scores(self, cosines: np.ndarray, foreground_power: float) -> np.ndarray:
+        """Cosine × foreground ** foreground_power − handicap, for cosines (windows, clips)."""
+        scores = cosines * (np.asarray(self.foreground, np.float32) ** foreground_power)[:, None]
+        return scores if self.handicap is None else scores - self.handicap[:, None]
 
 
 def retrieve(
     index: ClipIndex,
-    vectors: Float[np.ndarray, "windows dim"],
-    foreground: Float[np.ndarray, " windows"],
+    query: Described,
     count: int,
     *,
     duplicate_cosine: float,
@@ -56,13 +62,12 @@ def retrieve(
     """self-shot(q) = kNN(Φ(q), Φ(S)), for a query of one vector or of several windows.
 
     With several windows a clip's score is its best: the maximum over windows of
-    cosine × foreground ** foreground_power. Every window asks the index for enough neighbours
-    that the result is that of scoring the whole corpus.
+    cosine × foreground ** foreground_power − handicap. Every window asks the index for enough
+    neighbours that the result is that of scoring the whole corpus.
 
     Args:
         index: of the corpus.
-        vectors: of the query's windows; one row for Eq. 3 as printed.
-        foreground: mean foreground probability of each window.
+        query: its windows; one row for Eq. 3 as printed.
         count: supports wanted.
         duplicate_cosine: a clip of a higher cosine is a near duplicate and left out.
         own_source: clips of the query's own source video, left out.
@@ -74,11 +79,12 @@ def retrieve(
     own = np.unique(own if searched is None else np.intersect1d(own, searched))
     # Duplicates are rare, so a few spare neighbours mostly do; ask again when they do not.
     spare = 8
-    weights = np.asarray(foreground, np.float32) ** foreground_power
     while total:
         k = min(total, count + spare + len(own))
-        cosines, rows = index.search_rows(vectors, k, searched)
-        best = _best_of_each(rows, cosines, cosines * weights[:, None])
+        cosines, rows = index.search_rows(query.vectors, k, searched)
+        best = _best_of_each(
+            rows, cosines, query.scores(cosines, foreground_power), query.scores(cosines, 0.0)
+        )
         allowed = ~(np.isin(best.rows, own) | best.above(duplicate_cosine))
         duplicates = best.above(duplicate_cosine)
         enough = allowed.sum() >= count and duplicates.sum() <= spare
@@ -88,12 +94,12 @@ def retrieve(
     else:
         return Retrieved((), (), 0, 0)
     names = index.clip_ids.at(best.rows[allowed])
-    scores, cosine = best.scores[allowed], best.cosines[allowed]
+    scores, told = best.scores[allowed], best.told[allowed]
     # Ties are settled by name, whatever the order of the index.
     order = np.lexsort((names.astype(str), -scores))[:count]
     return Retrieved(
         clip_ids=tuple(names[order].tolist()),
-        scores=tuple(round(float(one), 6) for one in cosine[order]),
+        scores=tuple(round(float(one), 6) for one in told[order]),
         near_duplicates=int((duplicates & ~np.isin(best.rows, own)).sum()),
         own_source=len(own),
     )
@@ -101,11 +107,11 @@ def retrieve(
 
 @dataclasses.dataclass(frozen=True)
 class _Best:
-    """For each row that any window found: its best score, the cosine there, its highest cosine."""
+    """For each row that any window found: its best score, what is told of it, its best cosine."""
 
     rows: np.ndarray
     scores: np.ndarray
-    cosines: np.ndarray
+    told: np.ndarray
     highest: np.ndarray
 
     def above(self, cosine: float) -> np.ndarray:
@@ -116,6 +122,7 @@ def _best_of_each(
     rows: Int[np.ndarray, "windows k"],
     cosines: Float[np.ndarray, "windows k"],
     scores: Float[np.ndarray, "windows k"],
+    told: Float[np.ndarray, "windows k"],
 ) -> _Best:
     flat, cosine, score = rows.reshape(-1), cosines.reshape(-1), scores.reshape(-1)
     window = np.repeat(np.arange(len(rows)), rows.shape[1])
@@ -125,15 +132,14 @@ def _best_of_each(
     return _Best(
         rows=flat[order][firsts],
         scores=score[order][firsts],
-        cosines=cosine[order][firsts],
+        told=told.reshape(-1)[order][firsts],
         highest=np.maximum.reduceat(cosine[order], firsts),
     )
 
 
 def retrieve_expanded(
     index: ClipIndex,
-    vectors: Float[np.ndarray, "windows dim"],
-    foreground: Float[np.ndarray, " windows"],
+    query: Described,
     count: int,
     *,
     by: int,
@@ -151,8 +157,7 @@ def retrieve_expanded(
 
     Args:
         index: of the corpus.
-        vectors: see `retrieve`.
-        foreground: see `retrieve`.
+        query: see `retrieve`.
         count: supports wanted.
         by: clips that the query is expanded by.
         candidates: clips that each of the two searches proposes.
@@ -164,8 +169,7 @@ def retrieve_expanded(
     most = max(count, candidates)
     first = retrieve(
         index,
-        vectors,
-        foreground,
+        query,
         most,
         duplicate_cosine=duplicate_cosine,
         own_source=own_source,
@@ -174,16 +178,14 @@ def retrieve_expanded(
     )
     if not first.clip_ids:
         return first
-    unit = unit_vectors(vectors, ["the query"] * len(vectors))
-    weights = (np.asarray(foreground, np.float32) ** foreground_power)[:, None]
+    unit = unit_vectors(query.vectors, ["the query"] * len(query.vectors))
     head = index.vectors(first.clip_ids[:by])
-    finders = unit[((unit @ head.T) * weights).argmax(0)]
+    finders = unit[query.scores(unit @ head.T, foreground_power).argmax(0)]
     asked = unit_vectors((finders.mean(0) + head.mean(0))[None] / 2, ["the expanded query"])
     # Nothing is a duplicate of a mean; those of the query are left out below.
     second = retrieve(
         index,
-        asked,
-        np.ones(1, np.float32),
+        Described(asked, np.ones(1, np.float32)),
         most,
         duplicate_cosine=np.inf,
         own_source=own_source,
@@ -192,7 +194,7 @@ def retrieve_expanded(
     names = np.array(sorted({*first.clip_ids, *second.clip_ids}), dtype=object)
     corpus = index.vectors(names.tolist())
     cosines = unit @ corpus.T
-    scores = ((cosines * weights).max(0) + (asked @ corpus.T)[0]) / 2
+    scores = (query.scores(cosines, foreground_power).max(0) + (asked @ corpus.T)[0]) / 2
     kept = cosines.max(0) <= duplicate_cosine
     order = [row for row in np.lexsort((names.astype(str), -scores)) if kept[row]][:count]
     return dataclasses.replace(
@@ -231,8 +233,7 @@ def retrieve_together(
     found = [
         retrieve(
             index,
-            member.vectors,
-            member.foreground,
+            member,
             max(candidates, count),
             duplicate_cosine=duplicate_cosine,
             own_source=own_source,
@@ -249,8 +250,7 @@ def retrieve_together(
     for member in members:
         cosines = unit_vectors(member.vectors, [""] * len(member.vectors)) @ corpus.T
         near |= cosines.max(0) > duplicate_cosine
-        weighted = cosines * (np.asarray(member.foreground) ** foreground_power)[:, None]
-        scores += weighted.max(0) / len(members)
+        scores += member.scores(cosines, foreground_power).max(0) / len(members)
     # A clip that is nearly one of the labelled supports brings nothing new either.
     order = [row for row in np.lexsort((names.astype(str), -scores)) if not near[row]][:count]
     return Retrieved(

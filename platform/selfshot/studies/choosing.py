@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,12 @@ from selfshot.data.video import VideoError
 from selfshot.evaluation.episodes import SupportReader, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
 from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
-from selfshot.models.trained_encoder import FrozenEncoder, load_encoder
+from selfshot.models.trained_encoder import load_encoder
 from selfshot.retrieval.building import load_index
+from selfshot.retrieval.known import KnownClips
 from selfshot.retrieval.methods import (
     Asked,
     Chosen,
-    Describe,
     Method,
     OracleVideos,
     QueryCrops,
@@ -39,11 +38,9 @@ from selfshot.retrieval.methods import (
     SemiShot,
     Support,
 )
-from selfshot.retrieval.supports import Described
+from selfshot.studies.describing import QUERIES_AT_ONCE, WAYS, DescribedVideos
+from selfshot.studies.known import read_known
 
-QUERIES_AT_ONCE = 8
-DESCRIBED_KEPT = 256  # videos whose vectors are kept, for those that help several queries
-WAYS = ("global", "windows")
 SHEET_FILE = "gallery.png"
 
 
@@ -67,6 +64,8 @@ class SupportSettings:
     kinds: Sequence[str] = ()
     semi_shot: Sequence[tuple[int, int]] = ()
     candidates: int = 50
+    known_weight: float = 0.0
+    known_nearest: int = 5
     crop_share: float = 0.5
     judged_ranks: int = 50
     gallery_queries: int = 12
@@ -79,6 +78,7 @@ def choose_supports(
     benchmark_folder: Path,
     encoder_folder: Path,
     index_folder: Path,
+    known_folder: Path | None = None,
     seeds: Sequence[int],
     max_queries: int | None,
     on_message: Callable[[str], None],
@@ -86,8 +86,8 @@ def choose_supports(
     """Write supports.json (query → kind → supports, best first), retrieval.json and gallery.png.
 
     `random` is drawn with the seed of the query's fold; `oracle` takes the first of the pairs that
-    the benchmark fixes; `self_shot` reads no label. Labels of the corpus, where there are any,
-    only measure the retrieval.
+    the benchmark fixes; `self_shot` reads no label of the corpus and
+    of no unseen class. Labels of the corpus, where there are any, only measure the retrieval.
 
     Args:
         folder: of the stage.
@@ -95,6 +95,7 @@ def choose_supports(
         benchmark_folder: of the benchmark.
         encoder_folder: of the trained Φ.
         index_folder: of the corpus index.
+        known_folder: of the labelled clips of seen classes, where they count.
         seeds: of the folds.
         max_queries: of a fold.
         on_message: told of what is set aside.
@@ -115,7 +116,10 @@ def choose_supports(
     if settings.corpus_share < 1:
         on_message(f"{len(searched):,} of {len(index):,} clips are searched")
     corpus = _Corpus(benchmark_folder, reader, set(index.clip_ids.at(searched).tolist()))
-    described = _Described(load_encoder(encoder_folder), reader, settings.window_size)
+    known = None
+    if known_folder is not None:
+        known = KnownClips(read_known(known_folder), settings.known_nearest, settings.known_weight)
+    described = DescribedVideos(load_encoder(encoder_folder), reader, settings.window_size, known)
     subset = searched if settings.corpus_share < 1 else None
     power = {"global": 0.0, "windows": settings.foreground_power}
     ways = {
@@ -233,41 +237,6 @@ class _Corpus:
     def own_source(self, video: int) -> frozenset[str]:
         """Clips from the same source as an annotated video."""
         return frozenset(self._by_source.get(fold_source(self._sources[video]), ()))
-
-
-class _Described:
-    """The vectors of annotated videos, made in batches and kept for a while."""
-
-    def __init__(self, encoder: FrozenEncoder, reader: ClipReader, window_size: int) -> None:
-        self._encoder, self._reader, self._window_size = encoder, reader, window_size
-        self._kept: OrderedDict[int, dict[str, Described]] = OrderedDict()
-
-    def by(self, way: str) -> Describe:
-        """How videos are described that way."""
-
-        def describe(video: int) -> Described:
-            self.prepare([video])
-            return self._kept[video][way]
-
-        return describe
-
-    def prepare(self, videos: Sequence[int]) -> None:
-        """Describe videos together, where they are not yet."""
-        missing = [video for video in dict.fromkeys(videos) if video not in self._kept]
-        for start in range(0, len(missing), QUERIES_AT_ONCE):
-            part = missing[start : start + QUERIES_AT_ONCE]
-            frames = np.stack([self._reader.frames(video) for video in part])
-            windows, mass = self._encoder.windows(frames, self._window_size)
-            whole = self._encoder.embed(frames)[:, None]
-            for i, video in enumerate(part):
-                self._kept[video] = {
-                    "global": Described(whole[i], np.ones(1, np.float32)),
-                    "windows": Described(windows[i], mass[i]),
-                }
-        for video in videos:
-            self._kept.move_to_end(video)
-        while len(self._kept) > max(DESCRIBED_KEPT, len(set(videos))):
-            self._kept.popitem(last=False)
 
 
 def _batches(queries: Sequence[Asked]) -> list[Sequence[Asked]]:

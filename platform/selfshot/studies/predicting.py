@@ -28,7 +28,10 @@ from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
 from selfshot.retrieval.building import load_index
-from selfshot.retrieval.supports import retrieve
+from selfshot.retrieval.known import KnownClips
+from selfshot.retrieval.methods import Asked, RetrievedClips
+from selfshot.studies.describing import describe_clips
+from selfshot.studies.known import read_known
 from selfshot.studies.run import open_store, plan_experiment
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -125,20 +128,20 @@ def retrieve_supports(
     places = (np.arange(benchmark.num_frames) + 0.5) / benchmark.num_frames
     middles = (places * video.length).astype(int)
     clip = frames.read(video, middles, benchmark.height, benchmark.width)[None]
-    if section.vectors == "global":
-        vectors, foreground = encoder.embed(clip), np.ones(1)
-    else:
-        of_windows, masses = encoder.windows(clip, section.window_size)
-        vectors, foreground = of_windows[0], masses[0]
-    found = retrieve(
+    known = None
+    if "known" in folders:
+        vectors = read_known(folders["known"])
+        known = KnownClips(vectors, section.known_nearest, section.known_weight)
+    described = describe_clips(encoder, clip, section.window_size, known)[0][section.vectors]
+    found = RetrievedClips(
         index,
-        vectors,
-        foreground,
-        count,
-        duplicate_cosine=section.duplicate_cosine,
-        foreground_power=section.foreground_power,
-    )
-    if not found.clip_ids:
+        lambda _: described,
+        section.duplicate_cosine,
+        section.foreground_power if section.vectors == "windows" else 0.0,
+        expand_by=section.expand_by,
+        candidates=section.candidates,
+    )([Asked(str(path), 0, 0)], count)[0]
+    if not found.supports:
         raise UserError(
             f"--video: {path}: the corpus of {experiment.name} holds nothing but near duplicates "
             "of it; give --supports, or raise supports.duplicate_cosine"
@@ -148,10 +151,15 @@ def retrieve_supports(
         folder, benchmark, benchmark.reader(folder), experiment.evaluation.support_frames
     )
     supports = []
-    for clip_id, score in zip(found.clip_ids, found.scores, strict=True):
+    for clip_id, score in zip(found.supports, found.scores, strict=True):
         supports.append(Support(f"{clip_id} {score:.2f}", reader.frames(clip_id)))
     reader.decoder.close()
     return supports
+
+
+def retrieval_stages(experiment: Experiment) -> list[str]:
+    """The stages that `retrieve_supports` reads."""
+    return ["encoder", "index", *(["known"] if experiment.supports.known_weight else [])]
 
 
 def stage_folders(experiment: Experiment, wanted: Sequence[str]) -> dict[str, Path]:
@@ -216,7 +224,7 @@ def predict(
     Raises:
         UserError: a stage is not done, or a file cannot be read.
     """
-    stages = ["benchmark", "vis", *([] if supports else ["encoder", "index"])]
+    stages = ["benchmark", "vis", *([] if supports else retrieval_stages(experiment))]
     folders = stage_folders(experiment, stages)
     benchmark = load_benchmark(folders["benchmark"])
     size = (benchmark.height, benchmark.width)

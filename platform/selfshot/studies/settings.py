@@ -132,6 +132,11 @@ def kinds_on_demand(experiment: Experiment) -> list[str]:
     return [kind for kind in _CHOSEN_ON_DEMAND if kind in experiment.evaluation.supports]
 
 
+def known_settings(experiment: Experiment) -> dict[str, Any]:
+    """Of the labelled clips that retrieval looks away from."""
+    return {"clips": experiment.supports.known_clips}
+
+
 def supports_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the choice of supports, with the seeds of what is drawn.
 
@@ -147,6 +152,8 @@ def supports_settings(experiment: Experiment) -> dict[str, Any]:
         unread += ["crop_share"]
     if section.corpus_share == 1:
         unread += ["corpus_seed"]
+    # How many labelled clips there are is in the key of their own stage.
+    unread += ["known_clips"] if section.known_weight else ["known_clips", "known_nearest"]
     settings = {name: value for name, value in settings.items() if name not in unread}
     if kinds:
         settings["kinds"] = kinds

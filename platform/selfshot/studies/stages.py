@@ -18,12 +18,13 @@ from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
 from selfshot.studies.corpus import account, embedding_arguments
+from selfshot.studies.retrieving import make_known, make_supports
 from selfshot.studies.settings import (
     benchmark_settings,
     embeddings_settings,
     evaluation_settings,
     index_settings,
-    kinds_on_demand,
+    known_settings,
     model_settings,
     network_settings,
     plain,
@@ -220,46 +221,6 @@ def _make_index(context: Context, folder: StageFolder) -> Metrics:
     }
 
 
-def _make_supports(context: Context, folder: StageFolder) -> Metrics:
-    from selfshot.studies.choosing import SupportSettings, choose_supports
-
-    experiment = context.experiment
-    section = experiment.supports
-    metrics = choose_supports(
-        folder.path,
-        SupportSettings(
-            **section.model_dump(exclude={"shots", "extra"}),
-            count=max(section.shots) + max(section.extra),
-            kinds=kinds_on_demand(experiment),
-        ),
-        benchmark_folder=context.folders["benchmark"],
-        encoder_folder=context.folders["encoder"] / "export",
-        index_folder=context.folders["index"],
-        seeds=experiment.evaluation.seeds,
-        max_queries=experiment.evaluation.max_queries_per_seed,
-        on_message=context.progress.note,
-    )
-    test = metrics["test"]
-    context.progress.note(
-        f"precision@5 on unseen classes: {100 * test['precision_at']['5']:.1f}% "
-        f"(chance {100 * test['chance']:.1f}%), mAP {100 * test['mAP']:.1f}% "
-        f"(random {100 * test['random']['mAP']:.1f}%)"
-        if "precision_at" in test
-        else "the corpus has no labels, so no precision is known"
-    )
-    context.progress.note(
-        f"left out: {test['excluded_near_duplicates']} near duplicates, "
-        f"{test['excluded_same_source']} clips of a query's own source"
-    )
-    # Flat numbers beside the nested ones: those are what MLflow can draw.
-    flat = {
-        f"test_{name}_{k}": value
-        for name in ("precision_at", "recall_at")
-        for k, value in test.get(name, {}).items()
-    }
-    return {**metrics, **flat, **({"test_mAP": test["mAP"]} if "mAP" in test else {})}
-
-
 def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
     def make(context: Context, folder: StageFolder) -> Metrics:
         section = context.experiment.vis
@@ -388,8 +349,12 @@ STAGES: tuple[Stage, ...] = (
         "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,
     ),
     Stage(
-        "supports", 2, ("benchmark", "encoder", "index"), supports_settings, _make_supports,
-        needs_ray=_never,
+        "known", 1, ("benchmark", "encoder"), known_settings, make_known, needs_ray=_never,
+        wanted=lambda experiment: experiment.supports.known_weight > 0,
+    ),
+    Stage(
+        "supports", 2, ("benchmark", "encoder", "index", "known"), supports_settings,
+        make_supports, needs_ray=_never,
     ),
     Stage("vis", 3, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
     Stage(
@@ -403,7 +368,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "report", 2,
-        ("benchmark", "backbone", "encoder", "embeddings", "index", "supports", "vis",
+        ("benchmark", "backbone", "encoder", "embeddings", "index", "known", "supports", "vis",
          "vis_no_fuser", "evaluation"),
         lambda experiment: {
             "name": experiment.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,12 @@ VIDEOS = {
     )
     for video, windows in ((3, 1), (5, 4), (8, 2), (13, 3))
 }
+HANDICAPPED = {
+    video: dataclasses.replace(
+        one, handicap=np.random.default_rng(video).uniform(0, 0.5, len(one.vectors))
+    )
+    for video, one in VIDEOS.items()
+}
 QUERIES = [
     Asked("3:cat", 3, 0, frozenset({NAMES[7], "gone"})),
     Asked("5:dog", 5, 1),
@@ -34,12 +42,13 @@ QUERIES = [
 PAIRS = {"3:cat": (8, 13), "5:dog": (13, 8)}
 
 
-def best(video: int, power: float = 0.0) -> np.ndarray:
+def best(video: int, power: float = 0.0, of: dict[int, Described] = VIDEOS) -> np.ndarray:
     """Score of each clip of the corpus by a video's best window."""
-    scores = np.full(CLIPS, -9.0)
-    for vector, mass in zip(VIDEOS[video].vectors, VIDEOS[video].foreground, strict=True):
+    scores, seen = np.full(CLIPS, -9.0), of[video]
+    for window, (vector, mass) in enumerate(zip(seen.vectors, seen.foreground, strict=True)):
+        off = 0.0 if seen.handicap is None else float(seen.handicap[window])
         for row, clip in enumerate(CORPUS):
-            scores[row] = max(scores[row], float(vector @ clip) * float(mass) ** power)
+            scores[row] = max(scores[row], float(vector @ clip) * float(mass) ** power - off)
     return scores
 
 
@@ -59,14 +68,17 @@ def test_random_clips_are_those_of_the_seed_and_not_of_the_own_source() -> None:
     assert method([Asked("5:dog", 5, 2)], 17) != [other]
 
 
-def test_random_clips_of_described_queries_have_scores_that_choose_nothing() -> None:
+@pytest.mark.parametrize("videos", [VIDEOS, HANDICAPPED])
+def test_random_clips_of_described_queries_have_scores_that_choose_nothing(
+    videos: dict[int, Described],
+) -> None:
     blind, scored = (
         RandomClips(INDEX, np.arange(CLIPS), describe)(QUERIES, 7)
-        for describe in (None, VIDEOS.__getitem__)
+        for describe in (None, videos.__getitem__)
     )
     assert [one.supports for one in blind] == [one.supports for one in scored]
     for query, one in zip(QUERIES, scored, strict=True):
-        scores = best(query.video)[[NAMES.index(clip) for clip in one.supports]]
+        scores = best(query.video, of=videos)[[NAMES.index(clip) for clip in one.supports]]
         np.testing.assert_allclose(one.scores, scores, atol=1e-5)
 
 
@@ -76,25 +88,33 @@ def test_oracle_videos_are_the_pairs() -> None:
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize("share", [False, True])
-def test_retrieved_clips_are_the_nearest(power: float, share: bool) -> None:
+@pytest.mark.parametrize("videos", [VIDEOS, HANDICAPPED])
+def test_retrieved_clips_are_the_nearest(
+    power: float, share: bool, videos: dict[int, Described]
+) -> None:
     searched = np.arange(0, CLIPS, 3) if share else None
     outside = set(range(CLIPS)) - set(searched.tolist()) if searched is not None else set()
-    method = RetrievedClips(INDEX, VIDEOS.__getitem__, 1.0, power, searched)
+    method = RetrievedClips(INDEX, videos.__getitem__, 1.0, power, searched)
     one, other = method(QUERIES, 11)
-    assert one.supports == ranked(best(3, power), outside | {7}, 11)
+    assert one.supports == ranked(best(3, power, videos), outside | {7}, 11)
     assert one.own_source == (0 if share else 1)
-    assert other.supports == ranked(best(5, power), outside, 11)
+    assert other.supports == ranked(best(5, power, videos), outside, 11)
     assert list(other.scores) != [] and max(other.scores) <= 1
+    if not power:
+        rows = [NAMES.index(str(clip)) for clip in other.supports]
+        np.testing.assert_allclose(other.scores, best(5, of=videos)[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize("by", [1, 3])
-def test_an_expanded_query_asks_again(by: int, power: float) -> None:
-    method = RetrievedClips(INDEX, VIDEOS.__getitem__, 0.9, power, None, by, CLIPS)
+@pytest.mark.parametrize("videos", [VIDEOS, HANDICAPPED])
+def test_an_expanded_query_asks_again(by: int, power: float, videos: dict[int, Described]) -> None:
+    method = RetrievedClips(INDEX, videos.__getitem__, 0.9, power, None, by, CLIPS)
     (found,) = method(QUERIES[1:], 11)
-    seen = VIDEOS[5]
+    seen = videos[5]
     cosines = np.array([[float(vector @ clip) for clip in CORPUS] for vector in seen.vectors])
     weighted = cosines * seen.foreground[:, None] ** power
+    weighted -= 0 if seen.handicap is None else seen.handicap[:, None]
     near = set(np.flatnonzero(cosines.max(0) > 0.9).tolist())
     first = [NAMES.index(name) for name in ranked(weighted.max(0), near, by)]
     windows = np.mean([seen.vectors[weighted[:, row].argmax()] for row in first], axis=0)
@@ -105,10 +125,13 @@ def test_an_expanded_query_asks_again(by: int, power: float) -> None:
 
 
 @pytest.mark.parametrize("labelled", [1, 2])
-def test_semi_shot_finds_what_query_and_labelled_videos_are_near_to(labelled: int) -> None:
+@pytest.mark.parametrize("seen", [VIDEOS, HANDICAPPED])
+def test_semi_shot_finds_what_query_and_labelled_videos_are_near_to(
+    labelled: int, seen: dict[int, Described]
+) -> None:
     method = SemiShot(
         INDEX,
-        VIDEOS.__getitem__,
+        seen.__getitem__,
         PAIRS,
         lambda video: frozenset({NAMES[11]} if video == 8 else ()),
         labelled,
@@ -117,7 +140,7 @@ def test_semi_shot_finds_what_query_and_labelled_videos_are_near_to(labelled: in
     )
     (one,) = method(QUERIES[:1], labelled + 5)
     videos = PAIRS["3:cat"][:labelled]
-    scores = np.mean([best(video) for video in (3, *videos)], axis=0)
+    scores = np.mean([best(video, of=seen) for video in (3, *videos)], axis=0)
     clips = ranked(scores, {7, 11}, 5)
     assert one.supports == (*videos, *clips)
     expected = [scores[NAMES.index(clip)] for clip in clips]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfshot.retrieval.index import ClipIndex, build_index
-from selfshot.retrieval.supports import draw, retrieve
+from selfshot.retrieval.supports import Described, draw, retrieve
 
 DIM = 7
 
@@ -57,8 +57,7 @@ def test_equals_scoring_the_whole_corpus(windows: int, clips: int, power: float)
         own = {int(row) for row in rng.choice(clips, 2, replace=False)}
         found = retrieve(
             index,
-            queries,
-            foreground,
+            Described(queries, foreground),
             count,
             duplicate_cosine=0.9,
             own_source={f"clip-{row:04d}" for row in own},
@@ -74,7 +73,7 @@ def test_scores_are_cosines_whatever_the_foreground() -> None:
     index, corpus = random_index(rng, 23)
     query = rng.normal(size=(1, DIM)).astype(np.float32)
     settings: dict[str, Any] = {"duplicate_cosine": 1.0, "foreground_power": 3.0}
-    found = retrieve(index, query, np.array([0.5], np.float32), 5, **settings)
+    found = retrieve(index, Described(query, np.array([0.5], np.float32)), 5, **settings)
     cosines = np.sort(corpus @ unit(query)[0])[::-1][:5]
     np.testing.assert_allclose(found.scores, cosines, atol=2e-6)
 
@@ -85,10 +84,16 @@ def test_a_window_of_much_foreground_wins() -> None:
     windows = np.array([[1, 0, 0], [0, 0.8, 0.6]], np.float32)
     foreground = np.array([0.1, 0.9], np.float32)
     settings: dict[str, Any] = {"duplicate_cosine": 1.0}
-    with_power = retrieve(index, windows, foreground, 3, foreground_power=1.0, **settings)
+    with_power = retrieve(
+        index, Described(windows, foreground), 3, foreground_power=1.0, **settings
+    )
     assert with_power.clip_ids == ("b", "c", "a")
     assert with_power.scores == pytest.approx((0.8, 0.6, 1.0))
-    assert retrieve(index, windows, foreground, 3, **settings).clip_ids == ("a", "b", "c")
+    assert retrieve(index, Described(windows, foreground), 3, **settings).clip_ids == (
+        "a",
+        "b",
+        "c",
+    )
 
 
 def test_near_duplicates_and_own_source_are_left_out_and_counted() -> None:
@@ -97,12 +102,16 @@ def test_near_duplicates_and_own_source_are_left_out_and_counted() -> None:
     query = corpus[[4]]
     own = ("clip-0002", "clip-0011", "clip-0017")
     found = retrieve(
-        index, query, np.ones(1, np.float32), 19, duplicate_cosine=0.995, own_source=own
+        index, Described(query, np.ones(1, np.float32)), 19, duplicate_cosine=0.995, own_source=own
     )
     assert len(found.clip_ids) == 15 and found.near_duplicates == 1 and found.own_source == 3
     assert not {"clip-0004", *own} & set(found.clip_ids)
     both = retrieve(
-        index, query, np.ones(1, np.float32), 5, duplicate_cosine=0.995, own_source=["clip-0004"]
+        index,
+        Described(query, np.ones(1, np.float32)),
+        5,
+        duplicate_cosine=0.995,
+        own_source=["clip-0004"],
     )
     # A clip of the query's own source is counted as that, even if it is the query itself.
     assert both.near_duplicates == 0 and both.own_source == 1
@@ -115,7 +124,11 @@ def test_own_source_is_counted_however_far_its_clips_are() -> None:
     index = build_index(vectors, [f"{row:03d}" for row in range(101)])
     query, foreground = np.array([[1, -0.5]], np.float32), np.ones(1, np.float32)
     found = retrieve(
-        index, query, foreground, 2, duplicate_cosine=1.0, own_source=["099", "100", "elsewhere"]
+        index,
+        Described(query, foreground),
+        2,
+        duplicate_cosine=1.0,
+        own_source=["099", "100", "elsewhere"],
     )
     assert found.clip_ids == ("000", "001") and found.own_source == 2
 
@@ -135,7 +148,7 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
         return search(queries, k, subset)
 
     index.search_rows = counted  # type: ignore[method-assign, assignment]
-    found = retrieve(index, query, np.ones(1, np.float32), 3, duplicate_cosine=0.99)
+    found = retrieve(index, Described(query, np.ones(1, np.float32)), 3, duplicate_cosine=0.99)
     wanted, duplicates = brute_force(corpus, query, np.ones(1), 3, 0.0, 0.99, set())
     assert list(found.clip_ids) == wanted and found.near_duplicates == duplicates >= copies
     assert len(asked) == times
@@ -145,10 +158,14 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
 def test_fewer_clips_than_wanted() -> None:
     rng = np.random.default_rng(7)
     index, corpus = random_index(rng, 5)
-    found = retrieve(index, corpus[[0]], np.ones(1, np.float32), 11, duplicate_cosine=0.999)
+    found = retrieve(
+        index, Described(corpus[[0]], np.ones(1, np.float32)), 11, duplicate_cosine=0.999
+    )
     assert len(found.clip_ids) == 4 == len(found.scores) and found.near_duplicates == 1
     alone = build_index(corpus[:1], ["only"])
-    nothing = retrieve(alone, corpus[[0]], np.ones(1, np.float32), 1, duplicate_cosine=0.999)
+    nothing = retrieve(
+        alone, Described(corpus[[0]], np.ones(1, np.float32)), 1, duplicate_cosine=0.999
+    )
     assert nothing.clip_ids == () and nothing.near_duplicates == 1
 
 
@@ -159,7 +176,7 @@ def test_ties_are_settled_by_name() -> None:
     for order in (range(6), reversed(range(6))):
         rows = list(order)
         index = build_index(vectors[rows], [names[row] for row in rows])
-        found = retrieve(index, query, np.ones(1, np.float32), 6, duplicate_cosine=1.0)
+        found = retrieve(index, Described(query, np.ones(1, np.float32)), 6, duplicate_cosine=1.0)
         assert found.clip_ids == ("b", "f", "a", "e", "c", "d")
 
 

@@ -37,11 +37,14 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("benchmark.corpus_clips=25", ALL),
         ("backbone.temperature=0.2", ALL - {"benchmark"}),
         ("backbone.optimiser.steps=7", ALL - {"benchmark"}),
-        ("encoder.momentum=0.9", {"encoder", *RETRIEVED}),
+        ("encoder.momentum=0.9", {"encoder", "known", *RETRIEVED}),
         ("embedding.num_frames=2", RETRIEVED),
         ("embedding.dtype=float16", RETRIEVED),
         ("supports.shots=[1, 3]", {"supports", *EVALUATED}),
-        ("supports.vectors=global", {"supports", *EVALUATED}),
+        ("supports.window_size=2", {"supports", *EVALUATED}),
+        ("supports.known_weight=0.25", {"supports", *EVALUATED}),
+        ("supports.known_nearest=1", {"supports", *EVALUATED}),
+        ("supports.known_clips=1", {"known", "supports", *EVALUATED}),
         ("supports.extra=[0, 1]", {"supports", *EVALUATED}),
         ("supports.corpus_share=0.5", {"supports", *EVALUATED}),
         ("supports.judged_ranks=7", {"supports", *EVALUATED}),
@@ -99,6 +102,17 @@ def test_a_setting_that_came_later_leaves_what_was_made_before(tmp_path: Path) -
     assert {name for name in made if made[name] != settings[name]} == {"evaluation"}
 
 
+def test_without_weight_nothing_known_is_read(tmp_path: Path) -> None:
+    plan = keys(tmp_path, "supports.known_weight=0")
+    assert set(plan) == ALL - {"known"}
+    others = ("supports.known_nearest=1", "supports.known_clips=1")
+    assert keys(tmp_path, "supports.known_weight=0", *others) == plan
+    alone = keys(tmp_path, "supports.known_weight=0", "supports.vectors=global")
+    assert {name for name in plan if plan[name] != alone[name]} == {"supports", *EVALUATED}
+    with pytest.raises(UserError, match=r"known_weight: 0\.5 needs vectors: windows"):
+        load_experiment(TOY, ["supports.vectors=global"])
+
+
 def test_a_row_brings_its_settings(tmp_path: Path) -> None:
     crops = "evaluation.supports=[no_fuser, temporal_crops]"
     semi = "evaluation.supports=[no_fuser, semi_shot]"
@@ -138,7 +152,7 @@ def test_without_the_row_there_is_no_model_without_fuser(tmp_path: Path) -> None
         ("backbone", ["benchmark", "backbone"]),
         ("vis", ["benchmark", "backbone", "vis"]),
         ("index", ["benchmark", "backbone", "encoder", "embeddings", "index"]),
-        ("supports", ["benchmark", "backbone", "encoder", "embeddings", "index", "supports"]),
+        ("supports", [stage.name for stage in STAGES[:7]]),
         ("evaluation", [stage.name for stage in STAGES if stage.name != "report"]),
         ("report", [stage.name for stage in STAGES]),
     ],
@@ -169,7 +183,7 @@ def test_a_plan_writes_nothing_and_says_what_is_there(tmp_path: Path) -> None:
     first.path.mkdir()
     assert plan_experiment(experiment)[0].status == "partial"
     (first.path / "manifest.json").write_text('{"files": {}}')
-    assert [plan.status for plan in plan_experiment(experiment)] == ["done", *["to do"] * 9]
+    assert [plan.status for plan in plan_experiment(experiment)] == ["done", *["to do"] * 10]
 
 
 def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def shared(plan: StudyPlan) -> dict[str, int]:
     return {stage: stages.count(stage) for stage in stages}
 
 
-TRAINED = {"benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1}
+TRAINED = {"benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1}
 
 
 @pytest.mark.parametrize(

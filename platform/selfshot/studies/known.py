@@ -1,0 +1,82 @@
+"""The stage `known`: Φ of labelled clips of the seen classes, which retrieval looks away from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.config.errors import UserError
+from selfshot.models.trained_encoder import load_encoder
+from selfshot.studies.describing import QUERIES_AT_ONCE
+
+VECTORS_FILE, VIDEOS_FILE = "known.safetensors", "known.json"
+
+
+def embed_known(
+    folder: Path,
+    clips_per_class: int,
+    *,
+    benchmark_folder: Path,
+    encoder_folder: Path,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Write the vectors of the first support videos of each class of the side `train`.
+
+    Args:
+        folder: of the stage.
+        clips_per_class: videos of a class at most.
+        benchmark_folder: of the benchmark.
+        encoder_folder: of the trained Φ.
+        on_progress: told how many videos of how many are embedded.
+
+    Returns:
+        How many clips of how many classes there are.
+
+    Raises:
+        UserError: the benchmark has no support video of a seen class.
+    """
+    benchmark = load_benchmark(benchmark_folder)
+    reader = benchmark.reader(benchmark_folder)
+    by_class = {
+        name: list(videos[:clips_per_class])
+        for name, videos in benchmark.supports["train"].items()
+        if videos
+    }
+    videos = sorted({video for some in by_class.values() for video in some})
+    if not videos:
+        raise UserError(
+            "supports.known_weight: the benchmark has no support video of a seen class; set it to 0"
+        )
+    encoder = load_encoder(encoder_folder)
+    vectors = []
+    for start in range(0, len(videos), QUERIES_AT_ONCE):
+        part = videos[start : start + QUERIES_AT_ONCE]
+        vectors.append(encoder.embed(np.stack([reader.frames(video) for video in part])))
+        on_progress(min(start + QUERIES_AT_ONCE, len(videos)), len(videos))
+    save_file(
+        {"vectors": np.ascontiguousarray(np.concatenate(vectors), np.float32)},
+        folder / VECTORS_FILE,
+    )
+    (folder / VIDEOS_FILE).write_text(json.dumps({"videos": videos, "classes": by_class}))
+    return {"clips": len(videos), "classes": len(by_class)}
+
+
+def read_known(folder: Path) -> Float[np.ndarray, "clips dim"]:
+    """The vectors that `embed_known` wrote.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = folder / VECTORS_FILE
+    try:
+        return load_file(path)["vectors"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: it cannot be read: {error}; make the stage again") from None

@@ -1,0 +1,62 @@
+"""The two stages of retrieval: what is known already, and each query's supports."""
+
+from __future__ import annotations
+
+from selfshot.studies.context import Context, Metrics
+from selfshot.studies.settings import kinds_on_demand
+from selfshot.studies.store import StageFolder
+
+
+def make_known(context: Context, folder: StageFolder) -> Metrics:
+    """Φ of labelled clips of the seen classes."""
+    from selfshot.studies.known import embed_known
+
+    return embed_known(
+        folder.path,
+        context.experiment.supports.known_clips,
+        benchmark_folder=context.folders["benchmark"],
+        encoder_folder=context.folders["encoder"] / "export",
+        on_progress=context.progress.every("labelled clips of seen classes"),
+    )
+
+
+def make_supports(context: Context, folder: StageFolder) -> Metrics:
+    """Supports of every query, and how good the retrieval is."""
+    from selfshot.studies.choosing import SupportSettings, choose_supports
+
+    experiment = context.experiment
+    section = experiment.supports
+    metrics = choose_supports(
+        folder.path,
+        SupportSettings(
+            **section.model_dump(exclude={"shots", "extra", "known_clips"}),
+            count=max(section.shots) + max(section.extra),
+            kinds=kinds_on_demand(experiment),
+        ),
+        benchmark_folder=context.folders["benchmark"],
+        encoder_folder=context.folders["encoder"] / "export",
+        index_folder=context.folders["index"],
+        known_folder=context.folders.get("known"),
+        seeds=experiment.evaluation.seeds,
+        max_queries=experiment.evaluation.max_queries_per_seed,
+        on_message=context.progress.note,
+    )
+    test = metrics["test"]
+    context.progress.note(
+        f"precision@5 on unseen classes: {100 * test['precision_at']['5']:.1f}% "
+        f"(chance {100 * test['chance']:.1f}%), mAP {100 * test['mAP']:.1f}% "
+        f"(random {100 * test['random']['mAP']:.1f}%)"
+        if "precision_at" in test
+        else "the corpus has no labels, so no precision is known"
+    )
+    context.progress.note(
+        f"left out: {test['excluded_near_duplicates']} near duplicates, "
+        f"{test['excluded_same_source']} clips of a query's own source"
+    )
+    # Flat numbers beside the nested ones: those are what MLflow can draw.
+    flat = {
+        f"test_{name}_{k}": value
+        for name in ("precision_at", "recall_at")
+        for k, value in test.get(name, {}).items()
+    }
+    return {**metrics, **flat, **({"test_mAP": test["mAP"]} if "mAP" in test else {})}
