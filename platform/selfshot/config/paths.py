@@ -114,6 +114,9 @@ def check_inputs(experiment: Experiment) -> None:
     if weights is not None:
         wanted = "a .safetensors or PyTorch file of weights"
         problems.append(_input_problem("backbone.weights", weights, wanted))
+    if experiment.vis.initial is not None:
+        wanted = "the vis.safetensors that an earlier training exported"
+        problems.append(_input_problem("vis.initial", experiment.vis.initial, wanted))
     given = experiment.encoder.weights
     if given is not None and not is_address(given):
         wanted = "a .safetensors or PyTorch file of weights"

@@ -133,6 +133,9 @@ class VisConfig(Section):
         1, description="parts of a batch that are computed one after another"
     )
     train_shots: Count = 1
+    initial: Annotated[Path | None, LATER] = Field(
+        None, description="vis.safetensors of an earlier training, which this one goes on from"
+    )
     support_frames: Annotated[Count | None, LATER] = Field(
         None, description="frames of a support; none: benchmark.num_frames; 1: its middle frame"
     )

@@ -42,32 +42,64 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         raise UserError(f"{path}: it cannot be read: {error}; make the stage again") from None
 
 
+def _difference(module: nn.Module, state: dict[str, Tensor]) -> str | None:
+    """The first weight that the module wants and the state has not, or not of that shape."""
+    for name, value in module.state_dict().items():
+        if name not in state:
+            return f"{name} is missing"
+        if state[name].shape != value.shape:
+            shapes = [" × ".join(map(str, x.shape)) or "one number" for x in (state[name], value)]
+            return f"{name} is {shapes[0]} where {shapes[1]} is wanted"
+    return None
+
+
 def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load weights that must be a module's own.
 
     Raises:
         UserError: they are of another configuration; names the first difference.
     """
-    wanted = module.state_dict()
-    for name, value in wanted.items():
-        if name not in state:
-            difference = f"{name} is missing"
-        elif state[name].shape != value.shape:
-            shapes = [" × ".join(map(str, x.shape)) or "one number" for x in (state[name], value)]
-            difference = f"{name} is {shapes[0]} where {shapes[1]} is wanted"
-        else:
-            continue
-        break
-    else:
-        unexpected = [name for name in state if name not in wanted]
-        if not unexpected:
-            module.load_state_dict(state)
-            return
-        difference = f"{unexpected[0]} is one weight too many"
-    raise UserError(
-        f"{path}: these weights are of another configuration than the settings beside them: "
-        f"{difference}; make the stage again"
-    )
+    difference = _difference(module, state)
+    unexpected = state.keys() - module.state_dict().keys()
+    if difference is None and unexpected:
+        difference = f"{min(unexpected)} is one weight too many"
+    if difference is not None:
+        raise UserError(
+            f"{path}: these weights are of another configuration than the settings beside them: "
+            f"{difference}; make the stage again"
+        )
+    module.load_state_dict(state)
+
+
+def start_from(model: VisModel, path: Path) -> None:
+    """Give a VIS network the weights of an earlier training.
+
+    A network without a fuser leaves the weights of the fuser and what belongs to it.
+
+    Args:
+        model: of the same settings as that of the earlier training, `fuser` apart.
+        path: the `vis.safetensors` that it exported.
+
+    Raises:
+        UserError: the file cannot be read, or is of other settings; names the first difference.
+    """
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"vis.initial: {path} cannot be read: {error}; give the vis.safetensors that an "
+            "earlier training exported"
+        ) from None
+    difference = _difference(model, state)
+    if difference is None and model.reads_supports:
+        unexpected = state.keys() - model.state_dict().keys()
+        difference = f"{min(unexpected)} is one weight too many" if unexpected else None
+    if difference is not None:
+        raise UserError(
+            f"vis.initial: {path} is of other settings than vis and backbone: {difference}; set "
+            "both sections as that training had them"
+        )
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
 
 
 def load_backbone(folder: Path) -> PretrainedBackbone:

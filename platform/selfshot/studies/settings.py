@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from selfshot.config.benchmarks import SpritesBenchmark, Yt8mSegments
@@ -39,6 +40,11 @@ def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "optimiser": optimiser}
 
 
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
     """Of a trained network, with what of the machine changes its weights."""
 
@@ -52,8 +58,9 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
             "zero_stage": compute.zero_stage,
         }
         if name == "backbone" and experiment.backbone.weights is not None:
-            with experiment.backbone.weights.open("rb") as file:
-                section["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+            section["weights"] = _file_digest(experiment.backbone.weights)
+        if name == "vis" and experiment.vis.initial is not None:
+            section["initial"] = _file_digest(experiment.vis.initial)
         if name == "vis" and not isinstance(experiment.benchmark, SpritesBenchmark):
             # Padding was attended to once. Composed clips have none, and were always alike.
             section["padding"] = "left out"

@@ -224,7 +224,7 @@ def _make_index(context: Context, folder: StageFolder) -> Metrics:
 def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
     def make(context: Context, folder: StageFolder) -> Metrics:
         section = context.experiment.vis
-        kwargs = {
+        kwargs: dict[str, Any] = {
             "benchmark": str(context.folders["benchmark"]),
             "backbone": str(context.folders["backbone"] / "export"),
             "seed": context.experiment.seed,
@@ -238,6 +238,13 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
             "learning_rate": section.optimiser.learning_rate,
             "backbone_learning_rate": section.backbone_learning_rate,
         }
+        if section.initial is not None:
+            from selfshot.training.vis import VisTask
+
+            kwargs["initial"] = str(section.initial.resolve())
+            # Built here: weights of other settings are told before Ray starts a worker.
+            VisTask(**kwargs)
+            context.progress.note(f"goes on from {section.initial}")
         validation = None
         if section.validation.every:
             validation = {

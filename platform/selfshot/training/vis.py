@@ -19,7 +19,7 @@ from selfshot.models.baselines.siamese_mask_rcnn import SiameseMaskRcnn
 from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.vis_model import VisModel
-from selfshot.models.weights import load_backbone, save_weights
+from selfshot.models.weights import load_backbone, save_weights, start_from
 from selfshot.ops.set_loss import class_weight_of, set_loss
 from selfshot.training.mask_rcnn import MaskRcnnTraining
 
@@ -140,6 +140,7 @@ class VisTask:
         support_frames: int | None = None,
         accumulate: int = 1,
         method: str = "self_shot",
+        initial: str | None = None,
     ) -> None:
         """Build it.
 
@@ -157,6 +158,8 @@ class VisTask:
             support_frames: frames of a support; none: those of a query.
             accumulate: parts of a batch that are computed one after another.
             method: which of `models.methods.METHODS`.
+            initial: `vis.safetensors` of an earlier training, from which this one goes on; the
+                backbone is of it too.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
@@ -171,6 +174,8 @@ class VisTask:
         network = build_vis(pretrained, method, **model)
         if network.object_head is not None:
             network.object_head.load_state_dict(whole.foreground.state_dict())
+        if initial is not None:
+            start_from(network, Path(initial))
         self.module = training_of(network, weights)
         reader = manifest.reader(folder)
         annotations = reader.annotations

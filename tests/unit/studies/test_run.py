@@ -9,6 +9,7 @@ import pytest
 
 from selfshot.config.errors import UserError
 from selfshot.config.load import load_experiment
+from selfshot.config.paths import check_inputs
 from selfshot.config.schema import Experiment
 from selfshot.studies.run import (
     plan_experiment,
@@ -100,6 +101,21 @@ def test_a_setting_that_came_later_leaves_what_was_made_before(tmp_path: Path) -
     made = {stage.name: stage.settings(changed) for stage in STAGES}
     assert made["evaluation"]["support_frames"] == 1
     assert {name for name in made if made[name] != settings[name]} == {"evaluation"}
+
+
+def test_the_weights_that_a_training_goes_on_from_are_in_its_key(tmp_path: Path) -> None:
+    first, copy, other = (tmp_path / name for name in ("a", "b", "c"))
+    for path, content in ((first, b"1"), (copy, b"1"), (other, b"2")):
+        path.write_bytes(content)
+    plain, one, same, another = (
+        keys(tmp_path, *([] if path is None else [f"vis.initial={path}"]))
+        for path in (None, first, copy, other)
+    )
+    assert one == same
+    assert {name for name in plain if plain[name] != one[name]} == VIS
+    assert {name for name in plain if another[name] != one[name]} == VIS
+    with pytest.raises(UserError, match=r"vis\.initial: .*none does not exist"):
+        check_inputs(load_experiment(TOY, [f"vis.initial={tmp_path / 'none'}"]))
 
 
 def test_without_weight_nothing_known_is_read(tmp_path: Path) -> None:

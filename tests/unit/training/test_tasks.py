@@ -263,6 +263,41 @@ class TestVis:
     def test_batches_are_pure(self, make: Any, check_pure: Any) -> None:
         check_pure(make(), make())
 
+    def test_goes_on_from_an_earlier_training(self, make: Any, tmp_path: Path) -> None:
+        earlier = make(seed=5)
+        with torch.no_grad():
+            earlier.module.model.foreground_head.bias.fill_(0.25)
+        earlier.export(tmp_path)
+        wanted = earlier.module.model.state_dict()
+        path = str(tmp_path / "vis.safetensors")
+        found = make(initial=path).module.model.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        assert found.keys() == wanted.keys()
+        alone = make({"fuser": False}, initial=path).module.model.state_dict()
+        assert 0 < len(alone) < len(wanted)
+        assert all(torch.equal(value, wanted[name]) for name, value in alone.items())
+
+    @pytest.mark.parametrize(
+        ("model", "difference"),
+        [
+            ({"num_instances": 5}, r"instance_queries is 3 × 12 where 5 × 12 is wanted"),
+            ({"fuser_layers": 2}, r"fuser\.layers\.1\.\S+ is missing"),
+            ({"decoder_layers": 1}, r"decoder\.layers\.1\.\S+ is one weight too many"),
+        ],
+    )
+    def test_an_earlier_training_of_other_settings(
+        self, make: Any, tmp_path: Path, model: dict[str, Any], difference: str
+    ) -> None:
+        make().export(tmp_path)
+        with pytest.raises(UserError, match=f"vis.initial: .*{difference}; set both sections"):
+            make(model, initial=str(tmp_path / "vis.safetensors"))
+
+    def test_a_damaged_file_of_an_earlier_training(self, make: Any, tmp_path: Path) -> None:
+        path = tmp_path / "vis.safetensors"
+        path.write_bytes(b"no weights")
+        with pytest.raises(UserError, match=r"vis.initial: .* cannot be read"):
+            make(initial=str(path))
+
     def test_any_number_of_ranks_shares_the_same_episodes(self, make: Any) -> None:
         task = make(episodes_per_batch=6)
         whole = task.batch(4, 0, 1)
