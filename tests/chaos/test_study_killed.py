@@ -66,8 +66,8 @@ def test_a_study_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert stages.items() <= made().items()
     counts = [path.parts[-3] for path in made()]
     assert {stage: counts.count(stage) for stage in counts} == {
-        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "vis": 1,
-        "supports": 6, "evaluation": 6,
+        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1,
+        "vis": 1, "supports": 6, "evaluation": 6,
     }  # fmt: skip
     summary = json.loads((output / "study" / "report" / "results.json").read_text())
     assert len(summary["trials"]) == 6 and summary["unfinished"] == []

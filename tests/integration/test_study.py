@@ -46,7 +46,7 @@ def test_every_trial_is_done_and_shared_stages_are_made_once(output: Path, first
     assert first.failures == {} and len(first.results) == 4
     made = [path.parts[-3] for path in manifests(output)]
     assert {stage: made.count(stage) for stage in made} == {
-        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1,
+        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1,
         "supports": 2, "vis": 2, "evaluation": 4,
     }  # fmt: skip
     assert all(trial.done for trial in plan_study(loaded(output)).trials)

@@ -14,7 +14,9 @@ import pytest
 
 from selfshot import __version__, cli
 from selfshot.config.errors import UserError
+from selfshot.config.load import load_experiment
 from selfshot.config.schema import Experiment
+from selfshot.studies.run import plan_experiment
 
 FOLDER = (
     "benchmark: {kind: folder, annotations: none.json, frames: none, corpus: none, "
@@ -372,6 +374,20 @@ def test_report_and_verify(say, study) -> None:
     answer = say("verify", "good.yaml")
     assert answer.code == 1
     assert "changed" in answer.out
+
+
+def test_where_a_stage_lies(say) -> None:
+    assert_refused(
+        say("where", "good.yaml", "vis"), ["good: vis is not done in runs", "selfshot run"]
+    )
+    assert_refused(
+        say("where", "good.yaml", "known"), ["STAGE: known is not allowed (benchmark, backbone, "]
+    )
+    (plan,) = plan_experiment(load_experiment(Path("good.yaml")), "benchmark")
+    plan.path.mkdir(parents=True)
+    (plan.path / "manifest.json").write_text('{"files": {}}')
+    answer = say("where", "good.yaml", "benchmark")
+    assert answer.out == f"{plan.path}\n" and answer.code == 0
 
 
 def test_a_stop_is_no_traceback(say, study) -> None:

@@ -150,6 +150,23 @@ def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def where(
+    experiment: ExperimentFile,
+    stage: Annotated[str, typer.Argument(help="Such as vis or encoder.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print the folder of a finished stage, such as that of the trained vis."""
+    loaded = load_checked(experiment, overrides)
+    from selfshot.studies.finished import stage_folders
+    from selfshot.studies.stages import STAGES
+
+    names = [one.name for one in STAGES if one.wanted(loaded)]
+    if stage not in names:
+        raise UserError(f"STAGE: {stage} is not allowed ({', '.join(names)})")
+    print(stage_folders(loaded, [stage])[stage])
+
+
+@app.command()
 def verify(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Hash the experiment's stored files again; exit with 1 if one has changed."""
     loaded = load_checked(experiment, overrides)

@@ -31,8 +31,8 @@ from selfshot.retrieval.building import load_index
 from selfshot.retrieval.known import KnownClips
 from selfshot.retrieval.methods import Asked, RetrievedClips
 from selfshot.studies.describing import describe_clips
+from selfshot.studies.finished import stage_folders
 from selfshot.studies.known import read_known
-from selfshot.studies.run import open_store, plan_experiment
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESULTS = "results.json"
@@ -160,29 +160,6 @@ def retrieve_supports(
 def retrieval_stages(experiment: Experiment) -> list[str]:
     """The stages that `retrieve_supports` reads."""
     return ["encoder", "index", *(["known"] if experiment.supports.known_weight else [])]
-
-
-def stage_folders(experiment: Experiment, wanted: Sequence[str]) -> dict[str, Path]:
-    """Folders of finished stages.
-
-    Raises:
-        UserError: one of them is not done.
-    """
-    plans = {plan.stage: plan for plan in plan_experiment(experiment)}
-    missing = [name for name in wanted if name not in plans or plans[name].status != "done"]
-    if missing:
-        raise UserError(
-            f"{experiment.name}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
-            f"done in {experiment.output}; run `selfshot run` on the experiment first, with the "
-            "same --set"
-        )
-    store = open_store(experiment)
-    for name in wanted:
-        if plans[name].stored is not None and store.find(name, plans[name].key) is None:
-            raise UserError(
-                f"{experiment.name}: {plans[name].stored} is damaged; run `selfshot run` again"
-            )
-    return {name: plans[name].path for name in wanted}
 
 
 def predict(
