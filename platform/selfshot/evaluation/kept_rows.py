@@ -7,12 +7,16 @@ and again; their rows are predicted once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+LEFT_S = 3600.0
 
 
 class KeptRows:
@@ -58,10 +62,19 @@ class KeptRows:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        _sweep(self.folder)
         content = predictions.read_bytes()
         _write(self.folder / f"{key}.predictions.json", content)
         kept = {"scores": dict(scores), "sha256": hashlib.sha256(content).hexdigest()}
         _write(self.folder / f"{key}.json", json.dumps(kept).encode())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half written; nobody writes a row for an hour."""
+    for left in folder.glob(".*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # Another trial sweeps as well.
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                left.unlink()
 
 
 def _write(path: Path, content: bytes) -> None:

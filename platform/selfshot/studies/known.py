@@ -44,7 +44,6 @@ def embed_known(
         UserError: the benchmark has no support video of a seen class.
     """
     benchmark = load_benchmark(benchmark_folder)
-    reader = benchmark.reader(benchmark_folder)
     by_class = {
         name: list(videos[:clips_per_class])
         for name, videos in benchmark.supports["train"].items()
@@ -55,7 +54,7 @@ def embed_known(
         raise UserError(
             "supports.known_weight: the benchmark has no support video of a seen class; set it to 0"
         )
-    encoder = load_encoder(encoder_folder)
+    reader, encoder = benchmark.reader(benchmark_folder), load_encoder(encoder_folder)
     vectors = []
     for start in range(0, len(videos), QUERIES_AT_ONCE):
         part = videos[start : start + QUERIES_AT_ONCE]

@@ -307,6 +307,7 @@ def test_every_experiment_of_the_repository_loads(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SELFSHOT_SHARED", "/somewhere")
+    monkeypatch.setenv("SELFSHOT_INITIAL", "/somewhere/vis.safetensors")
     assert load_experiment(path).name
 
 

@@ -1,0 +1,33 @@
+"""The labelled clips that retrieval looks away from: what is wrong is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfshot.benchmarks.manifest import Benchmark
+from selfshot.config.errors import UserError
+from selfshot.studies.known import VECTORS_FILE, embed_known, read_known
+
+
+def test_a_benchmark_without_labelled_supports(tmp_path: Path) -> None:
+    sides = {"train": ("cat",), "val": (), "test": ("dog",)}
+    Benchmark(
+        "empty", "folder", 0, 32, 32, 3, classes=sides,
+        queries=dict.fromkeys(sides, ()), supports={"train": {"cat": ()}, "test": {"dog": (1,)}},
+    ).save(tmp_path)  # fmt: skip
+    with pytest.raises(UserError, match=r"supports\.known_weight: .* no support video .* to 0"):
+        embed_known(
+            tmp_path, 3, benchmark_folder=tmp_path, encoder_folder=tmp_path,
+            on_progress=lambda done, total: None,
+        )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.json"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no vectors"])
+def test_vectors_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / VECTORS_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"known\.safetensors: it cannot be read: .* again"):
+        read_known(tmp_path)
