@@ -20,7 +20,7 @@ TOY = ROOT / "tests" / "integration" / "toy.yaml"
 SETTINGS = [
     "name=study",
     "evaluation.supports=[random, oracle]",
-    "sweep.over={supports.foreground_power: [0.0, 0.5, 1.0], supports.vectors: [global, windows]}",
+    "sweep.over={supports.foreground_power: [0.0, 0.5, 1.0], supports.window_size: [2, 3]}",
     "sweep.parallel=1",
     "sweep.stopping.budgets=[]",
 ]
