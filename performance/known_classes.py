@@ -5,7 +5,7 @@ where all other objects of a query are of seen classes, as most are on sprites. 
 classes chose the weight, and the test classes are printed beside them.
 
     selfshot run experiments/quickstart_known.yaml
-    python performance/known_classes.py [EXPERIMENT.yaml] [OUTPUT]
+    python performance/known_classes.py [EXPERIMENT.yaml [KEY=VALUE ...]]
 
 Prints percent of the first clip, and of the first five, that are of the query's class.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     """Print both tables."""
     given = sys.argv[1:]
     path = Path(given[0] if given else "experiments/quickstart_known.yaml")
-    experiment = load_experiment(path, [f"output={given[1]}"] if len(given) > 1 else [])
+    experiment = load_experiment(path, given[1:])
     folders = stage_folders(experiment, ["benchmark", "encoder", "index", "known"])
     benchmark = load_benchmark(folders["benchmark"])
     reader = benchmark.reader(folders["benchmark"])
