@@ -36,7 +36,7 @@ MEANINGS: dict[str, str] = {
     "temporal_crops": "random stretches of the query video stand in for supports",
     "spatial_crops": "random cut-outs of the query's frames stand in for supports",
     "random": "clips drawn blindly from the unlabelled corpus",
-    "self_shot": "clips retrieved from the unlabelled corpus, without a label",
+    "self_shot": "clips retrieved from the unlabelled corpus",
     "semi_shot": "labelled clips, and unlabelled ones (+n) retrieved with their help",
     "oracle": "clips picked by their class label: what few-shot learning assumes",
 }
@@ -232,19 +232,19 @@ def claim(rows: Rows) -> str:
     scores = f"{gap.self_shot:.1f} AP50 against {gap.random:.1f}"
     if against.verdict == "clear":
         return (
-            f"{at}, supports found without a label segment instances of unseen classes better "
+            f"{at}, supports that nobody labelled segment instances of unseen classes better "
             f"than random ones, {scores}{_and_share(gap)}."
         )
     if against.verdict == "clear, the other way":
-        return f"{at}, supports found without a label did worse than random ones here: {scores}."
+        return f"{at}, supports that nobody labelled did worse than random ones here: {scores}."
     if against.std is None:
         side = "above" if against.mean > 0 else "below" if against.mean < 0 else "level with"
         return (
-            f"{at}, supports found without a label stand {side} random ones, {scores}; without "
+            f"{at}, supports that nobody labelled stand {side} random ones, {scores}; without "
             "several seeds to pair, how much of that is chance is not known."
         )
     return (
-        f"{at}, this run does not separate supports found without a label from random ones: "
+        f"{at}, this run does not separate supports that nobody labelled from random ones: "
         f"{scores}, a difference of {against.mean:+.1f} ± {against.std:.1f} over seeds."
     )
 
