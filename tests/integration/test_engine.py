@@ -16,12 +16,12 @@ import torch
 from engine_parts import mean_colour
 from safetensors.torch import load_file
 
-from selfshot.config.errors import UserError
 from selfshot.data.corpus_manifest import open_manifest
 from selfshot.distributed.embedding import embed_corpus
 from selfshot.distributed.session import ray_session
 from selfshot.distributed.training import TrainingResult, train
 from selfshot.distributed.trials import TrialsFailedError, run_trials
+from selfshot.errors import UserError
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
 from selfshot.training.loop import run_plain
 from selfshot.training.toy import ToyTask

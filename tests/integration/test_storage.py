@@ -15,10 +15,10 @@ import pytest
 import torch
 from s3_server import BUCKET, s3_server
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import load_experiment
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
 from selfshot.data.shared_store import Mirror, SharedStore
+from selfshot.errors import StorageError, UserError
 from selfshot.studies.run import plan_experiment, run_experiment, verify_experiment
 from selfshot.studies.stages import STAGES
 

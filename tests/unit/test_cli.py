@@ -13,9 +13,9 @@ from types import ModuleType
 import pytest
 
 from selfshot import __version__, cli
-from selfshot.config.errors import UserError
 from selfshot.config.load import load_experiment
 from selfshot.config.schema import Experiment
+from selfshot.errors import StorageError, UserError
 from selfshot.studies.run import plan_experiment
 
 FOLDER = (
@@ -409,6 +409,14 @@ def test_a_mistake_found_by_a_worker_is_shown_without_its_traceback(say, study) 
 
     study.run_experiment = failed
     assert_refused(say("run", "good.yaml"), ["error: video 3: no frames\n"])
+
+
+def test_storage_that_is_away_is_shown_without_a_traceback(say, study) -> None:
+    def failed(experiment: Experiment, *, until: str | None = None) -> Path:
+        raise StorageError("storage: s3://gone/x cannot be listed: 503")
+
+    study.run_experiment = failed
+    assert_refused(say("run", "good.yaml"), ["error: storage: s3://gone/x cannot be listed: 503"])
 
 
 def test_a_bug_keeps_its_traceback(say, study) -> None:

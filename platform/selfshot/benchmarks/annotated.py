@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.benchmarks.folder_corpus import OnMessage, in_threads
-from selfshot.config.errors import UserError
 from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import read_json
 from selfshot.data.ytvis import Annotations, SetAside, parse_annotations, resolve_frame
+from selfshot.errors import UserError
 
 FEW_HOLDERS = 16
 

@@ -13,9 +13,9 @@ from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.leakage import query_files, query_sources
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.split import SIDES, UNSEEN, Split, label, split_videos
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import save_annotations
+from selfshot.errors import UserError
 
 
 def assemble(

@@ -16,8 +16,8 @@ from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import Annotations, Track
+from selfshot.errors import UserError
 
 FOLDS = 4
 CLASSES = 80

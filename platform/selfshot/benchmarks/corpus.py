@@ -10,9 +10,9 @@ from typing import Any
 
 from selfshot.benchmarks.folder_corpus import OnMessage, corpus_rows, label_rows
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
 from selfshot.data.sources import fold_source
+from selfshot.errors import UserError
 
 Row = dict[str, Any]
 

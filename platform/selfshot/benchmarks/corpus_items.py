@@ -12,9 +12,9 @@ import pyarrow.fs as pafs
 
 from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, stem, walk_files
 from selfshot.benchmarks.yt8m_segments import iterate_segments
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
 from selfshot.data.storage import open_filesystem
+from selfshot.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,8 @@ from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.folder import name_sides
 from selfshot.benchmarks.folder_corpus import OnMessage, in_threads
 from selfshot.benchmarks.manifest import Benchmark
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import Annotations, Track, Video
+from selfshot.errors import UserError
 from selfshot.ops.masks import Rle, encode_rle, rle_area, rle_to_box
 
 VOID = 255

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from selfshot.benchmarks.remote import list_clips
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
+from selfshot.errors import UserError
 
 
 def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from selfshot.benchmarks.annotated import read_annotated
 from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.manifest import Benchmark
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import Annotations
+from selfshot.errors import UserError
 
 
 def build_folder(

@@ -9,9 +9,9 @@ from typing import Any
 from selfshot.benchmarks.annotated import same_files
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import SIDES, UNSEEN, label, source_of
-from selfshot.config.errors import UserError
 from selfshot.data.sources import fold_source
 from selfshot.data.ytvis import Annotations
+from selfshot.errors import UserError
 
 SHOWN = 5
 

@@ -9,8 +9,8 @@ import numpy as np
 from selfshot.benchmarks.manifest import Benchmark, query_key
 from selfshot.benchmarks.split import label, source_of
 from selfshot.config.benchmarks import PAIRED_SUPPORTS
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import Annotations
+from selfshot.errors import UserError
 
 PAIRED_SIDES = ("val", "test")
 

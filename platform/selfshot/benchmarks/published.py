@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from selfshot.config.document import read_document
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 NEAREST = 3

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, OnMessage, in_threads
-from selfshot.config.errors import UserError
 from selfshot.data.storage import open_filesystem
+from selfshot.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

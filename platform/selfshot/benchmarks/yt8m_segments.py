@@ -30,8 +30,8 @@ from selfshot.benchmarks.folder_corpus import (
 from selfshot.benchmarks.manifest import Benchmark, write_corpus
 from selfshot.benchmarks.remote import hash_clips, list_clips
 from selfshot.benchmarks.split import SIDES
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
+from selfshot.errors import UserError
 
 SLACK_S = 0.5
 """A segment may end this much after its video does: lengths in headers are rounded."""

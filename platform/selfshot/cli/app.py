@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from selfshot import __version__
-from selfshot.config.errors import UserError
 from selfshot.config.printable import printable
+from selfshot.errors import Reported, reported_error
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 130
@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `selfshot`; those of this process by default.
 
     Returns:
-        The exit code: 0, 1 for findings of `verify`, 2 for a mistake that the person can mend,
-        130 when stopped by Ctrl-C.
+        The exit code: 0, 1 for findings of `verify`, 2 for a mistake that the person can mend
+        and for storage that cannot be reached, 130 when stopped by Ctrl-C.
     """
     try:
         code = app(
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
         sys.stdout.flush()
-    except UserError as error:
-        return _fail(_innermost(error))
+    except Reported as error:
+        return _fail(reported_error(error) or error)
     except _usage_error() as error:
         return _fail(_usage_message(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -105,12 +105,6 @@ def _unread(stream: Any) -> bool:
 def _fail(message: object) -> int:
     print("error:", printable(str(message), kept="\n"), file=sys.stderr)
     return EXIT_USER_ERROR
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """A mistake found by a remote worker arrives wrapped together with that worker's traceback."""
-    cause = getattr(error, "cause", None)
-    return _innermost(cause) if isinstance(cause, UserError) else error
 
 
 def _usage_error() -> type[Exception]:

@@ -11,7 +11,7 @@ import typer
 
 from selfshot.cli.app import Overrides, Resume, benchmark_app
 from selfshot.cli.experiments import check_resume, load_checked
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 if TYPE_CHECKING:
     from selfshot.config.schema import Experiment

@@ -11,7 +11,7 @@ import typer
 
 from selfshot.cli.app import Overrides, Resume, app, corpus_app
 from selfshot.cli.experiments import run_until
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 DEFAULT_ENCODER = "efficientnet_lite0"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfshot.cli.app import ExperimentFile, Overrides, Resume, app, train_app
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 if TYPE_CHECKING:
     from selfshot.config.schema import Experiment

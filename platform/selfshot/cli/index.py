@@ -9,7 +9,7 @@ import typer
 
 from selfshot.cli.app import Overrides, Resume, app
 from selfshot.cli.experiments import run_until
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 
 @app.command("index")

@@ -11,7 +11,7 @@ import typer
 from selfshot.cli.app import ExperimentFile, Overrides, app
 from selfshot.cli.experiments import load_checked
 from selfshot.cli.show import Format
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 
 @app.command()

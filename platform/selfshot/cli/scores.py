@@ -13,7 +13,7 @@ from selfshot.cli.app import Overrides, Resume, app
 from selfshot.cli.experiments import run_until
 from selfshot.cli.reading import ReadingProgress
 from selfshot.cli.score_tables import print_set_aside, print_tables
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 if TYPE_CHECKING:
     from selfshot.data.ytvis import Annotations, Prediction, SetAside

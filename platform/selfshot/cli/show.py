@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfshot.cli.app import app
-from selfshot.config.errors import UserError
 from selfshot.config.printable import printable
+from selfshot.errors import UserError
 
 if TYPE_CHECKING:
     from selfshot.benchmarks.manifest import Benchmark

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from selfshot.cli.app import track_app
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 
 @track_app.callback()

@@ -19,7 +19,7 @@ from selfshot.config.allowed import (
     shown,
 )
 from selfshot.config.document import Complaint, Document, Location, dotted
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 MAX_COMPLAINTS = 10
 

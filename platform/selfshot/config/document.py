@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 Location = tuple[str | int, ...]
 

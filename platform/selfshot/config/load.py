@@ -19,11 +19,11 @@ from selfshot.config.document import (
     read_document,
     write_yaml,
 )
-from selfshot.config.errors import UserError
 from selfshot.config.overrides import apply_overrides
 from selfshot.config.paths import escape_paths, expand_paths
 from selfshot.config.scales import apply_scale, names_scale
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -175,8 +175,6 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{str(path)!r} cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfshot.config.document import Document, Location
-from selfshot.config.errors import UserError
 from selfshot.config.load import read_experiment, read_text
+from selfshot.errors import Reported, StorageError, UserError, reported_error
 
 _SETTING = re.compile(r"\s*([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*): ")
 _PLACED = re.compile(r"(, line \d+|; --set .*)$")
@@ -29,10 +29,10 @@ def located(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        inner = getattr(error, "cause", None)
-        message = str(inner if isinstance(inner, UserError) else error)
-        raise UserError(with_places(message, path, overrides)) from error
+    except Reported as error:
+        inner = reported_error(error) or error
+        kind = StorageError if isinstance(inner, StorageError) else UserError
+        raise kind(with_places(str(inner), path, overrides)) from error
 
 
 def with_places(message: str, path: Path, overrides: Sequence[str] = ()) -> str:

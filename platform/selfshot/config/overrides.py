@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfshot.config.document import Document, Location, Place, read_document
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 _KEY = re.compile(r"[^\s.=\[\]{}]+(\.[^\s.=\[\]{}]+)*")
 

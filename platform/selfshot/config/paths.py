@@ -13,8 +13,8 @@ from selfshot.config.addresses import is_address as is_address
 from selfshot.config.addresses import scheme_problem
 from selfshot.config.allowed import Rule, experiment_rule, is_path, keys_of, resolve
 from selfshot.config.document import Complaint, Document, Location, dotted
-from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 
 _INPUTS: dict[str, tuple[str, bool]] = {
     "annotations": ("a JSON of annotated videos", False),

@@ -9,8 +9,8 @@ from typing import Any
 
 from selfshot.config.allowed import nearest, shown
 from selfshot.config.document import Document, Location, Place, read_document
-from selfshot.config.errors import UserError
 from selfshot.config.overrides import parse_override
+from selfshot.errors import UserError
 
 BASE = "base"
 _OF_THE_BASE = ("name", "description", "sweep", "scale", "scales")

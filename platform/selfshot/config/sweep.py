@@ -15,11 +15,11 @@ from typing import Any
 from selfshot.config.allowed import all_keys, find_rule, nearest, shown
 from selfshot.config.complaints import fail
 from selfshot.config.document import Complaint, Document, Location, Place, dotted
-from selfshot.config.errors import UserError
 from selfshot.config.load import checked, read_experiment, read_text
 from selfshot.config.overrides import put
 from selfshot.config.schema import Experiment
 from selfshot.config.studies import SweepConfig
+from selfshot.errors import UserError
 
 MAX_TRIALS = 10_000
 CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

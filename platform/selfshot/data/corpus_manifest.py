@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
 from selfshot.data.storage import Storage
+from selfshot.errors import UserError
 
 NEEDED = ("clip_id", "uri", "start_s", "end_s")
 OPTIONAL = ("offset", "bytes")

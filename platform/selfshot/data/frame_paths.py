@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from selfshot.config.errors import UserError
 from selfshot.data.json_entries import short
 from selfshot.data.video import VIDEO_SUFFIXES
+from selfshot.errors import UserError
 
 
 def resolve_frame(root: Path | str, file_name: str) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 _MEND = "correct or remove the entry"
 _CHUNK = 2**22

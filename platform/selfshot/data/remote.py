@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
 from selfshot.data.storage import open_filesystem
+from selfshot.errors import StorageError, UserError
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
@@ -33,10 +33,6 @@ _FINAL = (
 )  # fmt: skip
 
 Result = TypeVar("Result")
-
-
-class StorageError(UserError):
-    """Storage cannot be reached, read or written."""
 
 
 class Remote:
@@ -229,7 +225,7 @@ class Remote:
         for attempt in range(1, attempts + 1):
             try:
                 return work()
-            except (FileNotFoundError, UserError):
+            except (FileNotFoundError, UserError, StorageError):
                 raise
             except Exception as error:  # A filesystem may raise what it likes.
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -27,7 +27,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfshot.data.locks import Message
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
+from selfshot.errors import StorageError
 
 MANIFEST = "manifest.json"
 PART_BYTES = 64 * 2**20

@@ -14,8 +14,8 @@ from typing import Any
 import fsspec
 import pyarrow.fs as pafs
 
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
+from selfshot.errors import UserError
 
 
 def open_filesystem(address: str, setting: str) -> tuple[Any, str]:

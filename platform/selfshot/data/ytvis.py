@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.errors import UserError
 from selfshot.data.frame_paths import inside, is_one_video, resolve_frame
 from selfshot.data.json_entries import (
     EntryError,
@@ -29,6 +28,7 @@ from selfshot.data.json_entries import (
     write_json,
 )
 from selfshot.data.sources import sources_of
+from selfshot.errors import UserError
 from selfshot.ops.masks import Extents, Rle, measured_rles, rle_to_box
 
 __all__ = [

@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
 from selfshot.data.remote import Remote
 from selfshot.distributed.sharing import CACHE
+from selfshot.errors import StorageError, UserError
 
 PACKAGES = ("selfshot", "ray", "torch", "deepspeed", "mlflow", "faiss-cpu", "decord", "av")
 
@@ -58,7 +58,7 @@ def _look(folder: str, token: str, output: str) -> dict[str, Any]:
         facts["wrote"] = answer
         if is_address(folder):
             facts["folder"] = _own_folder(output)
-    except (UserError, OSError) as error:
+    except (UserError, StorageError, OSError) as error:
         facts["error"] = str(error)
     return facts
 

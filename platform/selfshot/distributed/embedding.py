@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
 from selfshot.data.corpus_manifest import Manifest, check_manifest
 from selfshot.data.storage import Storage
-from selfshot.distributed.session import Session, current_session, quieten, user_error_in
+from selfshot.distributed.session import Session, current_session, quieten
 from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
 from selfshot.distributed.sharing import Sharing
+from selfshot.errors import UserError, reported_error
 
 SUMMARY = "summary.json"
 # Of the cores that Ray counts, the decoders take this share in its books. What they use is decided
@@ -155,9 +155,9 @@ def embed_corpus(
             for batch in stream:
                 writer.take(batch)
         except Exception as error:
-            mistake = user_error_in(error)
-            if mistake is not None:
-                raise mistake from error
+            reported = reported_error(error)
+            if reported is not None:
+                raise reported from error
             writer.forget_unfinished()
             failures = failures + 1 if len(writer.unfinished()) == len(unfinished) else 1
             if not _is_of_the_cluster(error) or failures > max_failures:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 CONNECT_TIMEOUT_S = 5.0
@@ -288,16 +288,3 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # It logs the traceback of each failed trial, which `run_trials` reports in a line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-
-def user_error_in(error: BaseException | None) -> UserError | None:
-    """The mistake of a person that a worker's exception was caused by, if any."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            # Ray makes a class of its own that is both; the person needs the plain message.
-            inner = getattr(error, "cause", error)
-            return UserError(str(inner))
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfshot.config.errors import UserError
 from selfshot.data.corpus_manifest import Manifest, ManifestFile
 from selfshot.data.storage import Storage
+from selfshot.errors import UserError
 
 EMBEDDED = "embedded"
 QUARANTINED = "quarantined"

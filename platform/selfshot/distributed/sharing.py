@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfshot.data.locks import file_lock
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
 from selfshot.data.shared_store import MANIFEST, Mirror, SharedStore
 from selfshot.distributed.session import current_session
+from selfshot.errors import StorageError
 
 CACHE = "SELFSHOT_CACHE"
 """In a node's environment: the folder that is this node's output folder, if not the run's."""

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.errors import UserError
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
 from selfshot.data.shared_store import Mirror
 from selfshot.distributed.best import what_was_chosen
 from selfshot.distributed.session import Session, current_session
@@ -29,6 +28,7 @@ from selfshot.distributed.worker import (
     read_history,
     train_worker,
 )
+from selfshot.errors import StorageError, UserError
 
 OnLog = Callable[[dict[str, Any]], None]
 

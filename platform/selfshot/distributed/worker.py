@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from selfshot.config.errors import UserError
-from selfshot.data.remote import StorageError
 from selfshot.data.shared_store import Mirror
 from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.best import BEST, LAST, SCORES, BestExport
 from selfshot.distributed.sharing import Sharing
+from selfshot.errors import UserError
 
 CONFIGS = Path(__file__).parent / "deepspeed"
 HISTORY = "history.jsonl"
@@ -76,7 +75,8 @@ def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train; `config` holds the arguments of `distributed.training.train`.
 
     A mistake that a restart cannot mend (a UserError, a loss that is not finite) is written to a
-    file and ends the work quietly, where an exception would be retried `max_failures` times.
+    file and ends the work quietly, where an exception would be retried `max_failures` times. A
+    StorageError is raised: a restart may find storage again.
     """
     import torch.distributed
 
@@ -85,8 +85,6 @@ def train_worker(config: dict[str, Any]) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         _train(config, scratch, mirror)
-    except StorageError:
-        raise  # A restart may find it again.
     except UserError as error:
         from selfshot.training.loop import NonFiniteLossError
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selfshot.benchmarks.manifest import query_key
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 COMPARED = ("self_shot", "random")
 """Supports whose clips were compared with their query when they were chosen."""

@@ -15,11 +15,11 @@ import av
 import jinja2
 import numpy as np
 
-from selfshot.config.errors import UserError
 from selfshot.config.printable import printable
 from selfshot.data.frames import FrameReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Prediction, Video
+from selfshot.errors import UserError
 from selfshot.evaluation.drawing import plain, prediction_instances, track_instances
 from selfshot.evaluation.films import Film, Gif, Mp4
 from selfshot.evaluation.layout import (

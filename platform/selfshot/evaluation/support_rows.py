@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.benchmarks.manifest import Benchmark, read_corpus_labels
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.json_entries import is_finite, kind, read_json, short
 from selfshot.data.video import VideoError
+from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.layout import SupportClip, SupportRow
 from selfshot.retrieval.methods import Support

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from selfshot.benchmarks.manifest import load_benchmark, query_key
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.evaluation.episodes import (
     SupportReader,
     episode_truth,

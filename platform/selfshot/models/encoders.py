@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.nn import functional
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.trunks import EfficientNetTrunk
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from selfshot.config.errors import UserError
 from selfshot.config.paths import is_address
+from selfshot.errors import UserError
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 """Keys under which training programs put the weights of a network."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.backbones import build_backbone
 from selfshot.models.companion import Companion
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights

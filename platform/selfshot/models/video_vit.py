@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.checkpointing import call
 from selfshot.models.windows import window_vectors
 

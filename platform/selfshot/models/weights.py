@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.backbone import PretrainedBackbone
 from selfshot.models.backbones import build_backbone
 from selfshot.models.methods import build_vis

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 Kind = Literal["flat", "ivf_flat", "ivf_pq", "hnsw"]
 

@@ -17,10 +17,10 @@ from selfshot.benchmarks.manifest import (
     read_corpus,
     read_corpus_labels,
 )
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.sources import fold_source
 from selfshot.data.video import VideoError
+from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
 from selfshot.evaluation.support_sheet import Panel, draw_support_sheet

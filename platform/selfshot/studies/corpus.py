@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 from selfshot.studies.progress import Progress
 
 ITEMS_PER_FILE = 10_000

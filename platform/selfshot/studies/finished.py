@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 from selfshot.studies.run import open_store, plan_experiment
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.studies.describing import QUERIES_AT_ONCE
 

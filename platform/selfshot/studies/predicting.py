@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
-from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
 from selfshot.data.frames import FrameReader, read_frames
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
 from selfshot.data.ytvis import Annotations, Video, load_results
+from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.heatmaps import draw_heatmaps
 from selfshot.evaluation.layout import SupportClip, SupportRow

@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection
 from functools import partial
 
-from selfshot.config.errors import UserError
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 
 GPU_STAGES = ("backbone", "encoder", "embeddings", "vis", "vis_no_fuser")
 WAITED = "what is missing is waited for"

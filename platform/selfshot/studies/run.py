@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfshot.config.benchmarks import Yt8mSegments
-from selfshot.config.errors import UserError
 from selfshot.config.load import resolved_yaml
 from selfshot.config.paths import check_inputs, is_address
 from selfshot.config.schema import Experiment
 from selfshot.data.locks import file_lock
 from selfshot.data.remote import Remote
 from selfshot.data.shared_store import SharedStore
+from selfshot.errors import UserError
 from selfshot.studies.progress import Progress
 from selfshot.studies.resources import refuse_without_room
 from selfshot.studies.stages import STAGES, Context, Stage

@@ -32,9 +32,9 @@ from typing import Any
 
 import selfshot
 from selfshot.data.locks import Message, file_lock
-from selfshot.data.remote import StorageError
 from selfshot.data.shared_store import MANIFEST as MANIFEST
 from selfshot.data.shared_store import SharedStore
+from selfshot.errors import StorageError
 
 SCRATCH = "scratch"
 HEARTBEAT_S = 2.0

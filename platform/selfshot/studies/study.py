@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import resolved_yaml
 from selfshot.config.sweep import Study
+from selfshot.errors import UserError
 from selfshot.studies.environment import run_environment
 from selfshot.studies.following import followed
 from selfshot.studies.progress import Progress

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import parse_experiment
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 from selfshot.studies.builders import known_digests
 from selfshot.studies.progress import Progress
 from selfshot.studies.run import (

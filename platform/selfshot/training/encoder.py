@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus
-from selfshot.config.errors import UserError
 from selfshot.data.augment import Augmentation
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import VideoError
+from selfshot.errors import UserError
 from selfshot.models.trained_encoder import build_encoder, build_head, packaged_trunk
 from selfshot.models.weights import save_weights
 from selfshot.ops.whitening import whitening as fit_whitening

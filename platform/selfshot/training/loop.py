@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.training.batches import load_batches, to_device
 
 PACKAGE = "selfshot."

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.config.errors import UserError
 from selfshot.data.episodes import episode_batch
+from selfshot.errors import UserError
 from selfshot.models.baselines.siamese_mask_rcnn import SiameseMaskRcnn
 from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS

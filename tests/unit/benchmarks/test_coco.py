@@ -13,7 +13,7 @@ from PIL import Image
 from selfshot.benchmarks.coco import build_coco_one_shot, fold_sides
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle
 
 NUMBERS = [1, 2, 3, 5, 8, 13, 21, 34]

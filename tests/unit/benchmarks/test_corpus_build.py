@@ -15,10 +15,10 @@ import pytest
 from selfshot.benchmarks import corpus_build
 from selfshot.benchmarks.corpus_build import Cutting, build_manifest, cut_spans
 from selfshot.benchmarks.corpus_items import of_segments, of_tars, of_uris, of_videos
-from selfshot.config.errors import UserError
 from selfshot.data.corpus_manifest import check_manifest, open_manifest, place_of
 from selfshot.data.fetch import sample_stored_frames
 from selfshot.data.video import sample_frames
+from selfshot.errors import UserError
 
 SIZE = {"num_frames": 2, "height": 32, "width": 64}
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from selfshot.benchmarks.davis import build_davis, class_of_name, read_classes, read_sequences
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import Annotations, load_annotations
+from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle
 
 HEIGHT, WIDTH = 12, 20

@@ -23,9 +23,9 @@ from selfshot.benchmarks.manifest import (
     read_corpus_labels,
 )
 from selfshot.config.benchmarks import FolderBenchmark
-from selfshot.config.errors import UserError
 from selfshot.config.load import load_experiment
 from selfshot.data.ytvis import load_annotations
+from selfshot.errors import UserError
 from selfshot.ops.masks import encode_rle
 
 HEIGHT, WIDTH, LENGTH = 10, 14, 5

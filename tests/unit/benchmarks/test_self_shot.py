@@ -14,7 +14,7 @@ from selfshot.benchmarks.manifest import Benchmark, load_benchmark
 from selfshot.benchmarks.published import match_categories, published_benchmarks
 from selfshot.benchmarks.self_shot import build_self_ovis, build_self_vis
 from selfshot.benchmarks.statistics import table_6
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 
 # fmt: off
 VIS_2019 = [

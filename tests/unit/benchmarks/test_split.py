@@ -17,9 +17,9 @@ from selfshot.benchmarks.leakage import check_leakage, query_sources
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.pairs import draw_pairs
 from selfshot.benchmarks.split import UNSEEN, source_of, split_videos
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import Annotations, Track, Video
+from selfshot.errors import UserError
 from selfshot.ops.masks import encode_rle
 
 RLE = encode_rle(np.ones((4, 4), bool))

@@ -23,9 +23,9 @@ from selfshot.benchmarks.manifest import (
 from selfshot.benchmarks.sprites import build as sprites
 from selfshot.benchmarks.sprites import classes as symbols
 from selfshot.benchmarks.sprites import scenes
-from selfshot.config.errors import UserError
 from selfshot.data.video import probe, sample_frames
 from selfshot.data.ytvis import Annotations, load_annotations, resolve_frame
+from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle
 
 SETTINGS: dict[str, Any] = {

@@ -16,8 +16,8 @@ from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
 from selfshot.benchmarks.self_shot import build_self_vis
 from selfshot.benchmarks.sprites.build import FPS, _encode_h264
 from selfshot.benchmarks.yt8m_segments import build_yt8m_segments, length_s
-from selfshot.config.errors import UserError
 from selfshot.data.video import sample_frames
+from selfshot.errors import UserError
 
 CLIP = _encode_h264(np.zeros((7 * FPS, 32, 32, 3), np.uint8) + np.uint8(90))
 """Seven seconds."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import parse_experiment
 from selfshot.config.paths import check_inputs
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 from selfshot.studies.settings import training_settings
 
 OLDER = {

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from selfshot.config.benchmarks import KINDS
 from selfshot.config.document import write_yaml
-from selfshot.config.errors import UserError
 from selfshot.config.load import (
     json_schema,
     load_builder,
@@ -21,6 +20,7 @@ from selfshot.config.load import (
 )
 from selfshot.config.paths import check_inputs, expand_path
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 
 FOLDER = """\
 name: real

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.config.located import located, with_places
+from selfshot.errors import UserError
 
 TEXT = """\
 name: a

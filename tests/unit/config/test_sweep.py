@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import json_schema, load_experiment, parse_experiment, resolved_yaml
 from selfshot.config.sweep import Study, load_study, parse_study
+from selfshot.errors import UserError
 
 BASE = "name: s\nbenchmark: {kind: sprites, corpus_clips: 100}\n"
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.data.corpus_manifest import check_manifest, open_manifest, place_of, read_rows
+from selfshot.errors import UserError
 
 
 def write(path: Path, ids: list[str], row_group_size: int = 7, **columns: Any) -> None:

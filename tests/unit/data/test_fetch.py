@@ -9,11 +9,11 @@ import fsspec
 import numpy as np
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.data.fetch import sample_stored_frames
 from selfshot.data.guard import GuardedDecoder, StoredClip
 from selfshot.data.storage import Storage
 from selfshot.data.video import VideoError, sample_frames
+from selfshot.errors import UserError
 
 SIZE = {"num_frames": 3, "height": 32, "width": 64}
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.frames import FrameReader
 from selfshot.data.video import VideoError, frames_at
 from selfshot.data.ytvis import Annotations, Video, load_annotations, save_annotations
+from selfshot.errors import UserError
 
 LENGTH, HEIGHT, WIDTH = 23, 34, 44
 ORDERS: list[Sequence[int]] = [range(LENGTH), [0], [22], [5, 5, 5], [17, 3, 3, 21, 0], [8, 9, 10]]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import load_annotations, load_results
+from selfshot.errors import UserError
 from selfshot.evaluation.breakdown import break_down
 from selfshot.evaluation.matches import compare_tracks
 from selfshot.evaluation.video_ap import evaluate_tracks

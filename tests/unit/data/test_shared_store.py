@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfshot.data import remote, shared_store
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
 from selfshot.data.shared_store import DamagedError, Mirror, SharedStore, is_safe, parts_of
+from selfshot.errors import StorageError
 
 STAGE, KEY = "vis", "0123456789abcdef"
 

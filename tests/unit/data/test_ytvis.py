@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import (
     Prediction,
     SetAside,
@@ -23,6 +22,7 @@ from selfshot.data.ytvis import (
     save_annotations,
     save_results,
 )
+from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
 
 HEIGHT, WIDTH, LENGTH = 5, 7, 3

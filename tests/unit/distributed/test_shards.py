@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.data.corpus_manifest import Manifest, ManifestFile, open_manifest
 from selfshot.data.storage import Storage
 from selfshot.distributed.embedding import _take_stock
 from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
+from selfshot.errors import UserError
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
 
 DIM = 5

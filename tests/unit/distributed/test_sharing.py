@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from selfshot.data import remote
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
 from selfshot.data.shared_store import SharedStore
 from selfshot.distributed.mapping import _packed, _unpack
 from selfshot.distributed.sharing import CACHE, Marks, Sharing
+from selfshot.errors import StorageError
 from selfshot.studies.store import Store
 
 

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, query_key, write_corpus
-from selfshot.config.errors import UserError
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import (
     Annotations,
@@ -24,6 +23,7 @@ from selfshot.data.ytvis import (
     load_results,
     save_annotations,
 )
+from selfshot.errors import UserError
 from selfshot.evaluation import episodes
 from selfshot.evaluation.confidence import support_confidence
 from selfshot.evaluation.validation import Validation

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfshot.config.errors import UserError
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations, Prediction, Track, Video
+from selfshot.errors import UserError
 from selfshot.evaluation import films
 from selfshot.evaluation.drawing import colour_of
 from selfshot.evaluation.layout import (

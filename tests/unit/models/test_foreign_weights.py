@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.backbones import build_backbone
 from selfshot.models.foreign_weights import (
     fit_foreign_weights,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
 from selfshot.models.inception import InceptionTrunk
 from selfshot.models.pretrained import inflate_positions

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.video_vit import PIXEL_MEAN, PIXEL_STD, SIZES, VideoViT
 
 TIME, HEIGHT, WIDTH, PATCH = 3, 10, 14, 2

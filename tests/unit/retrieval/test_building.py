@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.unit.retrieval.conftest import WriteShards, clustered
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.retrieval import building
 from selfshot.retrieval.building import BuildSettings, build_from_embeddings, load_index
 from selfshot.retrieval.embeddings import (

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.unit.retrieval.conftest import WriteShards, clustered, write_shards
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import parse_experiment
+from selfshot.errors import UserError
 from selfshot.retrieval import building
 from selfshot.retrieval.building import load_index
 from selfshot.studies import corpus

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfshot.benchmarks.manifest import Benchmark
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.studies.known import VECTORS_FILE, embed_known, read_known
 
 

@@ -8,9 +8,9 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from selfshot.config.errors import UserError
 from selfshot.config.studies import PaperTable
 from selfshot.config.sweep import Study, load_study
+from selfshot.errors import UserError
 from selfshot.studies.published import published_content, published_rows, published_table
 from selfshot.studies.settings import table_rows
 from selfshot.studies.tables import paper_table

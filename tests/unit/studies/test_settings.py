@@ -8,9 +8,9 @@ from typing import Annotated
 import pytest
 import torch
 
-from selfshot.config.errors import UserError
 from selfshot.config.fields import LATER, Section
 from selfshot.config.load import load_experiment
+from selfshot.errors import UserError
 from selfshot.models.backbones import build_backbone
 from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from selfshot.data import remote
-from selfshot.data.remote import Remote, StorageError
+from selfshot.data.remote import Remote
 from selfshot.data.shared_store import SharedStore
+from selfshot.errors import StorageError
 from selfshot.studies.store import Store, verify
 
 SOURCE = Path(__file__).resolve().parents[3] / "platform"

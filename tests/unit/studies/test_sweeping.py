@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from selfshot.config.errors import UserError
 from selfshot.config.load import parse_experiment
 from selfshot.config.sweep import Study, load_study
+from selfshot.errors import UserError
 from selfshot.studies.estimates import (
     duration,
     estimate_stages,

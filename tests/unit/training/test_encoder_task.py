@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpus_labels
-from selfshot.config.errors import UserError
 from selfshot.data.video import sample_frames
+from selfshot.errors import UserError
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.training import contrast
 from selfshot.training.contrast import NO_VIDEO

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.training.batches import load_batches, prefetch, to_device
 from selfshot.training.loop import (
     Meter,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.config.errors import UserError
+from selfshot.errors import UserError
 from selfshot.models.backbone import normalise_frames
 from selfshot.models.weights import load_backbone, load_vis, save_weights
 from selfshot.training.backbone import BackboneTask

@@ -19,8 +19,8 @@ from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.sprites.classes import GLYPHS
 from selfshot.benchmarks.sprites.scenes import Shot, shot
-from selfshot.config.errors import UserError
 from selfshot.data.ytvis import load_annotations
+from selfshot.errors import UserError
 from selfshot.ops.masks import encode_rle, rle_area, rle_to_box
 
 FPS = 8
