@@ -26,7 +26,7 @@ def test_no_except_for_damaged_or_missing_content_catches_them() -> None:
 def test_a_worker_s_error_is_found_without_its_traceback(kind: type[Exception]) -> None:
     raised = from_worker(kind("vis.dim: 5 is not allowed"))
     assert isinstance(raised, kind)
-    assert "Traceback" in str(raised)
+    assert "worker" in str(raised)  # What must not be printed.
     failed = RuntimeError("Training failed")
     failed.__cause__ = raised
     for error in (raised, from_worker(raised), failed):
