@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,29 @@ from selfshot.errors import UserError
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 """Keys under which training programs put the weights of a network."""
+
+BEYOND = re.compile(
+    r"(\w+_)?heads?|head_dist|(\w+_)?fc|classifier|projector|projection|predictor|prototypes"
+    r"|last_layer|pre_logits|AuxLogits|layer4|queue(_ptr)?|mask_token|decoder\w*"
+)
+"""Parts of published networks that follow the features, or that only their training used."""
+
+BUFFERS = ("num_batches_tracked", "position_ids")
+"""Counters and places, which are in some files and change no output."""
+
+CHANGES = {
+    r"ls\d+|gamma(_\d+)?|layer_?scale\w*": "LayerScale",
+    r"(reg|register|storage)_tokens?": "register tokens",
+    r"dist_token": "a distillation token",
+    r"([qk]|query|key)_?norm|norm_[qk]": "norms of queries and keys",
+    r"w\d+|fc1_[gx]|gate_proj": "SwiGLU",
+    r"rel(ative)?_pos\w*": "relative positions",
+    r"rope\w*|freqs\w*": "rotary positions",
+    r"norm_pre|ln_pre|pre_norm|fc_norm": "another norm",
+    r"se|_se_\w+|se_module": "squeeze and excitation",
+    r"\d+": "more layers",
+}
+"""What a name that the network lacks says about the network that the file is of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +67,8 @@ class WeightsReport:
     unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{self.loaded} weights from {self.path}"]
+        under = f", under {self.prefix.rstrip('.')}" if self.prefix else ""
+        parts = [f"{self.loaded} weights from {self.path}{under}"]
         for what, names in (("missing", self.missing), ("not used", self.unexpected)):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -140,6 +165,10 @@ def fit_foreign_weights(
 ) -> WeightsReport:
     """Load a network's weights by their names, whatever stands before all of them.
 
+    Weights that follow the features (a classifier, a projector) or served training alone (a mask
+    token, a decoder) may be left over. Any other makes the file that of another network, whose
+    features these weights do not give without it.
+
     Args:
         module: what is filled.
         path: a file of `read_foreign_weights`.
@@ -148,38 +177,71 @@ def fit_foreign_weights(
         convert: changes the file's weights, under the module's names, before they are fitted.
 
     Raises:
-        UserError: a needed weight is missing or has another shape.
+        UserError: a needed weight is missing, has another shape or holds no finite numbers, or
+            the file has weights inside the network that the module lacks.
     """
     state = read_foreign_weights(path)
     wanted = module.state_dict()
-    # The counter of BatchNorm is in some files and moves nothing.
-    names = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    names = [name for name in wanted if not name.endswith(BUFFERS)]
     anchor = next((name for name in names if not name.startswith(tuple(optional))), names[0])
     prefixes = {name.removesuffix(anchor) for name in state if name.endswith(anchor)}
     prefix = max(
         sorted(prefixes), key=lambda p: sum(p + name in state for name in names), default=""
     )
     found = {name: state[prefix + name] for name in names if prefix + name in state}
-    if convert is not None:
-        found = convert(found)
     missing = [name for name in names if name not in found]
     needed = [name for name in missing if not name.startswith(tuple(optional))]
     unexpected = [
         name
         for name in state
-        if name.removeprefix(prefix) not in wanted and not name.endswith("num_batches_tracked")
+        if name.removeprefix(prefix) not in wanted and not name.endswith(BUFFERS)
     ]
+    inside = [
+        name
+        for name in unexpected
+        # Names without the prefix are of another network in the same file.
+        if name.startswith(prefix) and not BEYOND.fullmatch(name[len(prefix) :].split(".")[0])
+    ]
+    parts = _what_changes([name[len(prefix) :] for name in inside], wanted)
     if needed:
+        more = f" and {len(inside)} others ({parts}), as {inside[0]}" if inside else ""
         raise UserError(
             f"{setting}: {path} lacks {len(needed)} of {len(names)} weights, as "
-            f"{', '.join(needed[:3])}; it has {', '.join(sorted(state)[:3])}…; give weights of "
-            "this very network, under its own names"
+            f"{', '.join(needed[:3])}; it has {', '.join(sorted(state)[:3])}…{more}; give weights "
+            "of this very network, under its own names"
         )
+    if inside:
+        raise UserError(
+            f"{setting}: {path} is of another network: {len(inside)} of its weights have no place "
+            f"in this one, as {', '.join(inside[:3])} ({parts}), and without them its features "
+            "are others; give weights of this very network"
+        )
+    if convert is not None:
+        found = convert(found)
     for name, value in found.items():
         if value.shape != wanted[name].shape:
             raise UserError(
                 f"{setting}: {path}: {prefix + name} has the shape {tuple(value.shape)}, and "
                 f"{tuple(wanted[name].shape)} is wanted; give weights of this very network"
             )
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise UserError(
+                f"{setting}: {path}: {prefix + name} holds {str(value.dtype).split('.')[-1]} "
+                "values that are no finite real numbers; give weights in float32, float16 or "
+                "bfloat16"
+            )
     module.load_state_dict(found, strict=False)
     return WeightsReport(path, prefix, len(found), tuple(missing), tuple(unexpected))
+
+
+def _what_changes(inside: Sequence[str], wanted: Mapping[str, Tensor]) -> str:
+    """In words, what a network has beyond the wanted one, by the names of its weights."""
+    known = {name[: at.start()] for name in wanted for at in re.finditer(r"\.|$", name)}
+    found: dict[str, None] = {}
+    for name in inside:
+        parts = name.split(".")
+        paths = (".".join(parts[: n + 1]) for n in range(len(parts)))
+        new = next((path for path in paths if path not in known), name).split(".")[-1]
+        words = [said for pattern, said in CHANGES.items() if re.fullmatch(pattern, new)]
+        found[words[0] if words else f"a part named {new}"] = None
+    return ", ".join(list(found)[:3])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.errors import UserError
 from selfshot.models.backbones import build_backbone
 from selfshot.models.companion import Companion
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
@@ -21,7 +20,7 @@ from selfshot.models.projection import ProjectionHead
 from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.video_vit import VideoViT
-from selfshot.models.weights import load_backbone, read_weights
+from selfshot.models.weights import fill, load_backbone, read_weights
 from selfshot.models.windows import peak_vectors
 
 
@@ -196,18 +195,15 @@ def load_encoder(folder: Path | str) -> FrozenEncoder:
     folder = Path(folder)
     state, settings = read_weights(folder, "encoder")
     encoder, _ = build_encoder(settings, empty=True)
+    path = folder / "encoder.safetensors"
     head = build_head(settings["head"], settings["dim"]) if "head" in settings else None
     if head is not None:
         mine = {n: value for n, value in state.items() if n.startswith("head.")}
         state = {n: value for n, value in state.items() if n not in mine}
-        head.load_state_dict({n.removeprefix("head."): value for n, value in mine.items()})
-    missing, unexpected = encoder.load_state_dict(state, strict=False)
+        fill(head, {n.removeprefix("head."): value for n, value in mine.items()}, path)
     if packaged_trunk(settings):
-        missing = [name for name in missing if not name.startswith("trunk.")]
-    if missing or unexpected:
-        raise UserError(
-            f"{folder / 'encoder.safetensors'}: missing {missing[:3]}, unexpected "
-            f"{unexpected[:3]}; the file is of another encoder, make it again"
-        )
+        own = encoder.state_dict()
+        state |= {name: value for name, value in own.items() if name.startswith("trunk.")}
+    fill(encoder, state, path)
     companion = Companion(**settings["companion"]) if "companion" in settings else None
     return FrozenEncoder(encoder, head, companion, settings.get("peak_window", 0))

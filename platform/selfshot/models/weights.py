@@ -43,14 +43,15 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _difference(module: nn.Module, state: dict[str, Tensor]) -> str | None:
-    """The first weight that the module wants and the state has not, or not of that shape."""
+    """The first weight that only one of both has, or that has another shape."""
     for name, value in module.state_dict().items():
         if name not in state:
             return f"{name} is missing"
         if state[name].shape != value.shape:
             shapes = [" × ".join(map(str, x.shape)) or "one number" for x in (state[name], value)]
             return f"{name} is {shapes[0]} where {shapes[1]} is wanted"
-    return None
+    unexpected = state.keys() - module.state_dict().keys()
+    return f"{min(unexpected)} is one weight too many" if unexpected else None
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -60,9 +61,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         UserError: they are of another configuration; names the first difference.
     """
     difference = _difference(module, state)
-    unexpected = state.keys() - module.state_dict().keys()
-    if difference is None and unexpected:
-        difference = f"{min(unexpected)} is one weight too many"
     if difference is not None:
         raise UserError(
             f"{path}: these weights are of another configuration than the settings beside them: "
@@ -74,7 +72,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 def start_from(model: VisModel, path: Path) -> None:
     """Give a VIS network the weights of an earlier training.
 
-    A network without a fuser leaves the weights of the fuser and what belongs to it.
+    A network without a fuser leaves the weights of the fuser.
 
     Args:
         model: of the same settings as that of the earlier training, `fuser` apart.
@@ -90,16 +88,15 @@ def start_from(model: VisModel, path: Path) -> None:
             f"vis.initial: {path} cannot be read: {error}; give the vis.safetensors that an "
             "earlier training exported"
         ) from None
+    if not model.reads_supports:
+        state = {name: value for name, value in state.items() if not name.startswith("fuser.")}
     difference = _difference(model, state)
-    if difference is None and model.reads_supports:
-        unexpected = state.keys() - model.state_dict().keys()
-        difference = f"{min(unexpected)} is one weight too many" if unexpected else None
     if difference is not None:
         raise UserError(
             f"vis.initial: {path} is of other settings than vis and backbone: {difference}; set "
             "both sections as that training had them"
         )
-    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    model.load_state_dict(state)
 
 
 def load_backbone(folder: Path) -> PretrainedBackbone:

@@ -68,6 +68,23 @@ def test_another_shape_is_named(state: dict[str, torch.Tensor], tmp_path: Path) 
         _fit(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("layer1.2.conv1.weight", "more layers"),  # as in ResNet-34
+        ("layer3.0.se.fc1.weight", "squeeze and excitation"),
+        ("bn2.weight", "a part named bn2"),  # the three convolutions of CLIP's and ResNet-D's stem
+        ("attnpool.q_proj.weight", "a part named attnpool"),
+    ],
+)
+def test_a_deeper_or_another_resnet_is_an_error(
+    state: dict[str, torch.Tensor], tmp_path: Path, name: str, said: str
+) -> None:
+    save_file({**state, name: torch.ones(64)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=rf"backbone\.weights.*{name}.*{said}"):
+        _fit(tmp_path / "w.safetensors")
+
+
 class _Evil:
     def __reduce__(self) -> Any:
         return print, ("run",)

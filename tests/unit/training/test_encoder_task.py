@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpus_labels
@@ -287,6 +288,32 @@ class TestEncoder:
         with torch.no_grad():
             expected = task.module.eval().head(task.module.encoder(torch.from_numpy(frames)))
         np.testing.assert_allclose(vectors, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            (lambda state: state.pop("blocks.0.norm1.bias"), "blocks.0.norm1.bias is missing"),
+            (lambda state: state.pop("head.layers.0.weight"), "layers.0.weight is missing"),
+            (
+                lambda state: state.update({"head.layers.0.weight": torch.zeros(5, 12)}),
+                "layers.0.weight is 5 × 12 where 11 × 12 is wanted",
+            ),
+            (
+                lambda state: state.update({"blocks.0.ls1.gamma": torch.zeros(12)}),
+                "blocks.0.ls1.gamma is one weight too many",
+            ),
+        ],
+    )
+    def test_weights_of_another_encoder(
+        self, make: Any, tmp_path: Path, change: Any, expected: str
+    ) -> None:
+        head = {"kind": "mlp", "hidden": 11, "dim": 7, "norm": "layer", "retrieve": True}
+        make(head=head).export(tmp_path)
+        state = load_file(tmp_path / "encoder.safetensors")
+        change(state)
+        save_file(state, tmp_path / "encoder.safetensors")
+        with pytest.raises(UserError, match=f"encoder.safetensors: .*{expected}"):
+            load_encoder(tmp_path)
 
     def test_crops_are_augmented(self, make: Any) -> None:
         plain, changed = make(), make(augmentation={"crop_scale": 0.3, "grey": 1.0})

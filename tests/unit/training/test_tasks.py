@@ -283,6 +283,10 @@ class TestVis:
             ({"num_instances": 5}, r"instance_queries is 3 × 12 where 5 × 12 is wanted"),
             ({"fuser_layers": 2}, r"fuser\.layers\.1\.\S+ is missing"),
             ({"decoder_layers": 1}, r"decoder\.layers\.1\.\S+ is one weight too many"),
+            (
+                {"decoder_layers": 1, "fuser": False},
+                r"decoder\.layers\.1\.\S+ is one weight too many",
+            ),
         ],
     )
     def test_an_earlier_training_of_other_settings(
