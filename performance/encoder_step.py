@@ -32,6 +32,7 @@ from selfshot.data.guard import Clip
 from selfshot.training.batches import load_batches
 from selfshot.training.contrast import EncoderTraining
 from selfshot.training.encoder import EncoderTask
+from selfshot.training.loop import batch_maker
 
 WARM = 5
 """Batches before a rate is measured: those made ahead are there at once."""
@@ -181,10 +182,7 @@ def ways(
     threads = [("one thread", 0)] * ("thread" in asked)
     processes = [("1 process", 1), ("2 processes", 2)] * ("processes" in asked)
     for name, workers in threads + processes:
-        # Processes are forked, and Ray pickles the task: the decoder's process is not shared.
-        task.decoder.close()
-        yield name, load_batches(lambda step: task.batch(step, 0, 1), steps, workers=workers)
-    task.decoder.close()
+        yield name, load_batches(batch_maker(task, 0, 1), steps, workers=workers)
     if "Ray Data" not in asked:
         return
     from selfshot.distributed.session import ray_session

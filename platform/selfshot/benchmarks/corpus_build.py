@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -190,21 +189,19 @@ def _write(
 
 
 class _Workers:
-    """Threads that look at videos; each has a decoder of its own, in a process of its own."""
+    """Threads that look at videos, and the processes that decode for them."""
 
     def __init__(self, root: str, cutting: Cutting, workers: int) -> None:
         self.root, self.cutting = root, cutting
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="corpus")
-        self.own = threading.local()
-        self.decoders: list[GuardedDecoder] = []
+        self.decoder = GuardedDecoder(decode=SHOTS, time_limit_s=cutting.shots_timeout_s)
 
     def __enter__(self) -> _Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
-        for decoder in self.decoders:
-            decoder.close()
+        self.decoder.close()
 
     def submit(self, item: Item) -> Future[list[dict[str, Any]]]:
         """Rows of one video, in a while."""
@@ -244,13 +241,8 @@ class _Workers:
         ]
 
     def _shots(self, path: str) -> list[float]:
-        decoder = getattr(self.own, "decoder", None)
-        if decoder is None:
-            limit = self.cutting.shots_timeout_s
-            decoder = self.own.decoder = GuardedDecoder(decode=SHOTS, time_limit_s=limit)
-            self.decoders.append(decoder)
         try:
-            found = decoder.decode(Shots(path, MOST_SHOTS, self.cutting.shot_threshold))
+            found = self.decoder.decode(Shots(path, MOST_SHOTS, self.cutting.shot_threshold))
         except VideoError:
             return []
         times = found.reshape(-1).view(np.float64)

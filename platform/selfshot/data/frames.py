@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,8 +26,7 @@ CHECKED_AT_ONCE = 256
 class FrameReader:
     """Reads frames of annotated videos by their index.
 
-    A video file is decoded in a process of its own, which starts at the first one. Each thread,
-    and each process that this one forks, has another: their answers would get mixed up.
+    A video file is decoded in a process of its own, which starts at the first one.
     """
 
     def __init__(self, frames_root: Path, *, time_limit_s: float = 20.0) -> None:
@@ -41,8 +37,7 @@ class FrameReader:
             time_limit_s: of reading from a video file once.
         """
         self.frames_root = frames_root
-        self.time_limit_s = time_limit_s
-        self._decoders: dict[tuple[int, int], GuardedDecoder] = {}
+        self._decoder = GuardedDecoder(time_limit_s=time_limit_s, decode=DECODE_AT)
 
     def read(
         self, video: Video, indices: Sequence[int] | np.ndarray, height: int, width: int
@@ -84,7 +79,7 @@ class FrameReader:
             return
         path = str(resolve_frame(self.frames_root, video.video_file))
         asked = (FileFrames(path, tuple(part), video.length, height, width) for part in parts)
-        for frames in self._decoder().decode_many(asked):
+        for frames in self._decoder.decode_many(asked):
             if isinstance(frames, VideoError):
                 raise frames
             yield frames
@@ -113,18 +108,7 @@ class FrameReader:
 
     def close(self) -> None:
         """End the processes that decode; reading again starts them again."""
-        while self._decoders:
-            self._decoders.popitem()[1].close()
-
-    def _decoder(self) -> GuardedDecoder:
-        asker = os.getpid(), threading.get_ident()
-        if asker not in self._decoders:
-            self._decoders[asker] = GuardedDecoder(time_limit_s=self.time_limit_s, decode=DECODE_AT)
-        return self._decoders[asker]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the processes, so that a reader can be sent to another process."""
-        return self.__dict__ | {"_decoders": {}}
+        self._decoder.close()
 
 
 def read_frames(

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,9 +89,12 @@ Request = Clip | FileFrames | Shots
 
 
 class GuardedDecoder:
-    """Decodes clips in a child process with a time limit, restarted after a crash or a hang.
+    """Decodes clips in child processes with a time limit, restarted after a crash or a hang.
 
-    The child starts at the first clip. Not for several threads at once.
+    A child starts at the first clip and stays for the next ones. It serves one call of
+    `decode_many` at a time, in the process that started it: threads that decode at once, and
+    processes forked from this one, have children of their own, so that no answer reaches the wrong
+    caller. A decoder that is pickled starts without children.
     """
 
     def __init__(
@@ -127,8 +130,7 @@ class GuardedDecoder:
         self.decode_name = decode
         self.least_frames = least_frames
         self.restarts = 0
-        self._child: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None
+        self._idle: list[_Child] = []
 
     def decode(
         self, clip: Request | Path | str
@@ -153,35 +155,33 @@ class GuardedDecoder:
         """
         waiting = iter(clips)
         asked: deque[Request] = deque()
+        child = self._take_child()
         try:
             while True:
                 for clip in waiting:
                     asked.append(Clip(str(clip)) if isinstance(clip, Path | str) else clip)
-                    self._ask(asked)
+                    if child.is_usable():
+                        child.send([self._request(asked[-1])])
                     if len(asked) >= _AHEAD:
                         break
                 if not asked:
                     return
-                answer = self._answer(asked)
+                if not child.is_usable():  # It is new, or forked: it has received none of them.
+                    child = self._start_child()
+                    child.send([self._request(clip) for clip in asked])
+                answer = self._answer(child, asked[0])
                 asked.popleft()
                 yield answer
         finally:
             if asked:  # Left early: the child still has answers that nobody wants.
-                self.close()
+                child.close()
+            elif child.is_usable():
+                self._idle.append(child)
 
     def close(self) -> None:
-        """End the child. Another clip starts another one."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-            child.wait()
-        if self._errors is not None:
-            self._errors.close()
-            self._errors = None
+        """End the children that wait. Another clip starts another one."""
+        while self._idle:
+            self._idle.pop().close()
 
     def __enter__(self) -> GuardedDecoder:
         return self
@@ -189,21 +189,41 @@ class GuardedDecoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_idle": []}
 
-    def _ask(self, asked: deque[Request]) -> None:
-        """Send the newest clip; a child that is new has to be told all of them."""
-        if self._child is None:
-            self._start_at_last()
-            to_send = list(asked)
-        else:
-            to_send = [asked[-1]]
-        assert self._child is not None and self._child.stdin is not None
-        lines = "".join(json.dumps(self._request(clip)) + "\n" for clip in to_send)
-        with contextlib.suppress(BrokenPipeError):  # It died: reading will tell.
-            os.write(self._child.stdin.fileno(), lines.encode())
+    def _take_child(self) -> _Child:
+        """A child that waits, or one that has not been started."""
+        while self._idle:
+            # Taken off the list in one step, so no other thread has it.
+            with contextlib.suppress(IndexError):
+                child = self._idle.pop()
+                if child.is_usable():
+                    return child
+                child.close()
+        return _Child()
+
+    def _start_child(self) -> _Child:
+        """A child that is ready; one that is killed while it starts is started again.
+
+        Raises:
+            RuntimeError: it does not start at all.
+        """
+        settings = {
+            "decode": self.decode_name,
+            "alarm_s": self.time_limit_s + _ALARM_GRACE_S,
+            "memory_bytes": self.memory_limit_bytes,
+            "parent": os.getpid(),
+        }
+        for attempt in range(1, _STARTS + 1):
+            child = _Child()
+            try:
+                child.start(settings)
+                return child
+            except RuntimeError:
+                if attempt == _STARTS:
+                    raise
+        raise AssertionError("unreachable")
 
     def _request(self, clip: Request) -> dict[str, Any]:
         """The arguments of the function that decodes."""
@@ -221,43 +241,89 @@ class GuardedDecoder:
             return (clip.most, 8)
         return (len(clip.indices), clip.height, clip.width, 3)
 
-    def _answer(self, asked: deque[Request]) -> np.ndarray | VideoError:
+    def _answer(self, child: _Child, clip: Request) -> np.ndarray | VideoError:
         """What the child says of the oldest clip, or what became of the child."""
-        if self._child is None:
-            self._ask(asked)
-        path = asked[0].path
         deadline = time.monotonic() + self.time_limit_s
         try:
-            kind, length = _HEADER.unpack(self._read(_HEADER.size, deadline))
+            kind, length = _HEADER.unpack(child.read(_HEADER.size, deadline))
             if kind == _REASON:
-                return VideoError(self._read(length, deadline).decode(), path)
-            frames = np.empty(self._shape(asked[0]), dtype=np.uint8)
+                return VideoError(child.read(length, deadline).decode(), clip.path)
+            frames = np.empty(self._shape(clip), dtype=np.uint8)
             if kind != _FRAMES or length != frames.nbytes:
                 raise EOFError
-            self._fill(frames.reshape(-1).data, deadline)
+            child.fill(frames.reshape(-1).data, deadline)
             return frames
         except TimeoutError:
             reason = f"the decoder did not finish within {self.time_limit_s:g} s"
         except EOFError:
-            reason = f"the decoder's process died ({self._how_it_ended()})"
+            reason = f"the decoder's process died ({child.how_it_ended()})"
         self.restarts += 1
-        self.close()
-        return VideoError(reason, path)
+        child.close()
+        return VideoError(reason, clip.path)
 
-    def _read(self, size: int, deadline: float) -> bytes:
+
+class _Child:
+    """A process that decodes, and the pipes to it. Only the process that started it uses it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._owner = 0
+
+    def is_usable(self) -> bool:
+        """Whether it was started by this process, and not closed since."""
+        return self._process is not None and self._owner == os.getpid()
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            RuntimeError: it ended, or was not ready in time: no clip is to blame.
+        """
+        # A file, not a pipe: nobody reads it while all goes well, and a full pipe would block.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._owner = os.getpid()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD.format(path=sys.path), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+        )
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):  # The limit on pipes is lower here.
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        try:
+            kind, _ = _HEADER.unpack(self.read(_HEADER.size, time.monotonic() + _START_S))
+            if kind != _READY:
+                raise EOFError
+        except (EOFError, TimeoutError):
+            how = self.how_it_ended()
+            self.close()
+            raise RuntimeError(f"the decoder's process does not start: {how}") from None
+
+    def send(self, requests: Sequence[dict[str, Any]]) -> None:
+        """Send clips, a line each."""
+        assert self._process is not None and self._process.stdin is not None
+        lines = "".join(json.dumps(request) + "\n" for request in requests)
+        with contextlib.suppress(BrokenPipeError):  # It died: reading will tell.
+            os.write(self._process.stdin.fileno(), lines.encode())
+
+    def read(self, size: int, deadline: float) -> bytes:
+        """The next bytes of its answers; see `fill`."""
         buffer = bytearray(size)
-        self._fill(memoryview(buffer), deadline)
+        self.fill(memoryview(buffer), deadline)
         return bytes(buffer)
 
-    def _fill(self, view: memoryview, deadline: float) -> None:
-        """Fill a buffer from the child's answers.
+    def fill(self, view: memoryview, deadline: float) -> None:
+        """Fill a buffer from its answers.
 
         Raises:
             TimeoutError: they did not come in time.
             EOFError: they ended.
         """
-        assert self._child is not None and self._child.stdout is not None
-        answers = self._child.stdout.fileno()
+        assert self._process is not None and self._process.stdout is not None
+        answers = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(answers, select.POLLIN)
         while view:
@@ -268,63 +334,38 @@ class GuardedDecoder:
                 raise EOFError
             view = view[received:]
 
-    def _start_at_last(self) -> None:
-        """Start the child; one that is killed while it starts is started again.
-
-        Raises:
-            RuntimeError: it does not start at all.
-        """
-        for attempt in range(1, _STARTS + 1):
-            try:
-                return self._start()
-            except RuntimeError:
-                if attempt == _STARTS:
-                    raise
-
-    def _start(self) -> None:
-        """Start the child and wait until it is ready.
-
-        Raises:
-            RuntimeError: it ended, or was not ready in time: no clip is to blame.
-        """
-        settings = {
-            "decode": self.decode_name,
-            "alarm_s": self.time_limit_s + _ALARM_GRACE_S,
-            "memory_bytes": self.memory_limit_bytes,
-            "parent": os.getpid(),
-        }
-        # A file, not a pipe: nobody reads it while all goes well, and a full pipe would block.
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD.format(path=sys.path), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            bufsize=0,
-        )
-        assert self._child.stdout is not None
-        with contextlib.suppress(OSError):  # The limit on pipes is lower here.
-            fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    def how_it_ended(self) -> str:
+        """Its exit and the end of what it wrote to its standard error."""
+        assert self._process is not None and self._errors is not None
         try:
-            kind, _ = _HEADER.unpack(self._read(_HEADER.size, time.monotonic() + _START_S))
-            if kind != _READY:
-                raise EOFError
-        except (EOFError, TimeoutError):
-            how = self._how_it_ended()
-            self.close()
-            raise RuntimeError(f"the decoder's process does not start: {how}") from None
-
-    def _how_it_ended(self) -> str:
-        """The child's exit and the end of what it wrote to its standard error."""
-        assert self._child is not None and self._errors is not None
-        try:
-            code = self._child.wait(timeout=1)
+            code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             return "it gave an answer that makes no sense"
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
         written = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"{how}: {written[-1]}" if written else how
+
+    def close(self) -> None:
+        """End it. In a process that was forked from its owner, only the pipes are closed."""
+        process, self._process = self._process, None
+        if process is not None:
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            if self._owner == os.getpid():
+                process.kill()
+                process.wait()
+            else:
+                process.returncode = 0  # Not this process's to wait for.
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
 
 def serve() -> None:

@@ -128,9 +128,6 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
     history: IO[str] | None = None
     sent_at = time.monotonic()
 
-    def make_batch(step: int) -> Any:
-        return task.batch(step, rank, world_size)
-
     def log(point: dict[str, Any]) -> None:
         nonlocal sent_at
         if history is not None:
@@ -165,7 +162,9 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
         log({"step": 0, **before})
     batches_made, since = 0, time.monotonic()
     with ahead.load_batches(
-        make_batch, range(start, steps), workers=config["loader_workers"]
+        loop.batch_maker(task, rank, world_size),
+        range(start, steps),
+        workers=config["loader_workers"],
     ) as batches:
         for step, batch in batches:
             multiplier = loop.schedule(

@@ -104,7 +104,7 @@ def load_batches(
     Args:
         make: gives the batch of a step; the same one in whichever process.
         steps: in order.
-        workers: processes, forked from this one; 0: one thread of this process.
+        workers: processes; `make` is pickled to each. 0: one thread of this process.
     """
     if not workers or not steps:
         with prefetch(make, steps) as batches:
@@ -115,7 +115,8 @@ def load_batches(
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        multiprocessing_context="fork",
+        # A fork would copy the locks that the threads of Ray, gRPC and OpenMP hold at that moment.
+        multiprocessing_context="spawn",
     )
 
     def in_order() -> Iterator[tuple[int, Any]]:

@@ -172,6 +172,10 @@ class EncoderTask:
         self.clips_per_batch = videos_per_batch * crops_per_video
         self._probe = NeighbourProbe(folder, seed=seed, **probe) if self.probe_every else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes batches; it needs neither the probe nor the frames that it has read."""
+        return self.__dict__ | {"_probe": None}
+
     @torch.no_grad()
     def _fit_whitening(
         self, encoder: Any, *, clips: int = 1000, shrinkage: float = 1.0

@@ -6,6 +6,8 @@ the losses of `run_plain`, which is short enough to be read as the specification
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import json
 import math
@@ -57,7 +59,8 @@ class TrainingTask(Protocol):
     def batch(self, step: int, rank: int, world_size: int) -> Any:
         """The batch of a step: a pure function of (the task's seed, step, rank, world size).
 
-        It is called from another thread than `forward`, so it draws from generators of its own.
+        It is called from another thread or process than `forward`, on a copy of the task without
+        `module` (see `batch_maker`), so it draws from generators of its own.
         """
         ...
 
@@ -68,6 +71,16 @@ class TrainingTask(Protocol):
     def export(self, folder: Path) -> None:
         """Write what later stages read into an existing, empty folder."""
         ...
+
+
+def batch_maker(task: TrainingTask, rank: int, world_size: int) -> Callable[[int], Any]:
+    """What makes the batch of a step: the task's own `batch`, without its network.
+
+    The result can be pickled and sent to another process, which receives no weights.
+    """
+    source = copy.copy(task)
+    del source.module
+    return functools.partial(source.batch, rank=rank, world_size=world_size)
 
 
 def parts_of(task: TrainingTask, batch: Any) -> list[Any]:
@@ -280,7 +293,7 @@ def run_plain(
         log({"step": 0, **cast(WatchedTask, task).probe(), "time": time.time()})
     batches_made, since = 0, time.monotonic()
     with load_batches(
-        lambda step: task.batch(step, 0, 1), range(steps), workers=loader_workers
+        batch_maker(task, 0, 1), range(steps), workers=loader_workers
     ) as batches:
         for step, batch in batches:
             multiplier = schedule(step, steps, warmup_steps, drops, drop_factor)

@@ -177,6 +177,13 @@ class VisTask:
         if initial is not None:
             start_from(network, Path(initial))
         self.module = training_of(network, weights)
+        self.reads_supports = network.reads_supports
+        # Masks are compared at twice the resolution that they are predicted at, after enlarging:
+        # the place of an edge between two cells is then learned too.
+        self.strides = {
+            "token_stride": network.backbone.token_stride,
+            "mask_stride": network.mask_stride // 2,
+        }
         reader = manifest.reader(folder)
         annotations = reader.annotations
         self.category_ids = {name: i for i, name in annotations.categories.items()}
@@ -218,7 +225,7 @@ class VisTask:
         """This rank's share of the step's episodes, which are the same for any number of ranks."""
         draws = np.random.default_rng([self.seed, 13, step])
         queries, supports, categories = [], [], []
-        shots = self.train_shots if self.module.model.reads_supports else 0
+        shots = self.train_shots if self.reads_supports else 0
         for _ in range(self.episodes_per_batch):
             video, name = self.queries[int(draws.integers(len(self.queries)))]
             pool = [other for other in self.supports[name] if other != video]
@@ -227,18 +234,14 @@ class VisTask:
             supports.append(helpers)
             categories.append(self.category_ids[name])
         mine = range(rank, self.episodes_per_batch, world_size)
-        model = self.module.model
         return episode_batch(
             self.reader,
             [queries[i] for i in mine],
             [supports[i] for i in mine],
             [categories[i] for i in mine],
             [np.random.default_rng([self.seed, 31, step, i]) for i in mine],
-            token_stride=model.backbone.token_stride,
-            # Masks are compared at twice the resolution that they are predicted at, after
-            # enlarging: the place of an edge between two cells is then learned too.
-            mask_stride=model.mask_stride // 2,
             support_frames=self.support_frames,
+            **self.strides,
         )
 
     def parts(self, batch: dict[str, Any]) -> list[dict[str, Any]]:

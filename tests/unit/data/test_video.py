@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -213,6 +215,52 @@ def test_answers_that_nobody_takes_do_not_come_later(fake: GuardedDecoder) -> No
     assert _told(fake.decode("9")) == 9
 
 
+def test_a_forked_process_has_a_child_of_its_own(fake: GuardedDecoder) -> None:
+    assert _told(fake.decode("1")) == 1
+    answers = fake.decode_many(["2", "3", "4", "5"])
+    assert _told(next(answers)) == 2
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+
+    def forked() -> None:
+        told.put([_told(answer) for answer in fake.decode_many(["60", "61", "62"])])
+        # The fork has a copy of the generator that is open in its parent, too.
+        told.put([_told(answer) for answer in answers])
+
+    process = context.Process(target=forked)
+    process.start()
+    ours = [_told(answer) for answer in answers]
+    assert told.get() == [60, 61, 62]
+    assert told.get() == ours == [3, 4, 5]
+    process.join()
+    # It ended, and the parent's child lives on: nothing is restarted.
+    child = fake._idle[0]._process
+    assert child is not None and child.poll() is None
+    assert _told(fake.decode("7")) == 7 and fake.restarts == 0
+    assert fake._idle[0]._process is child
+
+
+def test_threads_and_open_calls_have_children_of_their_own(fake: GuardedDecoder) -> None:
+    def decode(thread: int) -> list[int | str]:
+        clips = [str(20 * thread + clip) for clip in range(20)]
+        return [_told(answer) for answer in fake.decode_many(clips)]
+
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(decode, range(4)))
+    assert told == [list(range(20 * thread, 20 * thread + 20)) for thread in range(4)]
+    pairs = zip(fake.decode_many("12345"), fake.decode_many("67890"), strict=True)
+    assert [(_told(a), _told(b)) for a, b in pairs] == [(1, 6), (2, 7), (3, 8), (4, 9), (5, 0)]
+    fake.close()
+    assert not fake._idle
+
+
+def test_a_pickled_decoder_starts_its_own_child(fake: GuardedDecoder) -> None:
+    assert _told(fake.decode("1")) == 1
+    with pickle.loads(pickle.dumps(fake)) as other:
+        assert not other._idle and _told(other.decode("2")) == 2
+    assert _told(fake.decode("3")) == 3
+
+
 def test_no_clips(fake: GuardedDecoder) -> None:
     assert list(fake.decode_many([])) == []
 
@@ -247,7 +295,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, clip: str) -> None:
         "d = GuardedDecoder(num_frames=1, height=2, width=3, time_limit_s=1.0,\n"
         "                   decode='fake_decoder:decode')\n"
         "d.decode('1')\n"
-        "print(d._child.pid, flush=True)\n"
+        "print(d._idle[0]._process.pid, flush=True)\n"
         f"d.decode({clip!r})\n"
         "time.sleep(600)\n"
     )

@@ -17,9 +17,10 @@ from selfshot.data.video import sample_frames
 from selfshot.errors import UserError
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.training import contrast
+from selfshot.training.batches import load_batches
 from selfshot.training.contrast import NO_VIDEO
 from selfshot.training.encoder import EncoderTask
-from selfshot.training.loop import run_plain, seed_step
+from selfshot.training.loop import batch_maker, run_plain, seed_step
 
 LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
 
@@ -81,6 +82,17 @@ class TestEncoder:
             for part in parts:
                 for video, crops in zip(part["videos"].tolist(), part["frames"], strict=True):
                     assert torch.equal(crops, frames[video]), "whichever rank draws the crops"
+
+    def test_batches_of_processes_are_those_of_a_thread(self, make: Any) -> None:
+        """The whitening has started the decoder by then, which the workers must not share."""
+        task = make(adapter="whitened")
+        steps = range(6)
+        with load_batches(batch_maker(task, 0, 1), steps) as batches:
+            expected = [batch for _, batch in batches]
+        with load_batches(batch_maker(task, 0, 1), steps, workers=2) as batches:
+            given = [batch for _, batch in batches]
+        for ours, theirs in zip(given, expected, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in ("frames", "videos"))
 
     def test_crops_are_consecutive_parts_of_the_clip(self, make: Any, tiny_sprites: Path) -> None:
         task = make(videos_per_batch=13)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import threading
 from itertools import pairwise
@@ -115,19 +116,31 @@ def test_a_loss_that_is_not_finite_names_the_batch() -> None:
         run_plain(Described(spoil_step=1), steps=8, **SETTINGS)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_come_in_order_from_threads_and_processes(workers: int) -> None:
-    def make(step: int) -> dict[str, torch.Tensor]:
-        return {"step": torch.tensor(step)}
+MAKERS = """
+import torch
+from selfshot.errors import UserError
 
+def make(step):
+    return {"step": torch.tensor(step)}
+
+def fails(step):
+    if step == 6:
+        raise UserError("six is wrong")
+    return step
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_from_threads_and_processes(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "batch_makers.py").write_text(MAKERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = importlib.import_module("batch_makers")
+    make, fails = made.make, made.fails
     with load_batches(make, range(4, 11), workers=workers) as batches:
         seen = [(step, batch["step"].item()) for step, batch in batches]
     assert seen == [(step, step) for step in range(4, 11)]
-
-    def fails(step: int) -> int:
-        if step == 6:
-            raise UserError("six is wrong")
-        return step
 
     seen = []
     with (
