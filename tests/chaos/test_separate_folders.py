@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests/integration"))
 from s3_server import s3_server  # noqa: E402
 
 from selfshot.config.load import load_experiment  # noqa: E402
-from selfshot.data.remote import Remote  # noqa: E402
+from selfshot.data.storage import Storage  # noqa: E402
 from selfshot.studies.run import plan_experiment  # noqa: E402
 
 
@@ -97,7 +97,7 @@ def test_workers_of_another_node_fetch_their_inputs(
     assert (plans["vis"].path / "history.jsonl").stat().st_size > 0
     assert len(list((plans["evaluation"].path / "trials").glob("*.json"))) == 2
     assert len(list((plans["evaluation"].path / "predictions").glob("*.json"))) > 2
-    assert not [name for name in Remote(storage).sizes("", deep=True) if ".partial/" in name]
+    assert not [name for name in Storage(storage).sizes("", deep=True) if ".partial/" in name]
 
     # A study's trials run on that node, and its driver has an empty folder.
     sweep = ("name=toys", "sweep.over={supports.foreground_power: [0.0, 1.0]}")
@@ -121,7 +121,7 @@ def test_another_machine_goes_on_with_a_killed_training(storage: str, tmp_path: 
             command(tmp_path / "first", storage, *longer),
             env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    files, end = Remote(storage), time.monotonic() + 1200
+    files, end = Storage(storage), time.monotonic() + 1200
     place = re.compile(r"vis/[0-9a-f]{16}\.partial/scratch/ray/train/checkpoint_manager_snapshot")
     while not any(place.match(name) for name in files.sizes("store", deep=True)):
         assert driver.poll() is None, (tmp_path / "first.log").read_text()[-3000:]

@@ -16,8 +16,8 @@ import torch
 from s3_server import BUCKET, s3_server
 
 from selfshot.config.load import load_experiment
-from selfshot.data.remote import Remote
 from selfshot.data.shared_store import Mirror, SharedStore
+from selfshot.data.storage import Storage
 from selfshot.errors import StorageError, UserError
 from selfshot.studies.run import plan_experiment, run_experiment, verify_experiment
 from selfshot.studies.stages import STAGES
@@ -61,7 +61,7 @@ def run(output: Path, storage: str, *overrides: str) -> tuple[dict[str, str], st
 
 
 def test_files_on_s3(storage: str, tmp_path: Path) -> None:
-    files = Remote(f"{storage}/files")
+    files = Storage(f"{storage}/files")
     files.check()
     (tmp_path / "here").write_bytes(b"x" * 3_000_001)
     files.join([tmp_path / "here", tmp_path / "here"], "a/b")
@@ -83,7 +83,7 @@ def test_files_on_s3(storage: str, tmp_path: Path) -> None:
     ("address", "environment", "words"),
     [
         (f"s3://{BUCKET}-not/runs", {}, "there is no bucket"),
-        (f"s3://{BUCKET}/runs", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot be looked at"),
+        (f"s3://{BUCKET}/runs", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot be read"),
     ],
 )
 def test_bad_storage_is_told_before_any_work(
@@ -114,7 +114,7 @@ def test_weights_and_a_corpus_on_s3(
     from selfshot.models.foreign_weights import read_foreign_weights, weights_digest
 
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
-    mirror = Mirror(Remote(storage), "inputs", tmp_path)
+    mirror = Mirror(Storage(storage), "inputs", tmp_path)
     mirror.push("w.safetensors")
     weights = f"{storage}/inputs/w.safetensors"
     assert read_foreign_weights(weights)["a"].tolist() == [0.0, 1.0, 2.0]
@@ -122,7 +122,7 @@ def test_weights_and_a_corpus_on_s3(
     with pytest.raises(UserError, match="cannot be read"):
         read_foreign_weights(f"{weights}.not")
 
-    Mirror(Remote(storage), "corpus", small_corpus).push("videos", "clips.parquet")
+    Mirror(Storage(storage), "corpus", small_corpus).push("videos", "clips.parquet")
     manifest = open_manifest(f"{storage}/corpus/clips.parquet", root=f"{storage}/corpus/videos")
     summary = embed_corpus(
         manifest, mean_colour(small_corpus / "encoder"), settings={"encoder": "mean"},
@@ -130,7 +130,7 @@ def test_weights_and_a_corpus_on_s3(
         clips_per_shard=4, decode_timeout_s=30, decode_memory_mb=512, max_quarantine_share=0.2,
     )  # fmt: skip
     assert (summary["embedded"], summary["quarantined"]) == (10, 1)
-    shards = [n for n in Remote(storage).sizes("embedded") if n.startswith("shard-")]
+    shards = [n for n in Storage(storage).sizes("embedded") if n.startswith("shard-")]
     assert len(shards) == 3
 
 
@@ -149,7 +149,7 @@ def test_an_emptied_output_folder_makes_nothing_again(
 ) -> None:
     output, _ = made
     report = (output / "toy" / "report" / "results.json").read_bytes()
-    files = Remote(storage)
+    files = Storage(storage)
     there = files.sizes("", deep=True)
     assert not [name for name in there if ".partial/" in name]
     assert "toy/report/report.html" in there and "toy/experiment.yaml" in there
@@ -163,14 +163,14 @@ def test_an_emptied_output_folder_makes_nothing_again(
     assert said.count("is fetched from s3://") == len(NAMES)
     assert (output / "toy" / "report" / "results.json").read_bytes() == report
     assert verify_experiment(experiment) == []
-    assert Remote(storage).sizes("", deep=True) == there
+    assert Storage(storage).sizes("", deep=True) == there
 
 
 def test_a_changed_file_is_noticed(made: tuple[Path, str], storage: str) -> None:
     output, _ = made
     experiment = load_experiment(TOY, [f"output={output}", f"storage={storage}"])
     (plan,) = [plan for plan in plan_experiment(experiment) if plan.stage == "index"]
-    files = Remote(storage)
+    files = Storage(storage)
     (part,) = [n for n in files.sizes(f"store/index/{plan.key}", deep=True) if "part-" in n]
     name = f"store/index/{plan.key}/{part}"
     content = bytearray(files.read(name))
@@ -188,7 +188,7 @@ def test_a_changed_file_is_noticed(made: tuple[Path, str], storage: str) -> None
 def test_storage_that_goes_away_in_the_middle_leaves_a_run_that_goes_on(
     ray_with_storage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = "selfshot.data.remote"
+    store = "selfshot.data.storage"
     monkeypatch.setattr(f"{store}.FIRST_WAIT_S", 0.05)
     with s3_server(tmp_path / "log") as (server, address):
         publish = SharedStore.publish
@@ -202,7 +202,7 @@ def test_storage_that_goes_away_in_the_middle_leaves_a_run_that_goes_on(
         output = tmp_path / "runs"
         with monkeypatch.context() as patched:
             patched.setattr(SharedStore, "publish", freeze)
-            with pytest.raises(UserError, match="run the same command again"):
+            with pytest.raises(StorageError, match="run the same command again"):
                 run(output, address)
     with s3_server(tmp_path / "log") as (_, address):
         experiment = load_experiment(TOY, [f"output={output}", f"storage={address}"])
@@ -210,4 +210,4 @@ def test_storage_that_goes_away_in_the_middle_leaves_a_run_that_goes_on(
         with contextlib.redirect_stdout(io.StringIO()) as said:
             run_experiment(experiment, until="benchmark")
         assert "benchmark: reused" in said.getvalue()
-        assert len(SharedStore(Remote(address)).keys("benchmark")) == 1
+        assert len(SharedStore(Storage(address)).keys("benchmark")) == 1

@@ -92,6 +92,9 @@ def build_manifest(
 
     Returns:
         what corpus.json holds: root, made_from, clips, sources, bytes, seconds, unread.
+
+    Raises:
+        StorageError: `out`, or a video behind an address, cannot be read or written.
     """
     storage = Storage(out, "--out")
     storage.remove_partial()
@@ -158,7 +161,10 @@ def _digest(portion: list[Item], root: str, cutting: Cutting) -> str:
 
 
 def _finished(storage: Storage, name: str, digest: str) -> dict[str, Any] | None:
-    """What a file of an earlier run counts, if it was made of the same."""
+    """What a file of an earlier run counts, if it was made of the same.
+
+    pyarrow raises an `OSError` for a footer that it cannot parse; an outage is a `StorageError`.
+    """
     try:
         with storage.open(name) as file:
             said = json.loads((pq.read_metadata(file).metadata or {}).get(_KEY, b"null"))

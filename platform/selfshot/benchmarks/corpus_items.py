@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pyarrow.fs as pafs
 
 from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, stem, walk_files
 from selfshot.benchmarks.yt8m_segments import iterate_segments
 from selfshot.config.paths import is_address
-from selfshot.data.storage import open_filesystem
+from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 
 
@@ -62,22 +62,23 @@ def list_files(
     """Path below the root and size of each file of a kind; a folder is listed when it is come to.
 
     Raises:
-        UserError: it cannot be listed.
+        UserError: there is no such folder.
+        StorageError: it cannot be listed.
     """
     root = local_root(address, setting)
     if root is not None:
         for uri in walk_files(root, suffixes, set_aside):
             yield uri, (root / uri).stat().st_size
         return
-    filesystem, top = open_filesystem(address, setting)
+    storage = Storage(address, setting)
+    top = storage.root
     waiting = [top]
     while waiting:
+        folder = pafs.FileSelector(waiting.pop())
         try:
-            infos = filesystem.get_file_info(pafs.FileSelector(waiting.pop()))
-        except OSError as error:
-            raise UserError(
-                f"{setting}: {address} cannot be listed ({error}); is it there, and may it be read?"
-            ) from None
+            infos = storage.tried("listed", partial(storage.filesystem.get_file_info, folder))
+        except FileNotFoundError:
+            raise UserError(f"{setting}: {address} cannot be listed; is it there?") from None
         infos = sorted(infos, key=lambda info: info.path)
         waiting += [info.path for info in reversed(infos) if not info.is_file]
         for info in infos:
@@ -126,22 +127,16 @@ def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
     """The videos inside the tars of a folder, as WebDataset packs them; nothing is unpacked.
 
     Raises:
-        UserError: the folder cannot be listed.
+        UserError: there is no such folder.
+        StorageError: it cannot be listed, or a tar cannot be read.
     """
+    storage = Storage(local_root(address, "--tars") or address, "--tars")
     for uri, _ in list_files(address, (".tar",), "--tars", set_aside):
         try:
-            with _open(address, uri) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            with storage.open(uri) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     if member.isreg() and member.name.lower().endswith(CLIP_SUFFIXES):
                         name = f"{stem(uri)}/{stem(member.name)}"
                         yield Item(uri, name, name, member.size, member.offset_data)
         except (tarfile.TarError, OSError) as error:
             set_aside.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
-
-
-def _open(address: str, uri: str) -> Any:
-    root = local_root(address, "--tars")
-    if root is not None:
-        return (root / uri).open("rb")
-    filesystem, top = open_filesystem(address, "--tars")
-    return filesystem.open_input_file(f"{top}/{uri}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from selfshot.benchmarks.remote import list_clips
 from selfshot.config.paths import is_address
+from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 
 
@@ -50,6 +51,5 @@ def _here(root: str | Path) -> Iterator[tuple[bytes, str]]:
 
 
 def _elsewhere(root: str) -> Iterator[tuple[bytes, str]]:
-    _, clips = list_clips(root)
-    for clip in clips:
+    for clip in list_clips(Storage(root, "benchmark.corpus")):
         yield clip.uri.encode(), f"{clip.size} {clip.changed}"

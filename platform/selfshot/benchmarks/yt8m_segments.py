@@ -31,6 +31,7 @@ from selfshot.benchmarks.manifest import Benchmark, write_corpus
 from selfshot.benchmarks.remote import hash_clips, list_clips
 from selfshot.benchmarks.split import SIDES
 from selfshot.config.paths import is_address
+from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 
 SLACK_S = 0.5
@@ -202,9 +203,10 @@ def _files(
     """A row for each file of the corpus, and what their paths are relative to."""
     address = corpus
     if is_address(corpus) and not corpus.lower().startswith("file://"):
-        filesystem, clips = list_clips(corpus)
+        storage = Storage(corpus, "benchmark.corpus")
+        clips = list_clips(storage)
         uris = [clip.uri for clip in clips]
-        hashed = hash_clips(filesystem, clips, on_message)
+        hashed = hash_clips(storage, clips, on_message)
     else:
         root = Path(corpus[len("file://") :] if is_address(corpus) else corpus).resolve()
         if not root.is_dir():

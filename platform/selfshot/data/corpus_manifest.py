@@ -90,6 +90,7 @@ def open_manifest(address: str, root: str | None = None) -> Manifest:
 
     Raises:
         UserError: it is no manifest, or lists nothing.
+        StorageError: it cannot be read.
     """
     if address.endswith(".parquet"):
         folder, _, only = address.rpartition("/")
@@ -127,7 +128,7 @@ def _look(storage: Storage, name: str) -> ManifestFile:
             file.seek(0)
             parquet = pq.ParquetFile(file)
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:  # No such file, or damaged Parquet.
         raise UserError(
             f"{where}: cannot be read as a Parquet manifest of clips ({error})"
         ) from None

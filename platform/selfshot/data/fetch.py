@@ -13,20 +13,22 @@ import functools
 import hashlib
 import os
 import tempfile
-import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from selfshot.config.paths import is_address
 from selfshot.data.video import VideoError, sample_frames
+from selfshot.errors import StorageError
+
+if TYPE_CHECKING:
+    from selfshot.data.storage import Storage
 
 FETCH = "selfshot.data.fetch:sample_stored_frames"
 PIECE_BYTES = 1 << 20
-ATTEMPTS = 3
-FIRST_WAIT_S = 0.2
+_WEB = ("http://", "https://")
 
 
 def sample_stored_frames(
@@ -54,6 +56,7 @@ def sample_stored_frames(
 
     Raises:
         VideoError: it cannot be had or decoded.
+        StorageError: storage cannot be read.
     """
     asked: dict[str, Any] = {
         "num_frames": num_frames,
@@ -102,8 +105,7 @@ def open_bytes(
         hashed: whether the hash is wanted.
 
     Raises:
-        OSError: it cannot be read.
-        VideoError: its file ends before it does.
+        OSError, VideoError, StorageError: as `_pieces`.
     """
     digest = hashlib.sha256()
     own = not is_address(path) and not offset
@@ -128,26 +130,16 @@ def _in_memory(
 ) -> Iterator[str]:
     """The path of a file in memory that holds these bytes."""
     with _memory_file() as file:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                copied = 0
-                for piece in _pieces(path, offset, length):
-                    copied += len(piece)
-                    if max_bytes is not None and copied > max_bytes:
-                        raise VideoError(f"it has more than {max_bytes / 1e6:.0f} MB", path)
-                    file.write(piece)
-                break
-            except VideoError:
-                raise
-            except Exception as error:  # A filesystem may raise what it likes.
-                # A broken connection is worth another attempt; a file that is not there is not.
-                gone = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
-                if gone or not is_address(path) or attempt == ATTEMPTS:
-                    text = str(error).strip().splitlines() or [type(error).__name__]
-                    raise VideoError(f"it cannot be read: {text[0][:300]}", path) from None
-                time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
-                file.seek(0)
-                file.truncate()
+        copied = 0
+        try:
+            for piece in _pieces(path, offset, length):
+                copied += len(piece)
+                if max_bytes is not None and copied > max_bytes:
+                    raise VideoError(f"it has more than {max_bytes / 1e6:.0f} MB", path)
+                file.write(piece)
+        except OSError as error:
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            raise VideoError(f"it cannot be read: {text[0][:300]}", path) from None
         yield _path_of(file)
 
 
@@ -168,14 +160,22 @@ def _pieces(path: str, offset: int, length: int | None) -> Iterator[bytes]:
     """The bytes of a video, a megabyte at a time.
 
     Raises:
-        VideoError: its file ends before it does.
+        FileNotFoundError: there is no such file; other OSErrors from a local one.
+        VideoError: its file ends before it does, or a web server does not give it: each of many
+            servers may be gone for good.
+        StorageError: storage cannot be read; what it holds is not known.
     """
-    with _open(path) as source:
-        source.seek(offset)
-        left = float("inf") if length is None else length
-        while left > 0 and (piece := source.read(int(min(PIECE_BYTES, left)))):
-            left -= len(piece)
-            yield piece
+    left = float("inf") if length is None else length
+    try:
+        with _open(path) as source:
+            source.seek(offset)
+            while left > 0 and (piece := source.read(int(min(PIECE_BYTES, left)))):
+                left -= len(piece)
+                yield piece
+    except StorageError as error:
+        if not path.lower().startswith(_WEB):
+            raise
+        raise VideoError(f"it cannot be read: {error}", path) from None
     if length is not None and left > 0:
         raise VideoError(f"its file ends {left:.0f} bytes before it does", path)
 
@@ -185,13 +185,12 @@ def _open(path: str) -> Any:
         return open(path, "rb")
     scheme, _, rest = path.partition("://")
     host, _, inner = rest.partition("/")
-    filesystem, root = _filesystem(f"{scheme}://{host}")
-    return filesystem.open_input_file(f"{root}/{inner}")
+    return _storage(f"{scheme}://{host}").open(inner)
 
 
 @functools.lru_cache(maxsize=64)
-def _filesystem(host: str) -> tuple[Any, str]:
+def _storage(host: str) -> Storage:
     """Opened once for a scheme and a host: an object store is asked where its bucket is."""
-    from selfshot.data.storage import open_filesystem
+    from selfshot.data.storage import Storage
 
-    return open_filesystem(host, "uri")
+    return Storage(host, "uri")

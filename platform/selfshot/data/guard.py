@@ -30,13 +30,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfshot.data.video import VideoError
+from selfshot.errors import StorageError
 
 DECODE = "selfshot.data.video:sample_frames"
 DECODE_AT = "selfshot.data.video:frames_at"
 
-# Answers begin with a kind and a length: of the frames, of a reason, or of nothing.
+# Answers begin with a kind and a length: of the frames, of a reason (the clip's, or storage's), or
+# of nothing.
 _HEADER = struct.Struct("<cQ")
-_FRAMES, _REASON, _READY = b"F", b"R", b"Y"
+_FRAMES, _REASON, _AWAY, _READY = b"F", b"R", b"A", b"Y"
 # The child starts on the next clip while the parent takes the last one's frames.
 _AHEAD = 2
 _START_S = 60.0
@@ -139,6 +141,7 @@ class GuardedDecoder:
 
         Raises:
             VideoError: it cannot be decoded, hung the decoder or ended its process.
+            StorageError: storage does not give it.
         """
         (answer,) = self.decode_many([clip])
         if isinstance(answer, VideoError):
@@ -151,6 +154,7 @@ class GuardedDecoder:
         """For each clip, in order, its frames or the error that it gave.
 
         Raises:
+            StorageError: storage does not give a clip; no clip is to blame.
             RuntimeError: the child does not start at all.
         """
         waiting = iter(clips)
@@ -248,6 +252,8 @@ class GuardedDecoder:
             kind, length = _HEADER.unpack(child.read(_HEADER.size, deadline))
             if kind == _REASON:
                 return VideoError(child.read(length, deadline).decode(), clip.path)
+            if kind == _AWAY:
+                raise StorageError(child.read(length, deadline).decode())
             frames = np.empty(self._shape(clip), dtype=np.uint8)
             if kind != _FRAMES or length != frames.nbytes:
                 raise EOFError
@@ -394,6 +400,8 @@ def serve() -> None:
             kind, payload = _FRAMES, frames.reshape(-1).data
         except VideoError as error:
             kind, payload = _REASON, memoryview(error.reason.encode(errors="replace"))
+        except StorageError as error:
+            kind, payload = _AWAY, memoryview(str(error).encode(errors="replace"))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             kind, payload = _REASON, memoryview(reason.encode(errors="replace"))

@@ -27,8 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfshot.data.locks import Message
-from selfshot.data.remote import Remote
-from selfshot.errors import StorageError
+from selfshot.data.storage import Storage
 
 MANIFEST = "manifest.json"
 PART_BYTES = 64 * 2**20
@@ -75,26 +74,26 @@ def parts_of(files: Mapping[str, int], part_bytes: int) -> list[list[str]]:
 class SharedStore:
     """The stages of one address."""
 
-    def __init__(self, remote: Remote, on_message: Message | None = None) -> None:
+    def __init__(self, storage: Storage, on_message: Message | None = None) -> None:
         """Args: the files, and who is told of damage and waits."""
-        self.remote = remote
+        self.storage = storage
         self._say: Message = on_message or (lambda message: None)
         self._damaged: set[str] = set()
 
     def address(self, stage: str, key: str) -> str:
         """Of a stage, for people."""
-        return self.remote.address_of(_base(stage, key))
+        return self.storage.address_of(_base(stage, key))
 
     def keys(self, stage: str) -> set[str]:
         """Of the stages of this name that are there."""
-        names = self.remote.sizes(f"store/{stage}")
+        names = self.storage.sizes(f"store/{stage}")
         found = {name[: -len(".json")] for name in names if name.endswith(".json")}
         return {key for key in found if _KEY.fullmatch(key)}
 
     def pointer(self, stage: str, key: str) -> Pointer | None:
         """Which upload is the stage; None where there is none, or only one that is damaged."""
         try:
-            said = json.loads(self.remote.read(f"{_base(stage, key)}.json"))
+            said = json.loads(self.storage.read(f"{_base(stage, key)}.json"))
             pointer = Pointer(str(said["upload"]), str(said["sha256"]), int(said["part_bytes"]))
             sound = _UPLOAD.fullmatch(pointer.upload) is not None and pointer.part_bytes > 0
         except FileNotFoundError:
@@ -114,7 +113,7 @@ class SharedStore:
         """
         name = f"{_base(stage, key)}/{pointer.upload}/{MANIFEST}"
         try:
-            content = self.remote.read(name)
+            content = self.storage.read(name)
         except FileNotFoundError:
             raise DamagedError(f"{MANIFEST} is missing") from None
         if hashlib.sha256(content).hexdigest() != pointer.sha256:
@@ -148,22 +147,22 @@ class SharedStore:
             upload = f"{upload}-{uuid.uuid4().hex[:8]}"
         base = f"{_base(stage, key)}/{upload}"
         sizes = {name: int(entry["bytes"]) for name, entry in files.items()}
-        there = self.remote.sizes(base)
+        there = self.storage.sizes(base)
 
         def send(numbered: tuple[int, list[str]]) -> None:
             number, names = numbered
             name = f"part-{number:05d}"
             # What a killed run has sent is not sent again: a part is whole or not there.
             if there.get(name) != sum(sizes[one] for one in names):
-                self.remote.join([folder / one for one in names], f"{base}/{name}")
+                self.storage.join([folder / one for one in names], f"{base}/{name}")
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(send, enumerate(parts_of(sizes, PART_BYTES))))
-        self.remote.write(f"{base}/{MANIFEST}", content)
+        self.storage.write(f"{base}/{MANIFEST}", content)
         if (same := self._compare(stage, key, sha256, files)) is not None:
             return same
         said = {"upload": upload, "sha256": sha256, "part_bytes": PART_BYTES}
-        self.remote.write(f"{_base(stage, key)}.json", json.dumps(said).encode())
+        self.storage.write(f"{_base(stage, key)}.json", json.dumps(said).encode())
         # Another machine may have written in the same moment: what stands there now counts.
         return self._compare(stage, key, sha256, files) is not False
 
@@ -196,7 +195,7 @@ class SharedStore:
         partial.mkdir(parents=True)
         try:
             content, said = self.manifest(stage, key, pointer)
-            self._say(f"{stage}/{key} is fetched from {self.remote.address}")
+            self._say(f"{stage}/{key} is fetched from {self.storage.address}")
             self._fetch_files(stage, key, pointer, said["files"], partial)
         except DamagedError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -228,31 +227,38 @@ class SharedStore:
             number, names = numbered
             wanted = [(name, sizes[name], hashes[name]) for name in names]
             part = f"{_base(stage, key)}/{pointer.upload}/part-{number:05d}"
-            _bring(self.remote, part, wanted, folder)
+            _bring(self.storage, part, wanted, folder)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(bring, enumerate(parts_of(sizes, pointer.part_bytes))))
 
     def read_file(self, stage: str, key: str, name: str) -> bytes | None:
-        """One file of a stage, without the others; None where there is none."""
+        """One file of a stage, without the others; None where there is none, or a damaged one."""
         pointer = self.pointer(stage, key)
         if pointer is None:
             return None
         try:
             _, said = self.manifest(stage, key, pointer)
+            return self._read_file(f"{_base(stage, key)}/{pointer.upload}", pointer, said, name)
         except DamagedError as error:
             self._note_damage(stage, key, pointer, error)
             return None
+
+    def _read_file(
+        self, upload: str, pointer: Pointer, said: Mapping[str, Any], name: str
+    ) -> bytes | None:
         sizes = {one: int(entry["bytes"]) for one, entry in said["files"].items()}
-        if name not in sizes:
-            return None
         for number, names in enumerate(parts_of(sizes, pointer.part_bytes)):
             if name in names:
                 before = sum(sizes[one] for one in names[: names.index(name)])
-                part = f"{_base(stage, key)}/{pointer.upload}/part-{number:05d}"
-                content = self.remote.read_part(part, before, sizes[name])
-                if hashlib.sha256(content).hexdigest() == said["files"][name]["sha256"]:
-                    return content
+                part = f"part-{number:05d}"
+                try:
+                    content = self.storage.read_part(f"{upload}/{part}", before, sizes[name])
+                except FileNotFoundError:
+                    raise DamagedError(f"{part} is missing") from None
+                if hashlib.sha256(content).hexdigest() != said["files"][name]["sha256"]:
+                    raise DamagedError(f"{name} has changed (its SHA-256 is not the manifest's)")
+                return content
         return None
 
 
@@ -260,7 +266,9 @@ def _base(stage: str, key: str) -> str:
     return f"store/{stage}/{key}"
 
 
-def _bring(remote: Remote, part: str, wanted: Sequence[tuple[str, int, str]], folder: Path) -> None:
+def _bring(
+    storage: Storage, part: str, wanted: Sequence[tuple[str, int, str]], folder: Path
+) -> None:
     """The files of one part, each with its hash checked.
 
     Raises:
@@ -268,7 +276,7 @@ def _bring(remote: Remote, part: str, wanted: Sequence[tuple[str, int, str]], fo
     """
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
-            _cut(remote.pieces(part), wanted, folder)
+            _cut(storage.pieces(part), wanted, folder)
             return
         except FileNotFoundError:
             raise DamagedError(f"{part.rpartition('/')[2]} is missing") from None
@@ -276,13 +284,6 @@ def _bring(remote: Remote, part: str, wanted: Sequence[tuple[str, int, str]], fo
             # A connection that broke looks the same as a part that has changed.
             if attempt == READ_ATTEMPTS:
                 raise
-        except Exception as error:  # A filesystem may raise what it likes.
-            if attempt == READ_ATTEMPTS:
-                first = (str(error).splitlines() or [repr(error)])[0]
-                raise StorageError(
-                    f"{remote.setting}: {remote.address} cannot be read ({part}): {first}; run "
-                    "the same command again when it answers"
-                ) from error
 
 
 def _cut(pieces: Iterator[bytes], wanted: Sequence[tuple[str, int, str]], folder: Path) -> None:
@@ -307,14 +308,14 @@ def _cut(pieces: Iterator[bytes], wanted: Sequence[tuple[str, int, str]], folder
 class Mirror:
     """A folder of work in progress, and its counterpart behind the address."""
 
-    def __init__(self, remote: Remote, place: str, folder: Path) -> None:
+    def __init__(self, storage: Storage, place: str, folder: Path) -> None:
         """Args: the files, the counterpart's name there, and the folder here."""
-        self.remote, self.place, self.folder = remote, place, folder
+        self.storage, self.place, self.folder = storage, place, folder
 
     @property
     def address(self) -> str:
         """Of the counterpart."""
-        return self.remote.address_of(self.place)
+        return self.storage.address_of(self.place)
 
     def attempt(self, name: str, folder: Path | None = None) -> Mirror:
         """A counterpart beside those of other machines that may make the same.
@@ -323,7 +324,7 @@ class Mirror:
             name: of the attempt.
             folder: another folder here than this one's.
         """
-        return Mirror(self.remote, f"{self.place}/attempt-{name}", folder or self.folder)
+        return Mirror(self.storage, f"{self.place}/attempt-{name}", folder or self.folder)
 
     def push(self, *names: str, since: float = 0.0) -> None:
         """Send files and folders of it; those that are not there are left out.
@@ -338,7 +339,7 @@ class Mirror:
             for one in inside:
                 if one.is_file() and one.stat().st_mtime >= since:
                     relative = PurePosixPath(one.relative_to(self.folder)).as_posix()
-                    self.remote.upload(one, f"{self.place}/{relative}")
+                    self.storage.upload(one, f"{self.place}/{relative}")
 
     def pull(self, name: str, *, missing: bool = False) -> bool:
         """Bring a file.
@@ -353,7 +354,7 @@ class Mirror:
         if missing and (self.folder / name).exists():
             return True
         try:
-            self.remote.download(f"{self.place}/{name}", self.folder / name)
+            self.storage.download(f"{self.place}/{name}", self.folder / name)
         except FileNotFoundError:
             return (self.folder / name).exists()
         return True
@@ -365,20 +366,20 @@ class Mirror:
             name: relative path; empty: the whole.
             missing: only those that are not here.
         """
-        there = self.remote.sizes(f"{self.place}/{name}".rstrip("/"), deep=True)
+        there = self.storage.sizes(f"{self.place}/{name}".rstrip("/"), deep=True)
         brought = 0
         for relative in sorted(there):
             path = self.folder / name / relative
             hidden = any(part.startswith(".") for part in relative.split("/"))
             if is_safe(relative) and not hidden and not (missing and path.exists()):
-                self.remote.download(f"{self.place}/{name}/{relative}".replace("//", "/"), path)
+                self.storage.download(f"{self.place}/{name}/{relative}".replace("//", "/"), path)
                 brought += 1
         return brought
 
     def remove(self, name: str = "") -> None:
         """Remove a file or folder of the counterpart, or all of it."""
         whole = f"{self.place}/{name}".rstrip("/")
-        if self.remote.size(whole) is not None:
-            self.remote.remove(whole)
+        if self.storage.size(whole) is not None:
+            self.storage.remove(whole)
         else:
-            self.remote.remove_folder(whole)
+            self.storage.remove_folder(whole)

@@ -1,21 +1,42 @@
-"""Folders of files, on this machine or behind an address such as s3://bucket/folder.
+"""The files of one folder, on this machine or behind an address such as s3://bucket/folder.
 
-What is written appears under its name when it is whole: a file is written beside it and moved.
+A request that fails is tried again, with growing waits, unless another attempt cannot mend it.
+What is written appears under its name when it is whole: object stores show a file when its upload
+has ended; elsewhere it is written beside its place and moved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import random
 import re
-import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow.fs as pafs
 
 from selfshot.config.paths import is_address
-from selfshot.errors import UserError
+from selfshot.errors import StorageError, UserError
+
+ATTEMPTS = 4
+FIRST_WAIT_S = 0.5
+COPY_BYTES = 1 << 20
+_APPEAR_WHOLE = ("s3", "gcs", "abfs")
+# What another attempt cannot mend, in the words of the stores' answers.
+_FINAL = (
+    "ACCESS_DENIED", "AccessDenied", "NO_SUCH_BUCKET", "NoSuchBucket", "INVALID_ACCESS_KEY_ID",
+    "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "SignatureDoesNotMatch", "EXPIRED_TOKEN",
+    "ExpiredToken", "HTTP status 401", "HTTP status 403", "HTTP status 404", "credentials",
+)  # fmt: skip
+_PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
+
+Result = TypeVar("Result")
 
 
 def open_filesystem(address: str, setting: str) -> tuple[Any, str]:
@@ -45,85 +66,339 @@ def open_filesystem(address: str, setting: str) -> tuple[Any, str]:
 
 
 class Storage:
-    """The files of one folder. Names are those of files directly in it."""
+    """The files below an address or a folder. Names are relative paths with slashes.
 
-    def __init__(self, address: str | Path, setting: str) -> None:
-        """Nothing is made or looked for yet.
+    Only a `FileNotFoundError` says that a file is not there. Whatever else fails is a
+    `StorageError`, after `ATTEMPTS` attempts; at once on a local disk, and where the store refuses
+    (no bucket, no right, wrong credentials).
+    """
+
+    def __init__(self, address: str | Path, setting: str = "storage") -> None:
+        """Makes and requests nothing yet.
 
         Args:
-            address: path or address of the folder.
+            address: such as s3://bucket/folder, or a folder.
             setting: what a message names as the place of a mistake.
 
         Raises:
             UserError: an address that nothing installed can open.
         """
-        self.address, self.setting = str(address), setting
+        self.address, self.setting = str(address).rstrip("/") or "/", setting
         if is_address(self.address):
             self.filesystem, self.root = open_filesystem(self.address, setting)
-            self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
         else:
-            self.filesystem, self.is_local = pafs.LocalFileSystem(), True
+            self.filesystem = pafs.LocalFileSystem()
             self.root = str(Path(self.address).absolute())
+        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        self._appear_whole = self.filesystem.type_name in _APPEAR_WHOLE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.address, self.setting)
 
     def path(self, name: str) -> str:
         """Where a file is, in the filesystem."""
-        return f"{self.root}/{name}"
+        return f"{self.root}/{name}" if name else self.root
 
-    def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file of the folder, by name; empty where there is no folder.
+    def address_of(self, name: str) -> str:
+        """The address of a file or folder; one's query stays behind it."""
+        base, mark, query = self.address.partition("?")
+        return f"{base.rstrip('/')}/{name}{mark}{query}"
+
+    def look(self) -> None:
+        """See whether it can be read.
 
         Raises:
-            UserError: it cannot be listed.
+            StorageError: it cannot.
         """
-        selector = pafs.FileSelector(self.root, allow_not_found=True)
-        try:
-            infos = self.filesystem.get_file_info(selector)
-        except OSError as error:
-            raise UserError(f"{self.setting}: {self.address} cannot be listed ({error})") from None
-        return {info.base_name: info.size for info in infos if info.is_file}
+        bucket = self.root.split("/")[0]
+        if self._appear_whole:
+            # Once: the store's own client asks several times, for some ten seconds.
+            info = self.tried("read", lambda: self.filesystem.get_file_info(bucket), attempts=1)
+            if info.type == pafs.FileType.NotFound:
+                raise StorageError(
+                    f"{self.setting}: {self.address}: there is no bucket {bucket}, or these "
+                    "credentials may not see it; make it, or mend the address"
+                )
+        self.sizes()
 
-    def open(self, name: str) -> Any:
-        """A file for reading at any place."""
-        return self.filesystem.open_input_file(self.path(name))
+    def check(self) -> None:
+        """See whether it can be read and written; a small file is left for that moment.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        self.look()
+        probe, content = f".probe-{uuid.uuid4().hex}", b"selfshot"
+        self.write(probe, content)
+        if self.read(probe) != content:
+            raise StorageError(f"{self.setting}: {self.address} does not keep what is written")
+        self.remove(probe)
+
+    def files(self, folder: str = "", *, deep: bool = False) -> dict[str, Any]:
+        """What the filesystem says of every file of a folder (`pyarrow.fs.FileInfo`), by name.
+
+        Args:
+            folder: relative path; empty where there is no such folder.
+            deep: those of all folders below as well, by their path in `folder`.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True, recursive=deep)
+        infos = self.tried("listed", lambda: self.filesystem.get_file_info(selector), folder)
+        start = len(self.path(folder).strip("/")) + 1
+        return {info.path.strip("/")[start:]: info for info in infos if info.is_file}
+
+    def sizes(self, folder: str = "", *, deep: bool = False) -> dict[str, int]:
+        """Size in bytes of every file of a folder by its name in it; of all below if `deep`."""
+        return {name: int(info.size) for name, info in self.files(folder, deep=deep).items()}
+
+    def size(self, name: str) -> int | None:
+        """Of a file, or None where there is none."""
+        info = self.tried("read", lambda: self.filesystem.get_file_info(self.path(name)), name)
+        return int(info.size) if info.is_file else None
+
+    def open(self, name: str) -> StoredFile:
+        """A file for reading at any place, with retries.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it cannot be read; also from each read of the file.
+        """
+        return StoredFile(self, name)
 
     def read(self, name: str) -> bytes:
-        """The whole of a file."""
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
-            return bytes(stream.read())
+        """The whole of a file; raises as `open`."""
+        with self.open(name) as file:
+            return file.read()
+
+    def read_part(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes in the middle of a file; raises as `open`."""
+        with self.open(name) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, a megabyte at a time; raises as `open`."""
+        with self.open(name) as file:
+            while piece := file.read(COPY_BYTES):
+                yield piece
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy to a local file, which appears when it is whole; raises as `open`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(_beside(path.name))
+        try:
+            with self.open(name) as source, partial.open("wb") as file:
+                while piece := source.read(COPY_BYTES):
+                    file.write(piece)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file so that a reader finds all of it or none, and make the folder if need be.
+        """Write a file.
 
         Raises:
-            UserError: it cannot be written.
+            StorageError: it cannot be written.
         """
-        # Two writers must not share a name: a killed run may still breathe beside the next one.
-        partial = self.path(f".{name}.{os.getpid()}-{threading.get_ident()}")
-        try:
-            if self.is_local:
-                os.makedirs(self.root, exist_ok=True)
-            else:
-                self.filesystem.create_dir(self.root, recursive=True)
-            with self.filesystem.open_output_stream(partial) as stream:
+
+        def work() -> None:
+            with self._written(name) as stream:
                 stream.write(content)
-            if self.is_local:
-                os.replace(partial, self.path(name))
-            else:
-                self.filesystem.move(partial, self.path(name))
-        except OSError as error:
-            raise UserError(
-                f"{self.setting}: {self.address} cannot be written ({error.strerror or error})"
-            ) from None
+
+        self._change(work, name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a local file; raises as `write`."""
+        self.join([path], name)
+
+    def join(self, paths: Sequence[Path], name: str) -> None:
+        """Write local files as one, one after another; raises as `write`."""
+
+        def work() -> None:
+            with self._written(name) as stream:
+                for path in paths:
+                    with path.open("rb") as file:
+                        while piece := file.read(COPY_BYTES):
+                            stream.write(piece)
+
+        self._change(work, name)
 
     def remove(self, name: str) -> None:
         """Remove a file; it may be gone already."""
-        try:
-            self.filesystem.delete_file(self.path(name))
-        except FileNotFoundError:
-            return
+
+        def work() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_file(self.path(name))
+
+        self._change(work, name)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and what is below it, if it is there."""
+
+        def work() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_dir(self.path(folder))
+
+        if self.sizes(folder, deep=True):
+            self._change(work, folder)
 
     def remove_partial(self) -> None:
-        """Remove what killed runs left half written."""
+        """Remove what killed runs left half written in the folder itself."""
         for name in self.sizes():
-            if re.fullmatch(r"\..+\.\d+-\d+", name):
+            if _PARTIAL.fullmatch(name):
                 self.remove(name)
+
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[Any]:
+        place = self.path(name)
+        if self._appear_whole:
+            with self.filesystem.open_output_stream(place) as stream:
+                yield stream
+            return
+        folder, _, last = place.rpartition("/")
+        self.filesystem.create_dir(folder, recursive=True)
+        partial = f"{folder}/{_beside(last)}"
+        with self.filesystem.open_output_stream(partial) as stream:
+            yield stream
+        self.filesystem.move(partial, place)
+
+    def _change(self, work: Callable[[], None], name: str) -> None:
+        """Write or remove; a place that is not there (a bucket, a mount) cannot be written."""
+        try:
+            self.tried("written", work, name)
+        except FileNotFoundError as error:
+            raise self._failure("written", name, error, final=True) from error
+
+    def tried(
+        self, what: str, work: Callable[[], Result], name: str = "", attempts: int = 0
+    ) -> Result:
+        """Do it, again after a fault that may pass.
+
+        Args:
+            what: "read", "listed" or "written", for the message.
+            work: calls the filesystem, and may be called again from its beginning.
+            name: of the file.
+            attempts: how often; 0: as usual.
+
+        Raises:
+            FileNotFoundError: the file is not there.
+            StorageError: it cannot be done.
+        """
+        attempts = 1 if self.is_local else attempts or ATTEMPTS
+        for attempt in range(1, attempts + 1):
+            try:
+                return work()
+            except (FileNotFoundError, StorageError):
+                raise
+            except Exception as error:  # A filesystem may raise what it likes.
+                text = str(error)
+                final = isinstance(error, PermissionError) or any(one in text for one in _FINAL)
+                if final or attempt == attempts:
+                    raise self._failure(what, name, error, final) from error
+                time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
+        raise AssertionError("unreachable")
+
+    def _failure(self, what: str, name: str, error: Exception, final: bool) -> StorageError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        if self.is_local:
+            reason = getattr(error, "strerror", None) or reason
+            mend = "make room or mend its permissions, and run the same command again"
+        elif final:
+            mend = (
+                "mend the address, or the credentials, which come from the environment "
+                "(AWS_ACCESS_KEY_ID, AWS_PROFILE, a role of the machine …)"
+            )
+        else:
+            mend = "what is done is kept; run the same command again when it answers"
+        which = f" ({name})" if name else ""
+        return StorageError(
+            f"{self.setting}: {self.address} cannot be {what}{which}: {reason}; {mend}"
+        )
+
+
+class StoredFile(io.RawIOBase):
+    """A stored file for reading; a read that fails is tried again from where it began.
+
+    pyarrow's readers raise an `OSError` for damaged Parquet. A filesystem's fault comes out of
+    them as the `StorageError` that it is.
+    """
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        """Args: of `Storage.open`."""
+        super().__init__()
+        self._storage, self._file_name = storage, name
+        self._source: Any = None
+        self._position = 0
+        self.size = int(self._tried(lambda source: source.size()))
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins, in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set where the next read begins; returns it."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, or all that are left; fewer at the end of the file alone."""
+        left = max(0, self.size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not wanted:
+            return b""
+
+        def work(source: Any) -> bytes:
+            source.seek(self._position)
+            content = bytes(source.read(wanted))
+            if len(content) < wanted:
+                raise OSError(f"{len(content)} of {wanted} bytes came")
+            return content
+
+        content = self._tried(work)
+        self._position += wanted
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; returns how many bytes were left to fill it with."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Close it."""
+        self._drop()
+        super().close()
+
+    def _drop(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    def _tried(self, work: Callable[[Any], Result]) -> Result:
+        def again() -> Result:
+            try:
+                if self._source is None:
+                    path = self._storage.path(self._file_name)
+                    self._source = self._storage.filesystem.open_input_file(path)
+                return work(self._source)
+            except Exception:
+                self._source = None  # Opened anew: what failed once may be of no use.
+                raise
+
+        return self._storage.tried("read", again, self._file_name)
+
+
+def _beside(name: str) -> str:
+    """A name for what is not whole yet: no two writers share it."""
+    return f".{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.config.paths import is_address
-from selfshot.data.remote import Remote
+from selfshot.data.storage import Storage
 from selfshot.distributed.sharing import CACHE
 from selfshot.errors import StorageError, UserError
 
@@ -49,7 +49,7 @@ def _look(folder: str, token: str, output: str) -> dict[str, Any]:
         facts["gpus"] = torch.cuda.device_count()
     except ImportError:
         facts["gpus"] = 0
-    files = Remote(folder)
+    files = Storage(folder)
     answer = f"{token}.{os.getpid()}.{facts['host']}"
     facts["sees"], facts["wrote"], facts["error"] = False, "", ""
     try:
@@ -91,7 +91,7 @@ def check_cluster(output: Path, storage: str | None = None) -> list[Finding]:
     output.mkdir(parents=True, exist_ok=True)
     token = f".cluster-check-{uuid.uuid4().hex}"
     shared = str(output) if storage is None else storage
-    files = Remote(shared)
+    files = Storage(shared)
     if storage is not None:
         files.check()
     files.write(token, b"here")

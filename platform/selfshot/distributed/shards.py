@@ -89,7 +89,10 @@ class Finished:
 
 
 def read_finished(storage: Storage) -> dict[str, Finished]:
-    """The shards that are there, by name; one that cannot be read is as good as absent."""
+    """The shards that are there, by name; one that is damaged is as good as absent.
+
+    pyarrow raises an `OSError` for a footer that it cannot parse; an outage is a `StorageError`.
+    """
     names = [name for name in storage.sizes() if name.startswith("shard-")]
 
     def look(name: str) -> Finished | None:

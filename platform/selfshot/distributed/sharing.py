@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfshot.data.locks import file_lock
-from selfshot.data.remote import Remote
 from selfshot.data.shared_store import MANIFEST, Mirror, SharedStore
+from selfshot.data.storage import Storage
 from selfshot.distributed.session import current_session
 from selfshot.errors import StorageError
 
@@ -81,7 +81,7 @@ class Sharing:
         relative = self._relative(str(path))
         if relative is None:
             relative = str(path.resolve().relative_to(self.folder.resolve()))
-        return Mirror(Remote(self.storage), relative, self.folder / relative)
+        return Mirror(Storage(self.storage), relative, self.folder / relative)
 
     def _relative(self, path: str) -> str | None:
         start = f"{self.sender}/"
@@ -99,7 +99,7 @@ class Sharing:
         with file_lock(final.with_name(f"{key}.lock"), lambda text: None, f"{stage}/{key}"):
             if (final / MANIFEST).exists():
                 return
-            store = SharedStore(Remote(self.storage))
+            store = SharedStore(Storage(self.storage))
             if not store.fetch(stage, key, final):
                 raise StorageError(
                     f"storage: {store.address(stage, key)} is needed on this node and is not "

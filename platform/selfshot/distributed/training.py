@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfshot.data.remote import Remote
 from selfshot.data.shared_store import Mirror
+from selfshot.data.storage import Storage
 from selfshot.distributed.best import what_was_chosen
 from selfshot.distributed.session import Session, current_session
 from selfshot.distributed.sharing import Sharing
@@ -28,7 +28,7 @@ from selfshot.distributed.worker import (
     read_history,
     train_worker,
 )
-from selfshot.errors import StorageError, UserError
+from selfshot.errors import StorageError, UserError, reported_error
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -118,6 +118,7 @@ def train(
 
     Raises:
         UserError: settings that the cluster cannot meet, or a loss that is not finite.
+        StorageError: storage, or a disk, failed more often than allowed.
         TrainingFailedError: workers failed more often than allowed.
     """
     import ray.train
@@ -138,7 +139,7 @@ def train(
     threads, resources = _resources(
         session, num_workers, threads_per_worker, use_gpu, autoscales
     )
-    checkpoints = Remote(str(scratch / "ray")) if mirror is None else mirror.remote
+    checkpoints = Storage(str(scratch / "ray")) if mirror is None else mirror.storage
     place = "" if mirror is None else f"{mirror.place}/scratch/ray"
     _drop_unreadable(checkpoints, f"{place}/train".lstrip("/"))
     began = time.monotonic()
@@ -187,10 +188,11 @@ def train(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             if sent is not None:
-                sent.remote.check()  # If storage is away, that is the reason to be told.
+                sent.storage.check()  # If storage is away, that is the reason to be told.
                 sent.pull(f"scratch/{FAILURE}")
                 _take(sent.folder, work_dir)
             _raise_user_error(scratch)
+            _raise_storage_error(name, error)
             raise TrainingFailedError(f"{name}: {_last_line(error)}") from error
     if sent is not None:
         sent.pull_folder()
@@ -238,7 +240,7 @@ def _wanted_workers(num_workers: int, min_workers: int | None) -> Any:
     return num_workers if min_workers is None else (min_workers, num_workers)
 
 
-def _drop_unreadable(files: Remote, run: str) -> None:
+def _drop_unreadable(files: Storage, run: str) -> None:
     """Start anew where the list of checkpoints cannot be read.
 
     Ray writes that list in place, so a kill in that very millisecond leaves half of it, and Ray
@@ -247,15 +249,17 @@ def _drop_unreadable(files: Remote, run: str) -> None:
     import ray
 
     try:
-        state = json.loads(files.read(f"{run}/checkpoint_manager_snapshot.json"))
-        names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
-        readable = state["ray_version"] == ray.__version__
-        if readable and all(files.sizes(f"{run}/{name}", deep=True) for name in names):
-            return
+        content = files.read(f"{run}/checkpoint_manager_snapshot.json")
     except FileNotFoundError:
         return
+    try:
+        state = json.loads(content)
+        names = [str(entry["checkpoint_dir_name"]) for entry in state["checkpoint_results"]]
+        readable = state["ray_version"] == ray.__version__
     except (ValueError, KeyError, TypeError):
-        pass
+        readable = False
+    if readable and all(files.sizes(f"{run}/{name}", deep=True) for name in names):
+        return
     files.remove_folder(run)
 
 
@@ -274,6 +278,19 @@ def _take(sent: Path, work_dir: Path) -> None:
 def _raise_user_error(scratch: Path) -> None:
     if (scratch / FAILURE).exists():
         raise UserError(json.loads((scratch / FAILURE).read_text())["message"])
+
+
+def _raise_storage_error(name: str, error: Exception) -> None:
+    """Raise what storage or a disk did to the workers, or to the controller, which Ray wraps."""
+    workers = getattr(error, "worker_failures", {})
+    for failure in (*workers.values(), getattr(error, "controller_failure", None)):
+        if (reported := reported_error(failure)) is not None:
+            raise reported from error
+        if isinstance(failure, OSError):
+            raise StorageError(
+                f"{name}: a file cannot be read or written: {_last_line(failure)}; what is done "
+                "is kept; run the same command again"
+            ) from error
 
 
 def _last_line(error: Exception) -> str:

@@ -319,7 +319,7 @@ def _tune(
     records, files = str(storage), None
     if mirror is not None:
         # Workers write there too, and see no folder of this machine.
-        records, files = mirror.remote.path(f"{mirror.place}/.tune"), mirror.remote.filesystem
+        records, files = mirror.storage.path(f"{mirror.place}/.tune"), mirror.storage.filesystem
 
     class Watch(tune.Callback):
         # Tune pickles its callbacks, so this one holds nothing but names.

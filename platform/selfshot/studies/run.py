@@ -16,8 +16,8 @@ from selfshot.config.load import resolved_yaml
 from selfshot.config.paths import check_inputs, is_address
 from selfshot.config.schema import Experiment
 from selfshot.data.locks import file_lock
-from selfshot.data.remote import Remote
 from selfshot.data.shared_store import SharedStore
+from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 from selfshot.studies.progress import Progress
 from selfshot.studies.resources import refuse_without_room
@@ -90,7 +90,7 @@ def open_store(experiment: Experiment, progress: Progress | None = None) -> Stor
     def exclusive(name: str) -> contextlib.AbstractContextManager[None]:
         return take_turn(name, say or (lambda text: None))
 
-    return Store(root, say, SharedStore(Remote(experiment.storage), say), exclusive)
+    return Store(root, say, SharedStore(Storage(experiment.storage), say), exclusive)
 
 
 def sharing_of(experiment: Experiment) -> Sharing | None:
@@ -130,7 +130,7 @@ def plan_experiment(experiment: Experiment, until: str | None = None) -> list[St
     check_inputs(experiment)
     store = open_store(experiment)
     if store.shared is not None:
-        store.shared.remote.look()
+        store.shared.storage.look()
     stages = wanted_stages(experiment, until)
     keys = stage_keys(stages, stage_settings(stages, experiment))
     known: dict[str, set[str]] = {}
@@ -162,7 +162,7 @@ def check_storage(experiment: Experiment) -> None:
         StorageError: it cannot.
     """
     if experiment.storage is not None:
-        Remote(experiment.storage).check()
+        Storage(experiment.storage).check()
 
 
 def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path | None:

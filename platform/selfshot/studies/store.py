@@ -268,7 +268,7 @@ class Store:
             # Checkpoints and the like; if they stay, they are in nobody's way.
             with contextlib.suppress(StorageError):
                 place = f"store/{final.parent.name}/{final.name}.partial"
-                self.shared.remote.remove_folder(place)
+                self.shared.storage.remove_folder(place)
 
     def _settle(self, final: Path) -> None:
         """Send a finished stage to storage; if another machine was first, take what it made.

@@ -61,7 +61,7 @@ def run_study(study: Study) -> StudyRun:
     if sharing is not None:
         # Of runs from before there was storage.
         there = sharing.mirror((folder / "trials").resolve())
-        known = there.remote.sizes(there.place)
+        known = there.storage.sizes(there.place)
         made = [trial.path.name for trial in plan.trials if trial.done]
         there.push(*(name for name in made if name not in known))
     (folder / "trials").mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,7 @@ def plan_study(study: Study) -> StudyPlan:
     store = open_store(study.experiment)
     sharing = sharing_of(study.experiment)
     if store.shared is not None and sharing is not None:
-        store.shared.remote.look()
+        store.shared.storage.look()
         # Results that another machine's run has sent are as good as those of this one.
         sharing.mirror(study_folder(study.experiment) / "trials").pull_folder(missing=True)
     until = study.experiment.sweep.until

@@ -11,14 +11,16 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from selfshot.benchmarks import corpus_build
 from selfshot.benchmarks.corpus_build import Cutting, build_manifest, cut_spans
 from selfshot.benchmarks.corpus_items import of_segments, of_tars, of_uris, of_videos
+from selfshot.data import storage
 from selfshot.data.corpus_manifest import check_manifest, open_manifest, place_of
 from selfshot.data.fetch import sample_stored_frames
 from selfshot.data.video import sample_frames
-from selfshot.errors import UserError
+from selfshot.errors import StorageError, UserError
 
 SIZE = {"num_frames": 2, "height": 32, "width": 64}
 
@@ -49,7 +51,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build(items: Any, root: Path | str, out: Path, **more: Any) -> dict[str, Any]:
+def build(items: Any, root: Path | str, out: Path | str, **more: Any) -> dict[str, Any]:
     settings = {"items_per_file": 2, "workers": 2, "made_from": "a test", "cutting": Cutting()}
     return build_manifest(
         items, str(root), str(out), on_message=lambda text: None, **{**settings, **more}
@@ -160,6 +162,67 @@ def test_lists_and_segments(videos: Path, tmp_path: Path) -> None:
     listed.write_text("# nothing\n")
     with pytest.raises(UserError, match="lists nothing"):
         build(of_uris(listed), videos, tmp_path / "none")
+
+
+class Outage:
+    """Reads of memory:// fail from the call `first` on, so many `times`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: int, times: int = 10**6) -> None:
+        self.calls = 0
+        open_file = MemoryFileSystem._open
+
+        def away(fs: Any, path: str, mode: str = "rb", **more: Any) -> Any:
+            if mode == "rb":
+                self.calls += 1
+                if first <= self.calls < first + times:
+                    raise OSError("503 Slow Down")
+            return open_file(fs, path, mode, **more)
+
+        monkeypatch.setattr(MemoryFileSystem, "_open", away)
+        monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.0)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_an_outage_is_no_absent_file(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    out, memory = f"memory://{tmp_path.name}", fsspec.filesystem("memory")
+    build(of_videos(str(videos), []), videos, out)
+    there = {name: memory.cat(name) for name in memory.find(f"/{tmp_path.name}")}
+    with monkeypatch.context() as patched:
+        outage = Outage(patched, first)
+        written: list[str] = []
+        patched.setattr(corpus_build, "_write", lambda *given: written.append(given[1]))
+        try:
+            build(of_videos(str(videos), []), videos, out)
+            assert outage.calls < first
+        except StorageError as error:
+            assert "503" in str(error)
+        assert not written
+    assert {name: memory.cat(name) for name in memory.find(f"/{tmp_path.name}")} == there
+    memory.rm(f"/{tmp_path.name}", recursive=True)
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_an_outage_is_no_unread_video(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/far/x.mp4", (videos / "a.mp4").read_bytes())
+    listed = tmp_path / "list.txt"
+    listed.write_text("memory://far/x.mp4\n")
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.0)
+    with monkeypatch.context() as patched:
+        Outage(patched, 1, times)
+        if times == 1:
+            assert build(of_uris(listed), videos, tmp_path / "m")["unread"] == 0
+        else:
+            with pytest.raises(StorageError, match="503"):
+                build(of_uris(listed), videos, tmp_path / "m")
+    memory.rm("/far", recursive=True)
+    # A server of the web is one of many, and may be gone for good.
+    listed.write_text("http://127.0.0.1:9/x.mp4\n")
+    assert build(of_uris(listed), videos, tmp_path / "web")["unread"] == 1
 
 
 @pytest.mark.parametrize(

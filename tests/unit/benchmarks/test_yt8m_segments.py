@@ -176,7 +176,7 @@ class TestElsewhere:
     def test_addresses_that_lead_nowhere(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="odd://clips cannot be opened"):
             build("odd://clips", root=tmp_path)
-        with pytest.raises(UserError, match="cannot be listed"):
+        with pytest.raises(UserError, match="holds no clip"):
             build("memory://selfshot-none/clips", root=tmp_path)
 
     def test_a_folder_by_its_address(self, videos: Path) -> None:

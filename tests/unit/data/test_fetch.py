@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -11,9 +12,8 @@ import pytest
 
 from selfshot.data.fetch import sample_stored_frames
 from selfshot.data.guard import GuardedDecoder, StoredClip
-from selfshot.data.storage import Storage
 from selfshot.data.video import VideoError, sample_frames
-from selfshot.errors import UserError
+from selfshot.errors import StorageError
 
 SIZE = {"num_frames": 3, "height": 32, "width": 64}
 
@@ -82,26 +82,31 @@ def test_a_decoder_that_wants_too_much_memory(video: Path) -> None:
             decoder.decode(StoredClip(str(video.with_name("none.mp4"))))
 
 
-@pytest.mark.parametrize("address", ["{tmp}/deep/folder", "memory://stored/folder"])
-def test_storage_writes_whole_files(tmp_path: Path, address: str) -> None:
-    storage = Storage(address.format(tmp=tmp_path), "--out")
-    assert storage.sizes() == {}
-    storage.write("a.json", b"one")
-    storage.write("a.json", b"two!")
-    storage.write(".b.parquet.17-4", b"left by a kill")
-    assert storage.read("a.json") == b"two!" and storage.sizes()["a.json"] == 4
-    storage.remove_partial()
-    assert storage.sizes() == {"a.json": 4}
-    storage.remove("a.json")
-    storage.remove("a.json")
-    assert storage.sizes() == {}
+def test_an_outage_is_no_broken_clip(
+    video: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe("/clips/a.mp4", video.read_bytes())
 
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise OSError("503 Slow Down")
 
-def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("taken")
-    with pytest.raises(UserError, match=r"--out: .* cannot be written"):
-        Storage(tmp_path / "file", "--out").write("a", b"")
-    with pytest.raises(UserError, match="nosuch://x cannot be opened"):
-        Storage("nosuch://x", "--out")
-
-
+    monkeypatch.setattr("selfshot.data.storage.FIRST_WAIT_S", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(files), "_open", away)
+        with pytest.raises(StorageError, match="503 Slow Down"):
+            sample_stored_frames("memory://clips/a.mp4", **SIZE)
+    files.rm("/clips", recursive=True)
+    with pytest.raises(VideoError, match="cannot be read"):
+        sample_stored_frames("http://127.0.0.1:9/clip.mp4", **SIZE)
+    # The decoder's process says which it was.
+    (tmp_path / "away.py").write_text(
+        "from selfshot.errors import StorageError\n"
+        "def sample(**clip):\n"
+        "    raise StorageError('storage: s3://gone cannot be read: 503')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with GuardedDecoder(decode="away:sample", **SIZE) as decoder:
+        for _ in range(2):
+            with pytest.raises(StorageError, match="s3://gone cannot be read: 503"):
+                decoder.decode(StoredClip(str(video)))

@@ -7,14 +7,15 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfshot.data import remote, shared_store
-from selfshot.data.remote import Remote
+from selfshot.data import shared_store
 from selfshot.data.shared_store import DamagedError, Mirror, SharedStore, is_safe, parts_of
+from selfshot.data.storage import Storage
 from selfshot.errors import StorageError
 
 STAGE, KEY = "vis", "0123456789abcdef"
@@ -22,7 +23,6 @@ STAGE, KEY = "vis", "0123456789abcdef"
 
 @pytest.fixture(autouse=True)
 def _small_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr(shared_store, "PART_BYTES", 50)
 
 
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> SharedStore:
-    return SharedStore(Remote(str(tmp_path / "storage")))
+    return SharedStore(Storage(str(tmp_path / "storage")))
 
 
 def upload_of(store: SharedStore) -> str:
@@ -72,7 +72,7 @@ def test_a_stage_comes_back_as_it_was(store: SharedStore, tmp_path: Path) -> Non
     assert store.keys(STAGE) == {KEY}
     assert store.fetch(STAGE, KEY, tmp_path / "got")
     assert contents(tmp_path / "got") == contents(made)
-    assert len([n for n in store.remote.sizes(upload_of(store)) if n.startswith("part-")]) == 3
+    assert len([n for n in store.storage.sizes(upload_of(store)) if n.startswith("part-")]) == 3
     for name, content in FILES.items():
         assert store.read_file(STAGE, KEY, name) == content
     assert store.read_file(STAGE, KEY, "no.bin") is None
@@ -80,7 +80,7 @@ def test_a_stage_comes_back_as_it_was(store: SharedStore, tmp_path: Path) -> Non
 
 def test_only_the_pointer_says_that_it_is_there(store: SharedStore, tmp_path: Path) -> None:
     store.publish(STAGE, KEY, finished(tmp_path / "made", FILES))
-    store.remote.remove(f"store/{STAGE}/{KEY}.json")
+    store.storage.remove(f"store/{STAGE}/{KEY}.json")
     assert store.keys(STAGE) == set() and store.pointer(STAGE, KEY) is None
     assert not store.fetch(STAGE, KEY, tmp_path / "got") and not (tmp_path / "got").exists()
 
@@ -91,12 +91,12 @@ def test_parts_that_are_there_are_not_sent_again(
     made = finished(tmp_path / "made", FILES)
     store.publish(STAGE, KEY, made)
     upload = upload_of(store)
-    store.remote.remove(f"store/{STAGE}/{KEY}.json")
-    store.remote.remove(f"{upload}/part-00001")
-    store.remote.write(f"{upload}/part-00002", b"half")
+    store.storage.remove(f"store/{STAGE}/{KEY}.json")
+    store.storage.remove(f"{upload}/part-00001")
+    store.storage.write(f"{upload}/part-00002", b"half")
     sent: list[str] = []
-    join = Remote.join
-    monkeypatch.setattr(Remote, "join", lambda s, p, name: sent.append(name) or join(s, p, name))
+    join = Storage.join
+    monkeypatch.setattr(Storage, "join", lambda s, p, name: sent.append(name) or join(s, p, name))
     assert store.publish(STAGE, KEY, made)
     assert sorted(sent) == [f"{upload}/part-00001", f"{upload}/part-00002"]
     assert store.fetch(STAGE, KEY, tmp_path / "got")
@@ -108,24 +108,28 @@ def test_damage_is_seen_and_mended_by_the_next_upload(
     store: SharedStore, tmp_path: Path, what: str
 ) -> None:
     said: list[str] = []
-    store = SharedStore(store.remote, said.append)
+    store = SharedStore(store.storage, said.append)
     made = finished(tmp_path / "made", FILES)
     store.publish(STAGE, KEY, made)
     upload = upload_of(store)
     part, manifest = f"{upload}/part-00002", f"{upload}/manifest.json"
-    content = store.remote.read(part)
+    content = store.storage.read(part)
     if what == "flipped":
-        store.remote.write(part, content[:-1] + b"!")
+        store.storage.write(part, content[:-1] + b"!")
     elif what == "cut":
-        store.remote.write(part, content[:-1])
+        store.storage.write(part, content[:-1])
     elif what == "longer":
-        store.remote.write(f"{upload}/part-00000", b"x" + store.remote.read(f"{upload}/part-00000"))
+        first = f"{upload}/part-00000"
+        store.storage.write(first, b"x" + store.storage.read(first))
     elif what == "gone":
-        store.remote.remove(part)
+        store.storage.remove(part)
     elif what == "manifest":
-        store.remote.write(manifest, store.remote.read(manifest).replace(b"z.bin", b"y.bin"))
+        store.storage.write(manifest, store.storage.read(manifest).replace(b"z.bin", b"y.bin"))
     else:
-        store.remote.remove(manifest)
+        store.storage.remove(manifest)
+    name = "a.bin" if what == "longer" else "z.bin"
+    assert SharedStore(store.storage, said.append).read_file(STAGE, KEY, name) is None
+    assert said
     assert not store.fetch(STAGE, KEY, tmp_path / "got")
     assert not (tmp_path / "got").exists() and not list(tmp_path.glob("*.fetched"))
     assert any("cannot be used" in line and "made again" in line for line in said)
@@ -135,7 +139,7 @@ def test_damage_is_seen_and_mended_by_the_next_upload(
 
 
 def test_the_first_of_two_stays(store: SharedStore, tmp_path: Path) -> None:
-    other = SharedStore(store.remote)
+    other = SharedStore(store.storage)
     first = finished(tmp_path / "first", FILES)
     assert store.publish(STAGE, KEY, first)
     pointer = store.pointer(STAGE, KEY)
@@ -153,16 +157,16 @@ def test_two_that_upload_at_once_do_not_mix(
 ) -> None:
     first = finished(tmp_path / "first", FILES)
     second = finished(tmp_path / "second", {name: b"2" + one for name, one in FILES.items()})
-    other = SharedStore(store.remote)
-    join, inside = Remote.join, []
+    other = SharedStore(store.storage)
+    join, inside = Storage.join, []
 
-    def meanwhile(self: Remote, paths: list[Path], name: str) -> None:
+    def meanwhile(self: Storage, paths: list[Path], name: str) -> None:
         if not inside:
             inside.append(True)
             assert other.publish(STAGE, KEY, second)
         join(self, paths, name)
 
-    monkeypatch.setattr(Remote, "join", meanwhile)
+    monkeypatch.setattr(Storage, "join", meanwhile)
     monkeypatch.setattr(shared_store, "AT_ONCE", 1)
     assert not store.publish(STAGE, KEY, first)
     assert store.fetch(STAGE, KEY, tmp_path / "got")
@@ -177,10 +181,10 @@ def test_a_manifest_may_not_lead_out(store: SharedStore, tmp_path: Path, name: s
     said = json.dumps({"stage": STAGE, "key": KEY, "files": {name: entry}}).encode()
     base = f"store/{STAGE}/{KEY}"
     upload = "0" * 16
-    store.remote.write(f"{base}/{upload}/manifest.json", said)
-    store.remote.write(f"{base}/{upload}/part-00000", b"x")
+    store.storage.write(f"{base}/{upload}/manifest.json", said)
+    store.storage.write(f"{base}/{upload}/part-00000", b"x")
     pointer = {"upload": upload, "sha256": hashlib.sha256(said).hexdigest(), "part_bytes": 50}
-    store.remote.write(f"{base}.json", json.dumps(pointer).encode())
+    store.storage.write(f"{base}.json", json.dumps(pointer).encode())
     found = store.pointer(STAGE, KEY)
     assert found is not None
     with pytest.raises(DamagedError, match="may not be there"):
@@ -191,7 +195,7 @@ def test_a_manifest_may_not_lead_out(store: SharedStore, tmp_path: Path, name: s
 
 @given(st.binary(max_size=80) | st.text(max_size=40).map(str.encode))
 def test_any_pointer_is_read_or_refused(content: bytes) -> None:
-    files = Remote("memory://pointers")
+    files = Storage("memory://pointers")
     files.write(f"store/{STAGE}/{KEY}.json", content)
     assert SharedStore(files).pointer(STAGE, KEY) is None
 
@@ -199,7 +203,7 @@ def test_any_pointer_is_read_or_refused(content: bytes) -> None:
 @pytest.mark.parametrize("upload", ["../../other", "0" * 15, "", "0" * 16 + "/x"])
 def test_a_pointer_may_not_lead_elsewhere(store: SharedStore, upload: str) -> None:
     said = {"upload": upload, "sha256": "0" * 64, "part_bytes": 5}
-    store.remote.write(f"store/{STAGE}/{KEY}.json", json.dumps(said).encode())
+    store.storage.write(f"store/{STAGE}/{KEY}.json", json.dumps(said).encode())
     assert store.pointer(STAGE, KEY) is None
 
 
@@ -231,30 +235,53 @@ def test_files_are_cut_where_they_were_joined(
         assert [(Path(folder) / str(n)).read_bytes() for n in range(len(contents))] == contents
 
 
-def test_a_broken_connection_is_read_again(
+def test_a_part_that_comes_wrong_once_is_read_again(
     store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish(STAGE, KEY, finished(tmp_path / "made", FILES))
-    pieces, calls = Remote.pieces, []
+    pieces, calls = Storage.pieces, []
 
-    def broken(self: Remote, name: str):
+    def wrong(self: Storage, name: str):
         calls.append(name)
         if len(calls) <= 2:
             yield b"aaa"
-            raise OSError("connection reset by peer")
-        yield from pieces(self, name)
+        else:
+            yield from pieces(self, name)
 
-    monkeypatch.setattr(Remote, "pieces", broken)
+    monkeypatch.setattr(Storage, "pieces", wrong)
     monkeypatch.setattr(shared_store, "AT_ONCE", 1)
     assert store.fetch(STAGE, KEY, tmp_path / "got")
-    calls.clear()
-    monkeypatch.setattr(shared_store, "READ_ATTEMPTS", 1)
-    with pytest.raises(StorageError, match=r"cannot be read.*run the same command again"):
-        store.fetch(STAGE, KEY, tmp_path / "again")
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_an_outage_is_no_absence(tmp_path: Path, times: int, fail: Any) -> None:
+    """Whatever call fails: the stage that was first stays, or the error says that storage does."""
+    files = Storage(f"memory://{tmp_path.name}")
+    first, other = finished(tmp_path / "a", FILES), finished(tmp_path / "b", {"z.bin": b"other"})
+    assert SharedStore(files).publish(STAGE, KEY, first)
+    there = {name: files.read(name) for name in files.sizes("", deep=True)}
+    whole, outages = files.filesystem, 0
+    for call in range(1, 60):
+        failing = fail(files, OSError("503 Slow Down"), call, times)
+        store = SharedStore(files)
+        try:
+            assert store.pointer(STAGE, KEY) is not None
+            assert not store.publish(STAGE, KEY, other)
+            assert store.fetch(STAGE, KEY, tmp_path / f"got-{call}")
+            assert store.read_file(STAGE, KEY, "a.bin") == FILES["a.bin"]
+        except StorageError:
+            outages += 1
+        done = failing.calls < call
+        files.filesystem = whole
+        now = {name: files.read(name) for name in files.sizes("", deep=True)}
+        assert {name: now[name] for name in there} == there
+        if done:
+            break
+    assert done and (outages == 0 if times == 1 else outages == call - 1)
 
 
 def test_a_mirror_sends_and_brings(tmp_path: Path) -> None:
-    files = Remote(str(tmp_path / "storage"))
+    files = Storage(str(tmp_path / "storage"))
     here, there = tmp_path / "here", tmp_path / "there"
     finished(here, {"history.jsonl": b"1\n", "export/a.bin": b"1", "export/b/c.bin": b"22"})
     mirror = Mirror(files, "store/vis/key.partial", here)

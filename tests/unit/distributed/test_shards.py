@@ -14,7 +14,7 @@ from selfshot.data.corpus_manifest import Manifest, ManifestFile, open_manifest
 from selfshot.data.storage import Storage
 from selfshot.distributed.embedding import _take_stock
 from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
-from selfshot.errors import UserError
+from selfshot.errors import StorageError, UserError
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
 
 DIM = 5
@@ -128,10 +128,24 @@ def test_a_later_run_takes_stock(tmp_path: Path, address: str) -> None:
     storage = Storage(out, "--out")
     storage.write("shard-00000.parquet", storage.read("shard-00000.parquet")[:-9])
     storage.write("shard-00009.parquet", b"of a longer manifest")
-    storage.write(".shard-00001.parquet.11-12", b"half")
+    storage.write(".shard-00001.parquet.11-0123abcd", b"half")
     assert resumed(write_manifest(tmp_path / "m", 7, 3), out).unfinished() == [0]
     assert "shard-00009.parquet" not in storage.sizes()
     assert not [name for name in storage.sizes() if name.startswith(".")]
+
+
+@pytest.mark.parametrize("first", range(1, 7))
+def test_an_outage_is_no_absent_shard(tmp_path: Path, fail: Any, first: int) -> None:
+    manifest, out = write_manifest(tmp_path / "m", 8), f"memory://{tmp_path.name}"
+    writer_for(manifest, out).take(batch(list(range(8))))
+    again = writer_for(manifest, out)
+    assert len(read_finished(again.storage)) == 2
+    failing = fail(again.storage, OSError("503 Slow Down"), first)
+    try:
+        assert len(read_finished(again.storage)) == 2 and failing.calls < first
+    except StorageError:
+        assert failing.calls >= first
+    assert len(read_finished(Storage(out, "--out"))) == 2
 
 
 def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:

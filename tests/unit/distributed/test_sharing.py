@@ -6,18 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from selfshot.data import remote
-from selfshot.data.remote import Remote
 from selfshot.data.shared_store import SharedStore
+from selfshot.data.storage import Storage
 from selfshot.distributed.mapping import _packed, _unpack
 from selfshot.distributed.sharing import CACHE, Marks, Sharing
 from selfshot.errors import StorageError
 from selfshot.studies.store import Store
-
-
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
 
 
 @pytest.fixture
@@ -28,7 +22,7 @@ def sharing(tmp_path: Path) -> Sharing:
 
 def finished(sharing: Sharing, text: str = "weights") -> Path:
     """A stage in the sender's folder and in storage."""
-    store = Store(Path(sharing.output) / "store", None, SharedStore(Remote(sharing.storage)))
+    store = Store(Path(sharing.output) / "store", None, SharedStore(Storage(sharing.storage)))
     with store.stage("vis", 1, {}, {}) as folder:
         if not folder.done:
             (folder.path / "export").mkdir()

@@ -13,23 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from selfshot.data import remote
-from selfshot.data.remote import Remote
 from selfshot.data.shared_store import SharedStore
+from selfshot.data.storage import Storage
 from selfshot.errors import StorageError
 from selfshot.studies.store import Store, verify
 
 SOURCE = Path(__file__).resolve().parents[3] / "platform"
 
 
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
-
-
 def store_of(tmp_path: Path, machine: str, said: list[str] | None = None) -> Store:
     say = (said if said is not None else []).append
-    shared = SharedStore(Remote(str(tmp_path / "storage")), say)
+    shared = SharedStore(Storage(str(tmp_path / "storage")), say)
     return Store(tmp_path / machine / "store", say, shared)
 
 
@@ -129,11 +123,11 @@ def test_storage_that_is_away_leaves_the_result_here(
 ) -> None:
     store = store_of(tmp_path, "a")
 
-    def away(self: Remote, *args: object) -> None:
+    def away(self: Storage, *args: object) -> None:
         raise OSError("connection refused")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Remote, "_written", away)
+        patched.setattr(Storage, "_written", away)
         with pytest.raises(StorageError, match="run the same command again"):
             make(store)
     folder, made = make(store_of(tmp_path, "a"))
@@ -148,14 +142,14 @@ def test_a_kill_before_the_pointer_leaves_no_half_stage(tmp_path: Path, before: 
         import sys, time
         sys.path[:0] = [{str(SOURCE)!r}, {str(Path(__file__).parent)!r}]
         from pathlib import Path
-        from selfshot.data.remote import Remote
-        write = Remote.write
+        from selfshot.data.storage import Storage
+        write = Storage.write
         def stop(self, name, content):
             if name.endswith({before!r}) and ({before!r} != ".json" or "manifest" not in name):
                 print("ready", flush=True)
                 time.sleep(60)
             write(self, name, content)
-        Remote.write = stop
+        Storage.write = stop
         from test_store_shared import make, store_of
         make(store_of(Path({str(tmp_path)!r}), "a"))
     """
@@ -165,7 +159,7 @@ def test_a_kill_before_the_pointer_leaves_no_half_stage(tmp_path: Path, before: 
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    shared = SharedStore(Remote(str(tmp_path / "storage")))
+    shared = SharedStore(Storage(str(tmp_path / "storage")))
     assert shared.keys("train") == set()
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage").rglob("part-*")}
     assert parts
