@@ -33,6 +33,8 @@ MANIFEST = "manifest.json"
 PART_BYTES = 64 * 2**20
 AT_ONCE = 4
 READ_ATTEMPTS = 3
+FileState = tuple[int, int, int]
+"""Inode, time in nanoseconds and size of a file: no clock has to agree with another one's."""
 _KEY = re.compile(r"[0-9a-f]{16}")
 _UPLOAD = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{8})?")
 
@@ -326,20 +328,32 @@ class Mirror:
         """
         return Mirror(self.storage, f"{self.place}/attempt-{name}", folder or self.folder)
 
-    def push(self, *names: str, since: float = 0.0) -> None:
+    def states(self, *names: str) -> dict[str, FileState]:
+        """The files of it by their relative path, but hidden ones.
+
+        Args:
+            names: relative paths of files and folders, which may be absent; none: the whole.
+        """
+        found: dict[str, FileState] = {}
+        for name in names or ("",):
+            path = self.folder / name
+            for one in [path] if path.is_file() else sorted(path.rglob("*")):
+                relative = PurePosixPath(one.relative_to(self.folder))
+                if one.is_file() and not any(part.startswith(".") for part in relative.parts):
+                    state = one.stat()
+                    found[str(relative)] = (state.st_ino, state.st_mtime_ns, state.st_size)
+        return found
+
+    def push(self, *names: str, unless: Mapping[str, FileState] | None = None) -> None:
         """Send files and folders of it; those that are not there are left out.
 
         Args:
-            names: relative paths.
-            since: leave out what was changed before that time.
+            names: see `states`.
+            unless: what `states` said earlier: a file that is still so is not sent.
         """
-        for name in names:
-            path = self.folder / name
-            inside = [path] if path.is_file() else sorted(path.rglob("*"))
-            for one in inside:
-                if one.is_file() and one.stat().st_mtime >= since:
-                    relative = PurePosixPath(one.relative_to(self.folder)).as_posix()
-                    self.storage.upload(one, f"{self.place}/{relative}")
+        for relative, state in self.states(*names).items():
+            if (unless or {}).get(relative) != state:
+                self.storage.upload(self.folder / relative, f"{self.place}/{relative}")
 
     def pull(self, name: str, *, missing: bool = False) -> bool:
         """Bring a file.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfshot.data.locks import file_lock
-from selfshot.data.shared_store import MANIFEST, Mirror, SharedStore
+from selfshot.data.shared_store import MANIFEST, FileState, Mirror, SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.session import current_session
 from selfshot.errors import StorageError
@@ -25,7 +25,6 @@ CACHE = "SELFSHOT_CACHE"
 """In a node's environment: the folder that is this node's output folder, if not the run's."""
 NAMESPACE = "selfshot"
 TURN_ATTEMPT_S = 1.0
-CLOCK_S = 2.0  # A file's time may be that much behind.
 
 Value = TypeVar("Value")
 
@@ -123,7 +122,7 @@ class Marks:
             tracking_uri: of a server; None: nothing is kept.
         """
         self.mirror = None
-        self.kept_at = 0.0
+        self.kept: dict[str, FileState] = {}
         if sharing is not None and tracking_uri is not None:
             self.mirror = sharing.mirror(folder)
             self.mirror.pull_folder(missing=True)
@@ -132,10 +131,9 @@ class Marks:
         """Send what is new."""
         if self.mirror is None:
             return
-        now = time.time()
-        if self.mirror.folder.exists():
-            self.mirror.push("", since=self.kept_at)
-        self.kept_at = now - CLOCK_S
+        states = self.mirror.states()
+        self.mirror.push(unless=self.kept)
+        self.kept = states
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -259,14 +258,17 @@ def _keep(config: dict[str, Any]) -> None:
     from selfshot.training.loop import resolve
 
     trial = config["trial"]
-    began = time.time()
     out_dir, mirror = _results_here(config)
+    carried = None
     if mirror is not None:
-        trial = Sharing(**config["sharing"]).local(trial)
+        sharing = Sharing(**config["sharing"])
+        trial = sharing.local(trial)
+        if config["carry"] is not None:
+            carried = sharing.mirror(Path(config["carry"]))
+            before = carried.states()
     result = resolve(config["function"])(trial)
-    if mirror is not None and config["carry"] is not None:
-        # Before the result, which says that all is there.
-        Sharing(**config["sharing"]).mirror(Path(config["carry"])).push("", since=began)
+    if carried is not None:
+        carried.push(unless=before)  # Before the result, which says that all is there.
     _write_result(out_dir, trial["trial_id"], result, mirror)
 
 

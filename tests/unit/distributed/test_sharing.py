@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.mapping import _packed, _unpack
 from selfshot.distributed.sharing import CACHE, Marks, Sharing
+from selfshot.distributed.trials import _keep
 from selfshot.errors import StorageError
 from selfshot.studies.store import Store
+from selfshot.training import loop
 
 
 @pytest.fixture
@@ -110,3 +116,39 @@ def test_marks_of_a_server_are_kept_and_those_of_a_database_are_not(
     Marks(there, other, "http://server:5000")
     assert {path.name for path in there.iterdir()} == {"run.id.token", "vis.told"}
     assert (there / "run.id.token").read_text() == "abc\n"
+
+
+def test_what_a_trial_carries_is_sent_whatever_the_clocks_say(
+    sharing: Sharing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder on a network disk has the server's times, which may be behind this node's."""
+    rows = Path(sharing.output) / "rows"
+    rows.mkdir(parents=True)
+    (rows / "before.json").write_text("old")
+    (rows / "replaced.json").write_text("old")
+    (rows / ".half.partial").write_text("of another trial")
+
+    def trial(given: dict[str, Any]) -> dict[str, Any]:
+        for name in ("made.json", "deep/made.json", "replaced.json"):
+            path = rows / name
+            path.parent.mkdir(exist_ok=True)
+            (rows / "new").write_text("new")
+            os.utime(rows / "new", (1.0, 1.0))
+            (rows / "new").replace(path)
+        return {"score": 1.0}
+
+    monkeypatch.setattr(loop, "resolve", lambda name: trial)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # A trial sets it in its own process.
+    _keep(
+        {
+            "cpus": torch.get_num_threads(),
+            "function": "x:y",
+            "sharing": dataclasses.asdict(sharing),
+            "out_dir": str(Path(sharing.output) / "trials"),
+            "carry": str(rows),
+            "trial": {"trial_id": "one"},
+        }
+    )
+    files = Storage(sharing.storage)
+    sent = {name: files.read(f"rows/{name}") for name in files.sizes("rows", deep=True)}
+    assert sent == dict.fromkeys(["made.json", "deep/made.json", "replaced.json"], b"new")
