@@ -1,4 +1,4 @@
-"""A whole experiment at toy size on the real engine: made once, told to MLflow, then reused."""
+"""A whole experiment at toy size on the real engine: made once, logged to MLflow, then reused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from selfshot.benchmarks.manifest import load_benchmark, query_key, read_corpus
 from selfshot.config.load import load_experiment
 from selfshot.config.schema import Experiment
-from selfshot.distributed.tracking import Tracker
+from selfshot.distributed.mlflow_runs import Target
 from selfshot.retrieval.clip_ids import ClipIds
 from selfshot.studies.run import (
     StagePlan,
@@ -25,6 +25,7 @@ from selfshot.studies.run import (
     run_experiment,
     verify_experiment,
 )
+from selfshot.studies.scores import figure_name
 from selfshot.studies.stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("ray_running")
@@ -140,9 +141,7 @@ def test_films_and_attention(first: Run) -> None:
     drawn = run(
         first.experiment.output, "name=films", "report.films=1", "tracking.experiment=films"
     )
-    assert {name: status for name, status in drawn.statuses.items() if status != "reused"} == {
-        "report": "started"
-    }
+    assert drawn.statuses == dict.fromkeys(NAMES, "reused")
     for figure in ("films", "attention"):
         files = [path.suffix for path in (drawn.report / figure).iterdir()]
         assert sorted(set(files) - {".html"}) == [".gif", ".png"]
@@ -167,8 +166,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(first: Run) -> None:
     assert page.count("data:image/") >= 2
     words = (first.report / "report.md").read_text()
     for plan in first.plans.values():
-        if plan.stage != "report":
-            assert plan.key in page and plan.key in words
+        assert plan.key in page and plan.key in words
     for text in (page, words):
         assert "mlflow ui --backend-store-uri" in text
 
@@ -176,8 +174,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(first: Run) -> None:
 def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
     from mlflow import MlflowClient
 
-    tracker = Tracker(None, "selfshot", first.experiment.output)
-    client = MlflowClient(tracker.uri)
+    client = MlflowClient(Target(None, "selfshot", first.experiment.output).address)
     found = client.get_experiment_by_name("selfshot")
     runs = client.search_runs([found.experiment_id], max_results=100)
     assert {one.info.status for one in runs} == {"FINISHED"}
@@ -188,8 +185,7 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
     assert parent.info.run_name == "toy"
     assert parent.data.params["vis.dim"] == "12" and parent.data.params["seed"] == "0"
     for row in results_of(first):
-        name = f"AP50.{row['supports']}.{row['shots']}.0"
-        assert parent.data.metrics[name] == pytest.approx(row["AP50"]["mean"])
+        assert parent.data.metrics[figure_name("AP50", row)] == pytest.approx(row["AP50"]["mean"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
     names = ("results.json", "report.md", "report.html", "gallery.png", "corpus.png")
     assert artifacts == {f"report/{name}" for name in names}
@@ -201,10 +197,11 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
         key = first.plans[name].key
         assert stage.data.tags["selfshot.key"] == key == parent.data.tags[f"stage.{name}"]
         assert stage.data.metrics["seconds"] >= 0
+        assert stage.info.end_time >= stage.info.start_time + 900 * stage.data.metrics["seconds"]
         for before in next(s for s in STAGES if s.name == name).inputs:
             assert stage.data.tags[f"input.{before}"] == first.plans[before].key
     losses = client.get_metric_history(stages["vis"].info.run_id, "loss")
-    assert {point.step for point in losses} >= {2, 4}
+    assert [point.step for point in losses] == [2, 4]
     assert stages["vis"].data.params["optimiser.steps"] == "4"
 
     trials = {one.info.run_name: one for one in below[stages["evaluation"].info.run_id]}
@@ -212,7 +209,7 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
     for row in results_of(first):
         for number, figure in enumerate(row["AP50"]["per_seed"]):
             metrics = trials[f"evaluation.seed_{number}"].data.metrics
-            assert metrics[f"AP50.{row['supports']}.{row['shots']}.0"] == pytest.approx(figure)
+            assert metrics[figure_name("AP50", row)] == pytest.approx(figure)
     assert len(runs) == 1 + len(NAMES) + 2
 
 
@@ -233,17 +230,9 @@ def stored_files(made: Run) -> list[Path]:
 def number_of_runs(made: Run) -> int:
     from mlflow import MlflowClient
 
-    client = MlflowClient(Tracker(None, "selfshot", made.experiment.output).uri)
+    client = MlflowClient(Target(None, "selfshot", made.experiment.output).address)
     found = client.get_experiment_by_name("selfshot")
     return len(client.search_runs([found.experiment_id], max_results=1000))
-
-
-def test_what_a_kill_left_untold_is_told_to_the_same_run(first: Run) -> None:
-    runs = number_of_runs(first)
-    (told,) = first.report.parent.glob("mlflow/*/evaluation.told")
-    told.unlink()
-    assert run(first.experiment.output).statuses == dict.fromkeys(NAMES, "reused")
-    assert told.exists() and number_of_runs(first) == runs
 
 
 def test_a_stage_that_lost_a_file_is_made_again(first: Run) -> None:
@@ -259,13 +248,24 @@ def test_a_stage_that_lost_a_file_is_made_again(first: Run) -> None:
     assert verify_experiment(first.experiment) == []
 
 
-def test_another_report_makes_the_report_only(first: Run) -> None:
+def test_the_report_is_written_anew(first: Run) -> None:
+    """It holds times, addresses and templates, which are in no key."""
+    (first.report / "report.html").write_text("an old page")
+    (first.report / "films").mkdir()
+    (first.report / "films" / "old.gif").touch()
+    assert report_experiment(first.experiment) == first.report
+    assert "an old page" not in (first.report / "report.html").read_text()
+    assert not (first.report / "films").exists()
+    assert f"{len(NAMES)} stages reused" in (first.report / "report.md").read_text()
+
+
+def test_another_report_makes_no_stage(first: Run) -> None:
     runs = number_of_runs(first)
     again = run(first.experiment.output, "report.gallery_queries=0", "description=Another one.")
-    assert again.statuses == dict.fromkeys(NAMES, "reused") | {"report": "started"}
+    assert again.statuses == dict.fromkeys(NAMES, "reused")
     assert again.seconds < REUSED_S and results_of(again) == results_of(first)
     words = (again.report / "report.md").read_text()
-    assert "Another one." in words and f"{len(NAMES) - 1} stages reused" in words
+    assert "Another one." in words and f"{len(NAMES)} stages reused" in words
     # Other settings are another run: MLflow's parameters cannot change, and its figures should not.
     assert number_of_runs(first) == 2 * runs
     assert report_experiment(first.experiment) == first.report

@@ -333,7 +333,7 @@ def test_a_gpu_too_few_is_named_with_its_line_before_any_work(say) -> None:
 def test_a_dry_run_shows_the_plan_and_runs_nothing(say) -> None:
     answer = say("run", "good.yaml", "--dry-run")
     assert answer.code == 0
-    assert "benchmark" in answer.out and "to do" in answer.out and "report" in answer.out
+    assert "benchmark" in answer.out and "to do" in answer.out and "evaluation" in answer.out
     assert "time: not known; the store has no earlier result of the" in answer.out
     assert "training workers" in answer.out
     assert not Path("runs").exists()
@@ -354,9 +354,9 @@ def test_a_study_goes_on_only_where_it_was_begun(say) -> None:
     assert_refused(say("report", "good.yaml", *sweep), ["none of the 2 trials is done"])
 
 
-def test_what_mlflow_was_not_told(say) -> None:
+def test_what_mlflow_lacks(say) -> None:
     Path("runs").mkdir()
-    assert say("track", "sync").out == "nothing is left to send\n"
+    assert say("track", "sync").out == "nothing is left to log\n"
     assert_refused(say("track", "sync", "elsewhere"), ["elsewhere is not there"])
 
 

@@ -1,4 +1,4 @@
-"""`selfshot track sync`: what MLflow was not told while its server was away."""
+"""`selfshot track sync`: what MLflow lacks because its server was away or refused it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,22 @@ def sync(
         typer.Argument(metavar="[OUTPUT]", help="The output folder of the runs, such as runs."),
     ] = Path("runs"),
 ) -> None:
-    """Send what is kept in OUTPUT/unsent to the MLflow servers that it was meant for."""
+    """Log what the MLflow servers of the runs in OUTPUT lack of them."""
     if not output.is_dir():
         raise UserError(f"track sync: {output} is not there (allowed: a run's output folder)")
-    from selfshot.distributed.tracking import send_left_over
+    from selfshot.distributed.mlflow_runs import reason_of
+    from selfshot.studies.run import open_store
+    from selfshot.studies.tracking import FACTS, log_left_over
 
-    try:
-        sent = send_left_over(output)
-    except Exception as error:  # whatever it is, the messages stay where they are
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(
-            f"track sync: {reason}; what is not sent stays in {output / 'unsent'}, so try again "
-            "when the server answers"
-        ) from None
-    print(f"{sent} messages sent" if sent else "nothing is left to send")
+    logged, problems = 0, []
+    for path in sorted(output.glob(f"*/mlflow/*/{FACTS}")):
+        try:
+            arrived, refused = log_left_over(path.parent, open_store)
+        except Exception as error:  # Whatever it is, the other runs may have servers that answer.
+            arrived, refused = 0, [reason_of(error)]
+        logged += arrived
+        problems += [f"{path.parent}: {one}" for one in refused]
+    print(f"{logged} runs logged" if logged or problems else "nothing is left to log")
+    if problems:
+        lines = "\n".join(problems)
+        raise UserError(f"track sync: MLflow did not take everything; try it again later\n{lines}")

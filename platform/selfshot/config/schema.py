@@ -287,8 +287,8 @@ class Experiment(Section):
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
-        if self.name in ("unsent", "mlartifacts"):
-            raise ValueError(f"name: {self.name!r} is a folder of MLflow's; choose another")
+        if self.name == "mlartifacts":
+            raise ValueError("name: 'mlartifacts' is a folder of MLflow's; choose another")
         for name, address in (
             ("storage", self.storage),
             ("encoder.weights", self.encoder.weights),

@@ -155,16 +155,14 @@ def _of_nodes(
 
 def check_tracking(uri: str | None, output: Path) -> Finding:
     """Whether the tracking server answers."""
-    from selfshot.distributed.mlflow_sender import Sender
+    from selfshot.distributed.mlflow_runs import Target, reason_of
 
     if uri is None:
         where = output.resolve() / "mlflow.db"
         return Finding("tracking", "ok", f"SQLite in {where}; nodes need no server")
     try:
-        client = Sender(uri, "selfshot", None).client
-        client.search_experiments(max_results=1)
+        Target(uri, "selfshot", output).connect().search_experiments(max_results=1)
     except Exception as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        words = f"{uri} does not answer ({reason}); runs go on, and what they tell is kept"
+        words = f"{uri} does not answer ({reason_of(error)}); runs go on and are logged later"
         return Finding("tracking", "warning", words)
     return Finding("tracking", "ok", f"{uri} answers")

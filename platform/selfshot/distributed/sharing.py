@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfshot.data.locks import file_lock
-from selfshot.data.shared_store import MANIFEST, FileState, Mirror, SharedStore
+from selfshot.data.shared_store import MANIFEST, Mirror, SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.session import current_session
 from selfshot.errors import StorageError
@@ -104,36 +104,6 @@ class Sharing:
                     f"storage: {store.address(stage, key)} is needed on this node and is not "
                     "there, or not as it was uploaded; run the same command again"
                 )
-
-
-class Marks:
-    """Which run of a tracking server is which, kept in storage too.
-
-    So another machine goes on with the same runs. A database in the output folder is of one machine
-    and is told all anew.
-    """
-
-    def __init__(self, folder: Path, sharing: Sharing | None, tracking_uri: str | None) -> None:
-        """Bring what another machine kept.
-
-        Args:
-            folder: of the ids.
-            sharing: None: nothing is kept.
-            tracking_uri: of a server; None: nothing is kept.
-        """
-        self.mirror = None
-        self.kept: dict[str, FileState] = {}
-        if sharing is not None and tracking_uri is not None:
-            self.mirror = sharing.mirror(folder)
-            self.mirror.pull_folder(missing=True)
-
-    def keep(self) -> None:
-        """Send what is new."""
-        if self.mirror is None:
-            return
-        states = self.mirror.states()
-        self.mirror.push(unless=self.kept)
-        self.kept = states
 
 
 @contextlib.contextmanager

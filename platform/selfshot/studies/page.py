@@ -1,4 +1,4 @@
-"""The report stage: gathers what the other stages left and has the page written."""
+"""The report of an experiment: gathers what the stages left and has the page written."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from selfshot.studies.published import published_rows
 from selfshot.studies.report import GalleryItem, Support, write_report
 
 if TYPE_CHECKING:
-    from selfshot.studies.stages import Context
+    from selfshot.studies.context import Context
 
 SHOWN = ("none", "query_itself", "random", "self_shot", "oracle")
 """Rows whose predictions the gallery draws, each at its fewest shots."""
 
 
-def make_page(context: Context, folder: Path) -> dict[str, Any]:
-    """Write the report into `folder` and return what a list of stages shows of it."""
+def make_page(context: Context, folder: Path) -> None:
+    """Write the report into `folder`."""
     experiment, folders = context.experiment, context.folders
     benchmark = load_benchmark(folders["benchmark"])
     rows = json.loads((folders["evaluation"] / "results.json").read_text())
@@ -75,7 +75,6 @@ def make_page(context: Context, folder: Path) -> dict[str, Any]:
         *read_embeddings(folders["embeddings"]),
         read_corpus_labels(folders["benchmark"]),
     )
-    return {"rows": len(rows), "gallery": len(gallery)}
 
 
 def _curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:

@@ -53,10 +53,4 @@ def make_supports(context: Context, folder: StageFolder) -> Metrics:
         f"left out: {test['excluded_near_duplicates']} near duplicates, "
         f"{test['excluded_same_source']} clips of a query's own source"
     )
-    # Flat numbers beside the nested ones: those are what MLflow can draw.
-    flat = {
-        f"test_{name}_{k}": value
-        for name in ("precision_at", "recall_at")
-        for k, value in test.get(name, {}).items()
-    }
-    return {**metrics, **flat, **({"test_mAP": test["mAP"]} if "mAP" in test else {})}
+    return metrics

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from selfshot.studies.store import (
     stage_key,
     verify,
 )
-from selfshot.studies.telling import tell_circumstances, tell_results, tell_stage
+from selfshot.studies.tracking import results_of_experiment, tracked
 
 if TYPE_CHECKING:
     from selfshot.distributed.sharing import Sharing
@@ -193,66 +194,41 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     output.mkdir(parents=True, exist_ok=True)
     (output / "experiment.yaml").write_text(resolved_yaml(experiment), encoding="utf-8")
     store = open_store(experiment, progress)
-
-    from selfshot.distributed.sharing import Marks
-    from selfshot.distributed.tracking import Tracker
-
     sharing = sharing_of(experiment)
-    tracker = Tracker(experiment.tracking.uri, experiment.tracking.experiment, experiment.output)
     # Other settings are another run in MLflow, where parameters and figures stay as they were.
-    ids = output / "mlflow" / stage_key("run", 1, {}, keys)
-    marks = Marks(ids, sharing, experiment.tracking.uri)
-    parent = tracker.start(
-        experiment.name,
-        id_file=ids / "run.id",
-        params=experiment.model_dump(mode="json"),
-        tags={"selfshot.kind": "experiment"},
-    )
-    marks.keep()
-    tell_circumstances(parent, resolved_yaml(experiment))
-    context = Context(
-        experiment=experiment,
-        folders={},
-        progress=progress,
-        timings=[],
-        tracking={
-            "uri": tracker.uri,
-            "command": f"mlflow ui --backend-store-uri {_shown_uri(tracker.uri)}",
-            "experiment": experiment.tracking.experiment,
-            "run_id": "not sent",
-        },
-        keys={},
-        sharing=sharing,
-    )
-    status = "FAILED"
+    page = {"description": experiment.description, **experiment.report.model_dump(mode="json")}
+    ids = output / "mlflow" / stage_key("run", 1, page, keys)
+    wanted = {stage.name: keys[stage.name] for stage in stages}
+    with tracked(experiment, ids, store, sharing, kind="experiment", stages=wanted) as run:
+        target = run.tracker.target
+        context = Context(
+            experiment=experiment,
+            folders={},
+            progress=progress,
+            timings=[],
+            tracking={
+                "uri": target.address,
+                "command": f"mlflow ui --backend-store-uri {_shown_uri(target.address)}",
+                "experiment": target.experiment,
+            },
+            keys={},
+            sharing=sharing,
+        )
+        make_stages(stages, settings, keys, context, store)
+        if until is not None or "evaluation" not in context.folders:
+            return context.folders[stages[-1].name]
+        from selfshot.studies.page import make_page
 
-    def done(stage: Stage, folder: StageFolder) -> None:
-        tell_stage(stage, folder, parent, ids)
-        marks.keep()
-        if stage.name == "evaluation":
-            context.tracking["run_id"] = parent.wait_for_id() or "not sent"
-
-    try:
-        make_stages(stages, settings, keys, context, store, done)
-        if "report" in context.folders:
-            _publish(context.folders["report"], output / "report")
-            if sharing is not None:
-                sharing.mirror(output.resolve()).push("report", "experiment.yaml")
-            rows = json.loads((output / "report" / "results.json").read_text())
-            tell_results(parent, rows, output / "report")
-        parent.log_tags({f"stage.{name}": key for name, key in context.keys.items()})
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        parent.end(status)
-        tracker.close()
-    if "report" in context.folders:
-        progress.note(f"the report is {output / 'report' / 'report.html'}")
-        progress.note(f"in MLflow: {context.tracking['command']}")
-        return output / "report"
-    return context.folders[stages[-1].name]
+        context.tracking["run_id"] = run.tracker.run_id() or "not known yet"
+        report = output / "report"
+        publish(report, functools.partial(make_page, context))
+        if sharing is not None:
+            sharing.mirror(output.resolve()).push("report", "experiment.yaml")
+        rows = json.loads((report / "results.json").read_text())
+        run.write(**results_of_experiment(rows))
+    progress.note(f"the report is {report / 'report.html'}")
+    progress.note(f"in MLflow: {context.tracking['command']}")
+    return report
 
 
 def make_stages(
@@ -261,7 +237,6 @@ def make_stages(
     keys: Mapping[str, str],
     context: Context,
     store: Store,
-    on_done: Callable[[Stage, StageFolder], None] = lambda stage, folder: None,
 ) -> None:
     """Make, go on with or reuse each stage, and put its folder into the context.
 
@@ -270,7 +245,6 @@ def make_stages(
         settings, keys: of each stage by name.
         context: of the run.
         store: where results are.
-        on_done: told of each stage that is done.
     """
     experiment = context.experiment
     with contextlib.ExitStack() as stack:
@@ -301,7 +275,6 @@ def make_stages(
                             raise
                         context.timings.append(_timing(stage, folder, "reused"))
                 context.folders[stage.name] = folder.final.resolve()
-                on_done(stage, folder)
 
 
 def _make(stage: Stage, folder: StageFolder, context: Context, number: int) -> None:
@@ -349,16 +322,26 @@ def _shown_uri(uri: str) -> str:
     return uri
 
 
-def _publish(source: Path, target: Path) -> None:
-    """Copy the report's files beside the experiment, each at once."""
+def publish(target: Path, write: Callable[[Path], object]) -> None:
+    """Write a report anew: each of its files is replaced at once, and no older one stays.
+
+    Args:
+        target: its folder.
+        write: writes all files into another folder.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    for path in source.rglob("*"):
-        if path.is_file() and path != source / "manifest.json":
-            goal = target / path.relative_to(source)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            temporary = goal.with_name(f".{goal.name}.partial")
-            shutil.copyfile(path, temporary)
-            temporary.replace(goal)
+    with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as made:
+        write(Path(made))
+        kept = set()
+        for path in sorted(Path(made).rglob("*")):
+            goal = target / path.relative_to(made)
+            kept.add(goal)
+            if path.is_dir():
+                goal.mkdir(exist_ok=True)
+            else:
+                path.replace(goal)
+    for path in sorted(set(target.rglob("*")) - kept, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def report_experiment(experiment: Experiment) -> Path:
@@ -367,11 +350,7 @@ def report_experiment(experiment: Experiment) -> Path:
     Raises:
         UserError: an earlier stage is not done.
     """
-    open_stages = [
-        plan.stage
-        for plan in plan_experiment(experiment)
-        if plan.status != "done" and plan.stage != "report"
-    ]
+    open_stages = [plan.stage for plan in plan_experiment(experiment) if plan.status != "done"]
     if open_stages:
         raise UserError(
             f"report: the stages {', '.join(open_stages)} are not done; "

@@ -9,6 +9,12 @@ from typing import Any
 SCORES = ("AP50", "AP", "AP75", "AR1", "AR10")
 
 
+def figure_name(score: str, row: Mapping[str, Any]) -> str:
+    """What a figure of a row is called in MLflow, such as AP50/self_shot/5_shot_3_extra."""
+    extra = f"_{row['extra']}_extra" if row["extra"] else ""
+    return f"{score}/{row['supports']}/{row['shots']}_shot{extra}"
+
+
 def aggregate(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each kind of support and number of shots.
 

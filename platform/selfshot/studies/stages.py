@@ -27,7 +27,6 @@ from selfshot.studies.settings import (
     known_settings,
     model_settings,
     network_settings,
-    plain,
     supports_settings,
     table_rows,
     training_settings,
@@ -268,7 +267,7 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
 
 def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     from selfshot.distributed.trials import run_trials
-    from selfshot.studies.scores import aggregate
+    from selfshot.studies.scores import aggregate, figure_name
 
     experiment = context.experiment
     section = experiment.evaluation
@@ -323,17 +322,8 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     (folder.path / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     return {
         "queries": sum(trial["queries"] for trial in trials),
-        **{
-            f"AP50_{row['supports']}_{row['shots']}_{row['extra']}": row["AP50"]["mean"]
-            for row in rows
-        },
+        **{figure_name("AP50", row): row["AP50"]["mean"] for row in rows},
     }
-
-
-def _make_report(context: Context, folder: StageFolder) -> Metrics:
-    from selfshot.studies.page import make_page
-
-    return make_page(context, folder.path)
 
 
 def _never(experiment: Experiment) -> bool:
@@ -372,17 +362,5 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluation", EVALUATION_VERSION, ("benchmark", "supports", "vis", "vis_no_fuser"),
         evaluation_settings, _make_evaluation,
-    ),
-    Stage(
-        "report", 2,
-        ("benchmark", "backbone", "encoder", "embeddings", "index", "known", "supports", "vis",
-         "vis_no_fuser", "evaluation"),
-        lambda experiment: {
-            "name": experiment.name,
-            "description": experiment.description,
-            **plain(experiment.report),
-        },
-        _make_report,
-        needs_ray=_never,
     ),
 )  # fmt: skip

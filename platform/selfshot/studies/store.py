@@ -122,7 +122,7 @@ class StageFolder:
         manifest = {
             **self.facts,
             "key": self.key,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(self.seconds, 3),
             "metrics": dict(metrics or {}),
             "selfshot": selfshot.__version__,

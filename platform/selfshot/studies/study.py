@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfshot.config.load import resolved_yaml
 from selfshot.config.sweep import Study
@@ -18,15 +18,7 @@ from selfshot.studies.resources import refuse_without_room
 from selfshot.studies.run import check_storage, open_store, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tables import Table
-from selfshot.studies.telling import (
-    tell_circumstances,
-    tell_study_extent,
-    tell_study_report,
-    tell_trial,
-)
-
-if TYPE_CHECKING:
-    from selfshot.distributed.sharing import Marks
+from selfshot.studies.tracking import results_of_study, tracked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,37 +67,24 @@ def run_study(study: Study) -> StudyRun:
     )
     if waits is not None:
         progress.note(waits)
-    from selfshot.distributed.sharing import Marks
-    from selfshot.distributed.tracking import Tracker
-
-    settings = study.experiment.tracking
-    tracker = Tracker(settings.uri, settings.experiment, study.experiment.output)
-    ids = folder / "mlflow"
-    marks = Marks(ids, sharing, settings.uri)
-    parent = tracker.start(
-        study.experiment.name,
-        id_file=ids / "study.id",
-        params=study.experiment.model_dump(mode="json"),
-        tags={"selfshot.kind": "study"},
-    )
-    marks.keep()
-    tell_circumstances(parent, resolved_yaml(study.experiment))
-    status = "FAILED"
-    try:
-        failures = _run_open(plan, progress, parent, marks)
-        status = "FAILED" if failures else "FINISHED"
+    store = open_store(study.experiment)
+    trials = {
+        trial.key: {
+            "label": trial.trial.label,
+            "stages": {plan.pieces[name].stage: plan.pieces[name].key for name in trial.pieces},
+        }
+        for trial in plan.trials
+    }
+    ids = folder / "mlflow" / "study"
+    with tracked(study.experiment, ids, store, sharing, kind="study", trials=trials) as run:
+        failures = _run_open(plan, progress)
+        run.outcome = "FAILED" if failures else "FINISHED"
         tables = write_report(plan, failures)
-        tell_study_report(parent, folder / "report", tables, study.experiment.description)
-        store = open_store(study.experiment).root
-        tell_study_extent(parent, plan.results(), len(plan.open_trials), store)
+        left = len(plan.open_trials)
+        description = study.experiment.description
+        run.write(**results_of_study(tables, description, len(plan.trials) - left, left))
         if sharing is not None:
             sharing.mirror(folder.resolve()).push("report", "study.yaml", "trials.json")
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        parent.end(status)
-        tracker.close()
     results = plan.results()
     for label, reason in failures.items():
         progress.note(f"failed: {label}: {reason}")
@@ -116,43 +95,17 @@ def run_study(study: Study) -> StudyRun:
     return StudyRun(folder / "report", failures, results)
 
 
-def _run_open(
-    plan: StudyPlan, progress: Progress, parent: Any, marks: Marks
-) -> dict[str, str]:
-    """Run what is not done, and tell of every trial that is; returns the failures."""
+def _run_open(plan: StudyPlan, progress: Progress) -> dict[str, str]:
+    """Run what is not done; returns the failures."""
+    if not plan.open_trials:
+        return {}
+    from selfshot.distributed.session import ray_session
+
     study = plan.study
-    tell = _Teller(plan, parent, marks)
-    for trial in plan.trials:
-        result = trial.result()
-        if result is not None:
-            tell(trial.key, result)
-    failures: dict[str, str] = {}
-    if plan.open_trials:
-        from selfshot.distributed.session import ray_session
-
-        with ray_session(study.experiment.compute.address) as session:
-            parallel = 1 if session.embedded and _heavy(plan) else study.experiment.sweep.parallel
-            broken = _make_shared(plan, progress, 1 if session.embedded else parallel)
-            failures = _run_trials(plan, progress, parallel, broken, tell)
-    for trial in plan.trials:  # those that were stopped early are not announced
-        result = trial.result()
-        if result is not None:
-            tell(trial.key, result)
-    return failures
-
-
-class _Teller:
-    """Tells MLflow of trials as they end."""
-
-    def __init__(self, plan: StudyPlan, parent: Any, marks: Marks) -> None:
-        self.parent, self.marks = parent, marks
-        self.experiments = {trial.key: trial.trial.experiment for trial in plan.trials}
-        self.ids = plan.folder / "mlflow"
-        self.store = open_store(plan.study.experiment)
-
-    def __call__(self, key: str, result: Mapping[str, Any]) -> None:
-        if tell_trial(self.parent, self.ids, result, self.experiments[key], self.store):
-            self.marks.keep()
+    with ray_session(study.experiment.compute.address) as session:
+        parallel = 1 if session.embedded and _heavy(plan) else study.experiment.sweep.parallel
+        broken = _make_shared(plan, progress, 1 if session.embedded else parallel)
+        return _run_trials(plan, progress, parallel, broken)
 
 
 def report_study(study: Study) -> Path:
@@ -250,7 +203,6 @@ def _run_trials(
     progress: Progress,
     parallel: int,
     broken: Mapping[str, str],
-    tell: Callable[[str, Mapping[str, Any]], None],
 ) -> dict[str, str]:
     """Run the open trials on Ray Tune; returns why each failed one did, by its label."""
     from selfshot.distributed.trials import Stopping, TrialsFailedError, run_trials
@@ -278,7 +230,6 @@ def _run_trials(
         if key not in labels:
             return
         done += 1
-        tell(key, result)
         progress.stage(done, labels[key], f"done, {_figures(result)}")
 
     if not waiting:

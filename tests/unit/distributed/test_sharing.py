@@ -13,7 +13,8 @@ import torch
 from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.mapping import _packed, _unpack
-from selfshot.distributed.sharing import CACHE, Marks, Sharing
+from selfshot.distributed.sharing import CACHE, Sharing
+from selfshot.distributed.tracking import token_of
 from selfshot.distributed.trials import _keep
 from selfshot.errors import StorageError
 from selfshot.studies.store import Store
@@ -99,23 +100,17 @@ def test_what_a_unit_wrote_elsewhere_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in sorted(scratch.iterdir())] == ["0.json", "1.json"]
 
 
-def test_marks_of_a_server_are_kept_and_those_of_a_database_are_not(
+def test_a_machine_with_the_same_storage_logs_to_the_same_run(
     sharing: Sharing, tmp_path: Path
 ) -> None:
-    ids = Path(sharing.output) / "run" / "mlflow"
-    ids.mkdir(parents=True)
-    marks = Marks(ids, sharing, "http://server:5000")
-    (ids / "run.id.token").write_text("abc\n")
-    marks.keep()
-    (ids / "vis.told").touch()
-    marks.keep()
-    other = Sharing(sharing.storage, str(tmp_path / "other"), str(tmp_path / "other"))
-    there = tmp_path / "other" / "run" / "mlflow"
-    Marks(there, other, None).keep()
-    assert not there.exists()
-    Marks(there, other, "http://server:5000")
-    assert {path.name for path in there.iterdir()} == {"run.id.token", "vis.told"}
-    assert (there / "run.id.token").read_text() == "abc\n"
+    tokens = set()
+    for output in (sharing.output, str(tmp_path / "other")):
+        ids = Path(output) / "run" / "mlflow" / "hash"
+        ids.mkdir(parents=True)
+        here = Sharing(sharing.storage, output, output)
+        tokens.add(token_of(ids, here.mirror(ids)))
+    assert len(tokens) == 1
+
 
 
 def test_what_a_trial_carries_is_sent_whatever_the_clocks_say(

@@ -21,7 +21,7 @@ from selfshot.studies.stages import STAGES, table_rows
 
 TOY = Path(__file__).parents[2] / "integration" / "toy.yaml"
 ALL = {stage.name for stage in STAGES}
-EVALUATED = {"evaluation", "report"}
+EVALUATED = {"evaluation"}
 RETRIEVED = {"embeddings", "index", "supports", *EVALUATED}
 VIS = {"vis", "vis_no_fuser", *EVALUATED}
 
@@ -63,9 +63,9 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("evaluation.seeds=[0, 2]", {"supports", *EVALUATED}),
         ("evaluation.max_queries_per_seed=2", {"supports", *EVALUATED}),
         ("evaluation.supports=[no_fuser, oracle]", EVALUATED),
-        ("report.gallery_queries=1", {"report"}),
-        ("description=other words", {"report"}),
-        ("name=other", {"report"}),
+        ("report.gallery_queries=1", set()),
+        ("description=other words", set()),
+        ("name=other", set()),
         ("compute.num_workers=2", ALL - {"benchmark"}),
         ("compute.zero_stage=2", ALL - {"benchmark"}),
         # Nothing of these changes a result: where, how fast, how often it is told and saved.
@@ -169,8 +169,7 @@ def test_without_the_row_there_is_no_model_without_fuser(tmp_path: Path) -> None
         ("vis", ["benchmark", "backbone", "vis"]),
         ("index", ["benchmark", "backbone", "encoder", "embeddings", "index"]),
         ("supports", [stage.name for stage in STAGES[:7]]),
-        ("evaluation", [stage.name for stage in STAGES if stage.name != "report"]),
-        ("report", [stage.name for stage in STAGES]),
+        ("evaluation", [stage.name for stage in STAGES]),
     ],
 )
 def test_until_takes_what_the_stage_needs(tmp_path: Path, until: str, stages: list[str]) -> None:
@@ -199,7 +198,7 @@ def test_a_plan_writes_nothing_and_says_what_is_there(tmp_path: Path) -> None:
     first.path.mkdir()
     assert plan_experiment(experiment)[0].status == "partial"
     (first.path / "manifest.json").write_text('{"files": {}}')
-    assert [plan.status for plan in plan_experiment(experiment)] == ["done", *["to do"] * 10]
+    assert [plan.status for plan in plan_experiment(experiment)] == ["done", *["to do"] * 9]
 
 
 def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
@@ -211,7 +210,7 @@ def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
     assert len(problems) == len(ALL) and problems[0].endswith(": to do")
 
 
-@pytest.mark.parametrize("name", ["store", "unsent", "../elsewhere", "a/b", ".hidden", ""])
+@pytest.mark.parametrize("name", ["store", "mlartifacts", "../elsewhere", "a/b", ".hidden", ""])
 def test_names_that_would_lie_elsewhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="name"):
         load_experiment(TOY, [f"output={tmp_path}", f"name={name}"])

@@ -202,7 +202,7 @@ def test_work_is_counted_in_what_takes_the_time() -> None:
     assert work_of("vis", settings) == work_of("vis_no_fuser", settings) == 4 * 2 * 2 * 4
     settings["evaluation"]["rows"] = [{"shots": 0, "extra": 0}, {"shots": 5, "extra": 3}]
     assert work_of("evaluation", settings) == 1 + 9
-    assert work_of("index", settings) == 24 and work_of("report", settings) == 1
+    assert work_of("index", settings) == 24 and work_of("supports", settings) == 1
 
 
 def test_resources_that_no_machine_has(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_run_that_no_machine_can_train_is_refused_before_it_begins(tmp_path: P
         run_experiment(wanted.experiment)
     assert not list(tmp_path.iterdir())
     # Where everything is trained, nobody needs a GPU any more.
-    assert refuse_without_room(wanted.experiment, ["supports", "evaluation", "report"]) is None
+    assert refuse_without_room(wanted.experiment, ["supports", "evaluation"]) is None
 
 
 @pytest.mark.parametrize(
