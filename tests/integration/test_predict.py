@@ -80,9 +80,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def experiment(
-    parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def experiment(parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An experiment whose stages are those parts."""
     monkeypatch.setattr(
         predicting, "stage_folders", lambda _, wanted: {name: parts[name] for name in wanted}
@@ -146,6 +144,54 @@ def test_a_folder_of_frames(experiment: Path, tmp_path: Path, capsys: Any) -> No
     assert code == 0 and "window 1 of 1" in said
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".bmp", ".tif", ".PNG"])
+def test_frames_and_supports_of_any_format(
+    experiment: Path, tmp_path: Path, suffix: str, capsys: Any
+) -> None:
+    """Frames whose numbers are not padded: their colour says their order."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for t in range(12):
+        picture = Image.new("RGB", (32, 32), (20 * t, 20 * t, 20 * t))
+        picture.save(folder / f"{t}{suffix}", lossless=True)  # Of WebP; the others always are.
+    code, said = _said(
+        capsys, experiment, "--video", folder, "--out", tmp_path / "out", "--format", "png",
+        "--supports", folder / f"0{suffix}", "--supports", folder,
+    )  # fmt: skip
+    assert code == 0, said
+    assert f"supports: 0{suffix}, frames" in said
+    video, reader = predicting.open_video(folder)
+    assert reader.read(video, range(12), 1, 1)[:, 0, 0, 0].tolist() == [20 * t for t in range(12)]
+    supports = predicting.read_supports([folder, folder / f"11{suffix}"], 3, (8, 8))
+    assert [one.frames[:, 4, 4, 1].tolist() for one in supports] == [[40, 120, 200], [220]]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["1.png", "01.png"], "01.png and 1.png are the same frame by their numbers"),
+        (["0.png", "1.tall.png"], "1.tall.png: the frame is 18 × 26 pixels and its video is 26"),
+        (["0.png", "1.zero.png"], "1.zero.png: the file is empty"),
+    ],
+)
+def test_folders_of_frames_that_are_refused(
+    experiment: Path, tmp_path: Path, names: list[str], expected: str, capsys: Any
+) -> None:
+    (tmp_path / "frames").mkdir()
+    for name in names:
+        size = (18, 26) if "tall" in name else (26, 18)
+        path = tmp_path / "frames" / name
+        if "zero" in name:
+            path.touch()
+        else:
+            Image.new("RGB", size).save(path)
+    for supports in ([], ["--supports", tmp_path / "frames" / names[0]]):
+        code, said = _said(
+            capsys, experiment, "--video", tmp_path / "frames", "--out", tmp_path / "out", *supports
+        )
+        assert code == 2 and "--video: " in said and expected in said
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -155,6 +201,12 @@ def test_a_folder_of_frames(experiment: Path, tmp_path: Path, capsys: Any) -> No
         (["--video", "empty"], "holds no images"),
         (["--video", "good.mp4", "--supports", "none.png"], "--supports: none.png does not exist"),
         (["--video", "good.mp4", "--supports", "broken.mp4"], "--supports: broken.mp4: "),
+        (["--video", "good.mp4", "--supports", "empty"], "--supports: empty: it holds no images"),
+        (["--video", "good.mp4", "--supports", "note.txt"], "neither an image nor a video"),
+        (
+            ["--video", "good.mp4", "--supports", "two.gif"],
+            "two.gif: the image cannot be read: it ",
+        ),
         (["--video", "good.mp4", "--supports", "a.mp4", "--shots", "2"], "--shots counts"),
     ],
 )
@@ -171,6 +223,8 @@ def test_mistakes(
     Path("note.txt").write_text("no video")
     Path("broken.mp4").write_bytes(b"no video" * 99)
     Path("empty").mkdir()
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    red.save("two.gif", save_all=True, append_images=[blue])
     code, said = _said(capsys, experiment, *words)
     assert code == 2 and expected in said
 

@@ -93,7 +93,10 @@ WRONG: list[tuple[tuple[str, ...], list[str]]] = [
     ((*BOTH, "--min-score", "nan"), ["--min-score: nan is not allowed"]),
     ((*BOTH, "--fps", "0"), ["--fps: 0 is not allowed"]),
     ((*BOTH, "--out", "g.json"), ["--out: g.json cannot be written"]),
-    (("--annotations", "g.json", "--frames", "empty"), ["--frames: empty has no frames", "1 more"]),
+    (
+        ("--annotations", "g.json", "--frames", "empty"),
+        ["--frames: no video can be drawn from empty", "no such image", "1 more"],
+    ),
     ((*BOTH, "--supports", "r.json"), ["--supports needs --benchmark"]),
     ((*BOTH, "--benchmark", "b"), ["--benchmark brings its own"]),
     (("--benchmark", "empty"), ["empty holds no benchmark.json"]),

@@ -13,11 +13,14 @@ from typing import Any
 
 from selfshot.benchmarks.folder_corpus import OnMessage, in_threads
 from selfshot.data.frames import FrameReader
-from selfshot.data.json_entries import read_json
-from selfshot.data.ytvis import Annotations, SetAside, parse_annotations, resolve_frame
+from selfshot.data.json_entries import TAKEN, is_finite, read_json
+from selfshot.data.ytvis import Annotations, SetAside, Track, parse_annotations, resolve_frame
 from selfshot.errors import UserError
 
 FEW_HOLDERS = 16
+
+Convert = Callable[[Any, Path], dict[str, Any]]
+"""Makes the YouTube-VIS form of what a file holds, entry by entry."""
 
 
 @dataclasses.dataclass
@@ -46,7 +49,7 @@ class Found:
 def read_annotated(
     path: Path,
     field: str = "annotations",
-    convert: Callable[[Any, Path], dict[str, Any]] | None = None,
+    convert: Convert | None = None,
 ) -> Found:
     """Read a YouTube-VIS JSON with what is faulty in it.
 
@@ -59,40 +62,104 @@ def read_annotated(
         convert: makes the YouTube-VIS form of what the file holds, entry by entry.
 
     Raises:
-        UserError: the file is no such JSON, or two of its classes share a name.
+        UserError: the file is no such JSON, none of its videos, categories or annotations can be
+            read, or two classes share a name or an id.
     """
-    content = read_json(path)
-    if convert is not None:
-        content = convert(content, path)
+    content = _content(path, convert)
     # Parsing empties the lists that it reads.
-    video_of = _videos_of_entries(content)
+    video_of = _ids_of(content, "annotations", "video_id")
+    twins = {number for number, n in Counter(_ids_of(content, "videos", "id")).items() if n > 1}
     entries: list[SetAside] = []
     loaded = parse_annotations(content, path, set_aside=entries)
-    for name, count in Counter(loaded.categories.values()).items():
-        if count > 1:
-            ids = [i for i, other in loaded.categories.items() if other == name]
-            raise UserError(
-                f"{path.name}: categories {ids} are all named {name!r}; make them one category"
-            )
+    _refuse_unusable(loaded, entries, path, field)
     found = Found(path.name, loaded, inputs={field: sha256_of(path)})
     for entry in entries:
         number = re.match(r"annotations\[(\d+)\]", entry.entry)
         video = video_of[int(number[1])] if number else None
-        if isinstance(video, int) and video in loaded.videos:
+        if video in loaded.videos:
             found.faults[video] = (
                 f"one of its instances cannot be read ({entry.entry}: {entry.reason})"
             )
+    for video in loaded.videos:
+        if video in twins:
+            found.faults[video] = f"several videos have the id {video}: whose instances are these?"
     found.unread = sum(entry.entry.startswith("videos[") for entry in entries)
     found.set_aside = [(entry.entry, entry.reason) for entry in entries]
     return found
 
 
-def _videos_of_entries(content: Any) -> list[Any]:
-    """What each annotation of a file names as its video; None where it names none."""
-    entries = content.get("annotations") if isinstance(content, dict) else None
+def check_annotations(path: Path, field: str, convert: Convert | None = None) -> list[SetAside]:
+    """Read a file as `read_annotated` does, but none of its masks.
+
+    Returns:
+        the entries that would be quarantined.
+
+    Raises:
+        UserError: the file is no such JSON, or none of its videos, categories or annotations can
+            be read.
+    """
+    entries: list[SetAside] = []
+    content = _content(path, convert)
+    loaded = parse_annotations(content, path, set_aside=entries, masks=False)
+    _refuse_unusable(loaded, entries, path, field)
+    return entries
+
+
+def _content(path: Path, convert: Convert | None) -> Any:
+    content = read_json(path)
+    return content if convert is None else convert(content, path)
+
+
+def _refuse_unusable(
+    annotations: Annotations, wrong: Sequence[SetAside], path: Path, field: str
+) -> None:
+    """Refuse annotations without a video, a category or an instance, or with mixed categories."""
+    for section, read in (
+        ("videos", annotations.videos),
+        ("categories", annotations.categories),
+        ("annotations", annotations.tracks),
+    ):
+        if read:
+            continue
+        mine = [one for one in wrong if one.entry.startswith(section)]
+        if not mine:
+            raise UserError(f"benchmark.{field}: {path}: {section}: the list is empty")
+        more = f" (and {len(mine) - 1} more)" if len(mine) > 1 else ""
+        raise UserError(
+            f"benchmark.{field}: {path}: none of its {section} can be read: {mine[0].entry}: "
+            f"{mine[0].reason}{more}"
+        )
+    for one in wrong:
+        if one.entry.startswith("categories") and one.reason.endswith(TAKEN):
+            raise UserError(
+                f"benchmark.{field}: {path}: {one.entry}: {one.reason}; give each category an id "
+                "of its own, and its annotations that id"
+            )
+    for name, count in Counter(annotations.categories.values()).items():
+        if count > 1:
+            ids = [i for i, other in annotations.categories.items() if other == name]
+            raise UserError(
+                f"benchmark.{field}: {path}: categories {ids} are all named {name!r}; make them "
+                "one category"
+            )
+
+
+def _ids_of(content: Any, section: str, key: str) -> list[int | None]:
+    """The id that each entry of a section names; None where it names none.
+
+    One that is written as another type (`"7"`, 7.0) still says which video is meant.
+    """
+    entries = content.get(section) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         return []
-    return [entry.get("video_id") if isinstance(entry, dict) else None for entry in entries]
+    values = (entry.get(key) if isinstance(entry, dict) else None for entry in entries)
+    return [
+        int(value)
+        if (isinstance(value, int | float) and is_finite(value) and value == int(value))
+        or (isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value))
+        else None
+        for value in values
+    ]
 
 
 def sha256_of(path: Path) -> str:
@@ -113,6 +180,62 @@ def rename_classes(annotations: Annotations, names: Mapping[str, str | None]) ->
         if name is not None:
             tracks.append(dataclasses.replace(track, category_id=ids[name]))
     return Annotations(annotations.videos, {i: name for name, i in ids.items()}, tuple(tracks))
+
+
+def without_pixels(
+    annotations: Annotations, set_aside: list[tuple[str, str]], on_message: OnMessage
+) -> Annotations:
+    """The same without the instances that have no pixel in any frame.
+
+    Nobody can find them, and they teach nothing.
+
+    Args:
+        annotations: of the videos.
+        set_aside: receives each of them, with the reason.
+        on_message: is told how many there are.
+
+    Raises:
+        UserError: no instance has a pixel.
+    """
+    kept: list[Track] = []
+    visible = partly = 0
+    for track in annotations.tracks:
+        boxed = any(
+            rle is None and box is not None and box[2] * box[3] > 0
+            for rle, box in zip(track.segmentations, track.boxes, strict=True)
+        )
+        if track.has_pixels:
+            kept.append(track)
+            partly += boxed
+            continue
+        visible += boxed
+        set_aside.append(
+            (
+                f"annotation {track.id} of video {track.video_id}",
+                "its masks have no pixel in any frame"
+                + ", though it has boxes: what they show counts as background" * boxed,
+            )
+        )
+    if partly:
+        on_message(
+            f"{partly} instances have frames with a box and no mask: what those boxes show counts "
+            "as background there"
+        )
+    count = len(annotations.tracks) - len(kept)
+    if not count:
+        return annotations
+    if not kept:
+        raise UserError(f"benchmark: none of the {count} instances has a pixel in any frame; give "
+                        "them masks: boxes are not enough")  # fmt: skip
+    background = (
+        f"; {visible} of them have boxes, and what those show counts as background: give them "
+        "masks, or leave out their videos"
+    )
+    on_message(
+        f"{count} of {len(annotations.tracks)} instances have no pixel in any frame and are left "
+        "out" + background * (visible > 0)
+    )
+    return dataclasses.replace(annotations, tracks=tuple(kept))
 
 
 def same_files(files: Mapping[int, Sequence[str]]) -> list[tuple[int, int]]:

@@ -6,7 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfshot.benchmarks.annotated import Found, check_frames, join_same_files, sha256_of
+from selfshot.benchmarks.annotated import (
+    Found,
+    check_frames,
+    join_same_files,
+    sha256_of,
+    without_pixels,
+)
 from selfshot.benchmarks.corpus import gather_corpus
 from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.folder_corpus import OnMessage
@@ -16,6 +22,8 @@ from selfshot.benchmarks.split import SIDES, UNSEEN, Split, label, split_videos
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import save_annotations
 from selfshot.errors import UserError
+
+SHOWN_REASONS = 3
 
 
 def assemble(
@@ -73,16 +81,21 @@ def assemble(
         loaded = found.annotations
     faults = [(label(loaded, video), reason) for video, reason in sorted(found.faults.items())]
     reader = ClipReader(loaded, frames, num_frames=num_frames, height=height, width=width)
+    # With the instances that have no pixel: a video that holds one of an unseen class never trains.
     split = split_videos(reader, side_of, found.faults, seed, val_share=val_share)
     unseen = _unseen(side_of)
-    _check_enough(split, unseen, found, UNSEEN in side_of.values(), faults)
+    pixelless: list[tuple[str, str]] = []
+    num_tracks = len(loaded.tracks)
+    loaded = without_pixels(loaded, pixelless, on_message)
+    lost = [*found.set_aside, *faults, *pixelless]
+    _check_enough(split, unseen, found, UNSEEN in side_of.values(), lost)
     classes = {"train": tuple(sorted(split.supports["train"])), **unseen}
     queries = {side: tuple(pairs) for side, pairs in split.queries.items()}
     supports = {
         side: {name: tuple(videos) for name, videos in by_class.items()}
         for side, by_class in split.supports.items()
     }
-    set_aside = [*found.set_aside, *faults, *split.set_aside]
+    set_aside = [*lost, *split.set_aside]
     benchmark = Benchmark(
         name=name,
         kind=kind,
@@ -112,7 +125,8 @@ def assemble(
     used = {side: split.videos(side) for side in SIDES}
     counts = {
         "videos": num_videos,
-        "tracks": len(loaded.tracks),
+        "tracks": num_tracks,
+        "tracks_without_pixels": len(pixelless),
         "corpus_clips": len(rows),
         "corpus_clips_of_query_sources": len(gathered.rows) - len(rows),
         "corpus_classes": len(set(labels.values()) - {""}),
@@ -178,11 +192,20 @@ def _check_enough(
     """Refuse a benchmark that cannot train or cannot be scored.
 
     Raises:
-        UserError: no seen class, no training query or no test query is left.
+        UserError: no video can be used, or no seen class, no training query or no test query is
+            left.
     """
+    reasons = "; ".join(": ".join(one) for one in faults[:SHOWN_REASONS])
+    if len(faults) > SHOWN_REASONS:
+        reasons += f"; and {len(faults) - SHOWN_REASONS} more"
+    num_videos = len(found.annotations.videos) + found.unread
+    if num_videos and found.faults.keys() >= found.annotations.videos.keys():
+        raise UserError(
+            f"benchmark: none of the {num_videos} videos of {found.name} can be used: {reasons}"
+        )
     able = ", ".join(split.two_sources) or "none"
     mend = f"classes of {found.name} with readable videos of two sources, as both need: {able}"
-    lost = f"; {len(faults)} videos were set aside, {': '.join(faults[0])}" if faults else ""
+    lost = f"; quarantined: {reasons}" if faults else ""
     if dealt:
         for side, what in (("train", "seen"), ("test", UNSEEN)):
             if not split.queries[side]:

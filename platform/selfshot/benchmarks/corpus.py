@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.folder_corpus import OnMessage, corpus_rows, label_rows
-from selfshot.benchmarks.manifest import load_benchmark, read_corpus
+from selfshot.benchmarks.folder_corpus import (
+    CLIP_SUFFIXES,
+    OnMessage,
+    corpus_rows,
+    label_rows,
+    walk_files,
+)
+from selfshot.benchmarks.manifest import corpus_size, load_benchmark, read_corpus
 from selfshot.config.paths import is_address
 from selfshot.data.sources import fold_source
 from selfshot.errors import UserError
@@ -124,6 +131,13 @@ def gather_corpus(
         )
     rows = read_corpus(folder)
     return Corpus(rows, label_rows(rows, labels_csv, on_message), str(clips))
+
+
+def count_clips(folder: Path, most: int) -> int:
+    """How many clips `gather_corpus` would find in a folder, counted up to `most`."""
+    if is_manifest(folder):
+        return corpus_size(folder)
+    return sum(1 for _ in itertools.islice(walk_files(folder.resolve(), CLIP_SUFFIXES, []), most))
 
 
 def is_manifest(folder: Path) -> bool:

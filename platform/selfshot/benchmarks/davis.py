@@ -1,6 +1,6 @@
 """DAVIS-style folders as a benchmark: frames, and an indexed PNG of masks for each of them.
 
-    frames/bear/00000.jpg …     one folder a sequence, however deep
+    frames/bear/00000.jpg …     one folder of images a sequence, however deep
     masks/bear/00000.png …      of the same names; a pixel holds the number of its object
 
 0 is background and 255 is void: neither is an object. A frame without a PNG is no frame of the
@@ -9,7 +9,6 @@ video.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import re
@@ -19,28 +18,24 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from selfshot.benchmarks.annotated import Found, sha256_of
 from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.folder import name_sides
-from selfshot.benchmarks.folder_corpus import OnMessage, in_threads
+from selfshot.benchmarks.folder_corpus import OnMessage, check_columns, csv_rows, in_threads
 from selfshot.benchmarks.manifest import Benchmark
+from selfshot.data.images import image_names, image_size, read_indices
+from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Track, Video
 from selfshot.errors import UserError
 from selfshot.ops.masks import Rle, encode_rle, rle_area, rle_to_box
 
 VOID = 255
-FRAME_SUFFIXES = (".jpg", ".jpeg")
+MASK_SUFFIXES = (".png",)
 COLUMNS = ("sequence", "object", "class")
 
 Classes = Mapping[tuple[str, int], str]
 Sources = Mapping[str, str]
-
-
-class MaskError(Exception):
-    """A sequence that cannot be used, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +71,7 @@ def build_davis(
 
     Args:
         folder: where the manifest and the masks as YouTube-VIS JSON are written.
-        frames: folder of the sequences' folders of JPEGs.
+        frames: folder of the sequences' folders of images.
         masks: folder of the sequences' folders of PNGs.
         classes: CSV with columns sequence, object, class and, if wanted, source; None: a
             sequence's objects are of the class that its name says, without digits and hyphens at
@@ -119,38 +114,29 @@ def read_classes(path: Path) -> tuple[dict[tuple[str, int], str], dict[str, str]
     """
     found: dict[tuple[str, int], str] = {}
     sources: dict[str, str] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
+    with csv_rows(path, "benchmark.classes") as rows:
+        check_columns(rows, COLUMNS, "benchmark.classes", path)
+        for row in rows:
+            where = f"benchmark.classes: {path}, line {rows.line_num}"
+            sequence, number, name = ((row[column] or "").strip() for column in COLUMNS)
+            if not (number.isdecimal() and len(number) < 9 and 0 < int(number) < VOID):
                 raise UserError(
-                    f"benchmark.classes: {path} has no column {' and no '.join(missing)} (its "
-                    f"first line must name {', '.join(COLUMNS)})"
+                    f"{where}: object {number!r} is not allowed (an integer from 1 to "
+                    f"{VOID - 1}: its number in the PNGs)"
                 )
-            for row in rows:
-                where = f"benchmark.classes: {path}, line {rows.line_num}"
-                sequence, number, name = ((row[column] or "").strip() for column in COLUMNS)
-                if not (number.isdecimal() and 0 < int(number) < VOID):
-                    raise UserError(
-                        f"{where}: object {number!r} is not allowed (an integer from 1 to "
-                        f"{VOID - 1}: its number in the PNGs)"
-                    )
-                if not sequence or not name:
-                    raise UserError(f"{where}: an empty sequence or class; fill it in")
-                if found.setdefault((sequence, int(number)), name) != name:
-                    raise UserError(
-                        f"{where}: object {number} of {sequence} is a {name} here and a "
-                        f"{found[sequence, int(number)]} above; keep one line"
-                    )
-                source = (row.get("source") or "").strip()
-                if source and sources.setdefault(sequence, source) != source:
-                    raise UserError(
-                        f"{where}: {sequence} is of the source {source} here and of "
-                        f"{sources[sequence]} above; a sequence has one"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"benchmark.classes: {path} cannot be read: {error}") from None
+            if not sequence or not name:
+                raise UserError(f"{where}: an empty sequence or class; fill it in")
+            if found.setdefault((sequence, int(number)), name) != name:
+                raise UserError(
+                    f"{where}: object {number} of {sequence} is a {name} here and a "
+                    f"{found[sequence, int(number)]} above; keep one line"
+                )
+            source = (row.get("source") or "").strip()
+            if source and sources.setdefault(sequence, source) != source:
+                raise UserError(
+                    f"{where}: {sequence} is of the source {source} here and of "
+                    f"{sources[sequence]} above; a sequence has one"
+                )
     return found, sources
 
 
@@ -175,7 +161,12 @@ def read_sequences(
         UserError: there is none, or an object has no class.
     """
     names = sorted(
-        {path.parent.relative_to(masks).as_posix() for path in masks.rglob("*.png")} - {"."}
+        {
+            path.parent.relative_to(masks).as_posix()
+            for path in masks.rglob("*")
+            if path.suffix.lower() in MASK_SUFFIXES and not path.name.startswith(".")
+        }
+        - {"."}
     )
     if not names:
         raise UserError(
@@ -186,8 +177,9 @@ def read_sequences(
     def read(name: str) -> SequenceMasks | str:
         try:
             return _read_sequence(frames, masks, name)
-        except MaskError as error:
-            return str(error)
+        except VideoError as error:
+            place = Path(error.path)
+            return f"{place.parent.name}/{place.name}: {error.reason}"
 
     found = Found(f"{masks.parent.name}/{masks.name}", Annotations({}, {}, ()))
     whole = hashlib.sha256()
@@ -251,28 +243,33 @@ def _track(number: int, video: int, category: int, rles: list[Rle | None]) -> Tr
 
 
 def _read_sequence(frames: Path, masks: Path, name: str) -> SequenceMasks:
-    """One sequence.
+    """One sequence, in the natural order of its masks' names.
 
     Raises:
-        MaskError: a frame is missing, a PNG is not indexed or of another size.
+        VideoError: a frame is missing, or a PNG is not indexed or of another size.
     """
-    there = {
-        path.stem: path
-        for path in sorted((frames / name).glob("*"))
-        if path.suffix.lower() in FRAME_SUFFIXES
-    }
+    there: dict[str, str] = {}
+    for frame in image_names(frames / name):
+        there[Path(frame).stem] = frame
     files: list[str] = []
     size: tuple[int, int] | None = None
     objects: dict[int, list[Rle | None]] = {}
     digest = hashlib.sha256()
-    for index, path in enumerate(sorted((masks / name).glob("*.png"))):
-        frame = there.get(path.stem)
-        if frame is None:
-            raise MaskError(f"{name}/{path.name}: no frame {path.stem}.jpg in {frames / name}")
-        size = size or _size_of(frame)
-        pixels = _read_mask(path, size)
+    for index, mask in enumerate(image_names(masks / name, MASK_SUFFIXES)):
+        path, stem = masks / name / mask, Path(mask).stem
+        if stem not in there:
+            raise VideoError(f"no frame {stem} in {frames / name}", path)
+        frame_path = frames / name / there[stem]
+        size = size or image_size(frame_path)
+        pixels = read_indices(path)
+        if pixels.shape != size:
+            raise VideoError(
+                f"the mask is {pixels.shape[1]} × {pixels.shape[0]} pixels, and the frame has "
+                f"{size[1]} × {size[0]}",
+                path,
+            )
         digest.update(f"{name}/{path.name}\0{sha256_of(path)}\n".encode())
-        files.append(frame.relative_to(frames).as_posix())
+        files.append(frame_path.relative_to(frames).as_posix())
         for number in np.unique(pixels).tolist():
             if number not in (0, VOID):
                 rles = objects.setdefault(number, [None] * index)
@@ -280,32 +277,4 @@ def _read_sequence(frames: Path, masks: Path, name: str) -> SequenceMasks:
         for rles in objects.values():
             rles += [None] * (index + 1 - len(rles))
     assert size is not None, "a sequence has a PNG: that is how it was found"
-    return SequenceMasks(tuple(files), size[1], size[0], objects, digest.hexdigest())
-
-
-def _size_of(frame: Path) -> tuple[int, int]:
-    """Width and height of an image, without decoding it."""
-    try:
-        with Image.open(frame) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MaskError(f"{frame.name}: the frame cannot be read: {error}") from None
-
-
-def _read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
-    """The objects' numbers of an indexed PNG of `size` (width, height)."""
-    name = f"{path.parent.name}/{path.name}"
-    try:
-        with Image.open(path) as image:
-            if image.mode != "P":
-                raise MaskError(
-                    f"{name}: an image of mode {image.mode} is not allowed (an indexed PNG, mode P)"
-                )
-            if image.size != size:
-                raise MaskError(
-                    f"{name}: {image.size[0]} × {image.size[1]} pixels, and the frame has "
-                    f"{size[0]} × {size[1]}"
-                )
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MaskError(f"{name}: the PNG cannot be read: {error}") from None
+    return SequenceMasks(tuple(files), size[0], size[1], objects, digest.hexdigest())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -62,10 +63,7 @@ def corpus_rows(
     root = root.resolve()
     uris = find_clips(root, set_aside)
     if not uris:
-        raise UserError(
-            f"benchmark.corpus: {root} holds no clip, nor does a folder in it (a file that ends "
-            f"in one of {', '.join(CLIP_SUFFIXES)})"
-        )
+        raise no_clip("benchmark.corpus", root)
     hashed = in_threads(
         lambda uri: digest_file(root / uri), uris, "corpus clips hashed", on_message
     )
@@ -134,6 +132,14 @@ def stem(uri: str) -> str:
     return str(PurePosixPath(uri).with_suffix(""))
 
 
+def no_clip(setting: str, root: Path | str) -> UserError:
+    """That a folder, or an address, holds no clip."""
+    return UserError(
+        f"{setting}: {root} holds no clip, nor does a folder in it (a file that ends in one of "
+        f"{', '.join(CLIP_SUFFIXES)})"
+    )
+
+
 def find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
     """Paths below `root` of every clip, sorted; links that lead out of it are set aside."""
     return sorted(walk_files(root, CLIP_SUFFIXES, set_aside))
@@ -180,6 +186,39 @@ def _is_text(name: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def csv_rows(path: Path, setting: str) -> Iterator[csv.DictReader[str]]:
+    """The rows of a CSV; blanks after a comma do not count.
+
+    Raises:
+        UserError: it cannot be read, at its opening or in the body of the `with`.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield csv.DictReader(file, skipinitialspace=True)
+    except UnicodeDecodeError:
+        raise UserError(f"{setting}: {path} is not UTF-8 text; save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{setting}: {path} cannot be read: {error}") from None
+
+
+def check_columns(
+    rows: csv.DictReader[str], wanted: Sequence[str], setting: str, path: Path
+) -> None:
+    """Refuse a CSV that lacks a column.
+
+    Raises:
+        UserError: it does.
+    """
+    names = list(rows.fieldnames or ())
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise UserError(
+            f"{setting}: {path} has no column {' and no '.join(missing)} (its first line is "
+            f"{','.join(names)!r} and must name {', '.join(wanted)}, with commas between them)"
+        )
+
+
 def clip_ids(uris: Sequence[str]) -> dict[str, str]:
     """An id for each clip that is safe as a file name; those that would collide get a digest."""
     plain = {uri: re.sub(r"[^A-Za-z0-9._-]+", "_", stem(uri)) for uri in uris}
@@ -208,25 +247,16 @@ def _read_labels(path: Path) -> dict[str, tuple[str, str]]:
         UserError: the CSV cannot be read, lacks a column or names a clip twice.
     """
     found: dict[str, tuple[str, str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = {"clip", "rough_label"} - set(rows.fieldnames or ())
-            if missing:
+    setting = "benchmark.corpus_labels"
+    with csv_rows(path, setting) as rows:
+        check_columns(rows, ("clip", "rough_label"), setting, path)
+        for row in rows:
+            clip = (row["clip"] or "").strip()
+            if clip in found:
                 raise UserError(
-                    f"benchmark.corpus_labels: {path} has no column "
-                    f"{' and no '.join(sorted(missing))} (its first line must name clip and "
-                    "rough_label)"
+                    f"{setting}: {path}, line {rows.line_num}: {clip!r} comes a second time; keep "
+                    "one row a clip"
                 )
-            for row in rows:
-                clip = row["clip"] or ""
-                if clip in found:
-                    raise UserError(
-                        f"benchmark.corpus_labels: {path}, line {rows.line_num}: {clip!r} comes a "
-                        "second time; keep one row a clip"
-                    )
-                source = (row.get("source") or "").strip()
-                found[clip] = ((row["rough_label"] or "").strip(), source)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"benchmark.corpus_labels: {path} cannot be read: {error}") from None
+            source = (row.get("source") or "").strip()
+            found[clip] = ((row["rough_label"] or "").strip(), source)
     return found

@@ -133,6 +133,11 @@ def read_corpus(folder: Path) -> list[dict]:
     return pq.read_table(folder / "corpus.parquet").to_pylist()
 
 
+def corpus_size(folder: Path) -> int:
+    """How many clips `corpus.parquet` of a benchmark folder lists; they are not read."""
+    return int(pq.read_metadata(folder / "corpus.parquet").num_rows)
+
+
 def write_corpus_labels(folder: Path, labels: dict[str, str]) -> None:
     """Write `corpus_labels.csv`; an empty label means that none is known."""
     with (folder / "corpus_labels.csv").open("w", newline="", encoding="utf-8") as file:

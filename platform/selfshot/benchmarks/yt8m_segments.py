@@ -6,7 +6,6 @@ are looked at.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,14 @@ from selfshot.benchmarks.annotated import sha256_of
 from selfshot.benchmarks.corpus import digest_of
 from selfshot.benchmarks.finish import written_files
 from selfshot.benchmarks.folder_corpus import (
-    CLIP_SUFFIXES,
     OnMessage,
+    check_columns,
     clip_rows,
+    csv_rows,
     digest_file,
     find_clips,
     in_threads,
+    no_clip,
     stem,
 )
 from selfshot.benchmarks.manifest import Benchmark, write_corpus
@@ -155,34 +156,24 @@ def iterate_segments(path: Path, segment_s: float, setting: str) -> Iterator[Seg
         UserError: as `read_segments`.
     """
     empty = True
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            names = rows.fieldnames or ()
-            clip_column = "clip" if "clip" in names else "uri"
-            missing = [name for name in (clip_column, "start_s") if name not in names]
-            if missing:
+    with csv_rows(path, setting) as rows:
+        clip_column = "clip" if "clip" in (rows.fieldnames or ()) else "uri"
+        check_columns(rows, (clip_column, "start_s"), setting, path)
+        for row in rows:
+            where = f"{setting}: {path}, line {rows.line_num}"
+            clip = (row[clip_column] or "").strip()
+            start_s = _seconds(row["start_s"], where, "start_s")
+            text = (row.get("end_s") or "").strip()
+            end_s = _seconds(text, where, "end_s") if text else start_s + segment_s
+            if not clip:
+                raise UserError(f"{where}: an empty {clip_column}; name a file of the corpus")
+            if end_s <= start_s:
                 raise UserError(
-                    f"{setting}: {path} has no column {' and no '.join(missing)} (its "
-                    "first line must name clip, or uri, and start_s)"
+                    f"{where}: end_s: {end_s:g} is not allowed (more than start_s: {start_s:g})"
                 )
-            for row in rows:
-                where = f"{setting}: {path}, line {rows.line_num}"
-                clip = (row[clip_column] or "").strip()
-                start_s = _seconds(row["start_s"], where, "start_s")
-                text = (row.get("end_s") or "").strip()
-                end_s = _seconds(text, where, "end_s") if text else start_s + segment_s
-                if not clip:
-                    raise UserError(f"{where}: an empty {clip_column}; name a file of the corpus")
-                if end_s <= start_s:
-                    raise UserError(
-                        f"{where}: end_s: {end_s:g} is not allowed (more than start_s: {start_s:g})"
-                    )
-                source = (row.get("source") or "").strip()
-                empty = False
-                yield Segment(rows.line_num, clip, start_s, end_s, bool(text), source)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{setting}: {path} cannot be read: {error}") from None
+            source = (row.get("source") or "").strip()
+            empty = False
+            yield Segment(rows.line_num, clip, start_s, end_s, bool(text), source)
     if empty:
         raise UserError(f"{setting}: {path} lists no segment; add a line for each")
 
@@ -216,10 +207,7 @@ def _files(
         paths = [root / uri for uri in uris]
         hashed = list(in_threads(digest_file, paths, "corpus clips hashed", on_message))
     if not uris:
-        raise UserError(
-            f"benchmark.corpus: {corpus} holds no clip, nor does a folder in it (a file that ends "
-            f"in one of {', '.join(CLIP_SUFFIXES)})"
-        )
+        raise no_clip("benchmark.corpus", corpus)
     return clip_rows(uris, hashed), address
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfshot.cli.app import ExperimentFile, Overrides, Resume, app, train_app
+from selfshot.config.printable import printable
 from selfshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,15 +38,15 @@ def load_any(path: Path, overrides: Sequence[str] | None) -> Study:
     from selfshot.config.sweep import load_study
 
     study = load_study(path, overrides or ())
-    different = {
-        experiment.benchmark.model_dump_json(): experiment
-        for experiment in [study.experiment, *(trial.experiment for trial in study.trials)]
-        if not study.trials or experiment is not study.experiment
-    }
+    different = {one.benchmark.model_dump_json(): one for one in _experiments_of(study)}
     with located(path, overrides or ()):
         for experiment in different.values():
             check_inputs(experiment)
     return study
+
+
+def _experiments_of(study: Study) -> list[Experiment]:
+    return [trial.experiment for trial in study.trials] or [study.experiment]
 
 
 def run_until(
@@ -122,6 +124,14 @@ def run_whole_study(study: Study, path: Path, resume: bool) -> None:
 def validate(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment, every trial of its sweep and the files it reads, and start nothing."""
     study = load_any(experiment, overrides)
+    of_files = [one for one in _experiments_of(study) if one.benchmark.kind != "sprites"]
+    if of_files:
+        from selfshot.benchmarks.inputs import check_contents, distinct_inputs
+        from selfshot.config.located import located
+
+        with located(experiment, overrides or ()):
+            for one in distinct_inputs(of_files):
+                check_contents(one, lambda text: print(printable(text), file=sys.stderr))
     checked = study.experiment
     trials = f", {len(study.trials)} trials" if study.trials else ""
     print(f"{experiment}: valid ({checked.name}, benchmark {checked.benchmark.kind}{trials})")

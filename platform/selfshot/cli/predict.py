@@ -25,7 +25,8 @@ def predict(
         typer.Option(
             "--supports",
             metavar="FILE",
-            help="A clip or an image that shows the same class; repeatable. Without any they are "
+            help="A video, an image or a folder of frames that shows the same class; repeatable. "
+            "Without any they are "
             "retrieved from the experiment's corpus.",
         ),
     ] = None,

@@ -31,10 +31,22 @@ def print_tables(scores: dict[str, Any], categories: dict[int, str]) -> None:
 
     console = Console()
     console.print(_figures(scores, categories))
+    _warn_without_pixels(**scores["ground_truth"])
     if "breakdown" in scores:
         console.print(_breakdown(scores["breakdown"]))
     if "bootstrap" in scores:
         console.print(_intervals(scores["bootstrap"]))
+
+
+def _warn_without_pixels(instances: int, without_pixels: Sequence[int]) -> None:
+    """Name the instances that no result can find; the reference evaluator counts them, too."""
+    if without_pixels:
+        some = ", ".join(map(str, without_pixels[:5])) + ", …" * (len(without_pixels) > 5)
+        print(
+            f"{len(without_pixels)} of {instances} annotated instances have no pixel in any frame "
+            f"(annotation {some}): no result can find them, and they count as missed, as in the "
+            "YouTube-VIS evaluator"
+        )
 
 
 def print_set_aside(set_aside: Sequence[tuple[Path, SetAside]]) -> None:

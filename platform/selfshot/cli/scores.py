@@ -177,6 +177,9 @@ def _score(
 
     compared = compare_tracks(files.annotations, files.predictions)
     scores = score_tracks(compared, class_agnostic=class_agnostic)
+    wanted = [track for track in files.annotations.tracks if not track.iscrowd]
+    without = [track.id for track in wanted if not track.has_pixels]
+    scores["ground_truth"] = {"instances": len(wanted), "without_pixels": without}
     if breakdown:
         scores["breakdown"] = break_down(compared, class_agnostic=class_agnostic)
     if resamples is not None:

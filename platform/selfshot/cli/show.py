@@ -122,8 +122,8 @@ def show(
         name, reason = left_out[0]
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise UserError(
-            f"--frames: {frames_root} has no frames of video {name}: {reason}{more}; give the "
-            f"folder that the file_names of {source} are relative to"
+            f"--frames: no video can be drawn from {frames_root}, which the file_names of {source} "
+            f"must be relative to: video {name}: {reason}{more}"
         )
     for name, reason in left_out:
         print(printable(f"left out: video {name}: {reason}"), file=sys.stderr)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from selfshot.data.guard import DECODE_AT, FileFrames, GuardedDecoder
-from selfshot.data.video import VideoError
+from selfshot.data.images import read_image
+from selfshot.data.video import VideoError, probe
 from selfshot.data.ytvis import Video, resolve_frame
 
 PIECE = 16
@@ -38,6 +38,7 @@ class FrameReader:
         """
         self.frames_root = frames_root
         self._decoder = GuardedDecoder(time_limit_s=time_limit_s, decode=DECODE_AT)
+        self._sizes: dict[str, tuple[int, int]] = {}
 
     def read(
         self, video: Video, indices: Sequence[int] | np.ndarray, height: int, width: int
@@ -51,8 +52,9 @@ class FrameReader:
             width: of the frames given back, in pixels.
 
         Raises:
-            VideoError: a file is missing or cannot be decoded, a video file has another number
-                of frames than the annotations say, or no file is named.
+            VideoError: a file is missing or cannot be decoded, its frames are of another size or
+                a video file has another number of them than the annotations say, or no file is
+                named.
         """
         (frames,) = self.pieces(video, indices, height, width, size=max(len(indices), 1))
         return frames
@@ -73,15 +75,18 @@ class FrameReader:
             raise VideoError("it names no frames (file_names)", f"video {video.id}")
         if video.video_file is None:
             for part in parts:
-                names = (video.file_names[index] for index in part)
-                paths = [resolve_frame(self.frames_root, name) for name in names]
-                yield read_frames(paths, height, width)
+                images = np.empty((len(part), height, width, 3), dtype=np.uint8)
+                for place, index in enumerate(part):
+                    image = resolve_frame(self.frames_root, video.file_names[index])
+                    images[place] = read_image(image, height, width, (video.height, video.width))
+                yield images
             return
         path = str(resolve_frame(self.frames_root, video.video_file))
         asked = (FileFrames(path, tuple(part), video.length, height, width) for part in parts)
         for frames in self._decoder.decode_many(asked):
             if isinstance(frames, VideoError):
                 raise frames
+            self._check_size(path, video)
             yield frames
 
     def fault(self, video: Video) -> str | None:
@@ -110,29 +115,20 @@ class FrameReader:
         """End the processes that decode; reading again starts them again."""
         self._decoder.close()
 
-
-def read_frames(
-    paths: Sequence[Path | str], height: int, width: int
-) -> UInt8[np.ndarray, "time height width 3"]:
-    """The images of a clip, resized, as RGB.
-
-    A JPEG that is at least twice as large is shrunk while it is decoded.
-
-    Raises:
-        VideoError: an image is missing or cannot be decoded.
-    """
-    frames = np.empty((len(paths), height, width, 3), dtype=np.uint8)
-    for index, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                image.draft("RGB", (width, height))
-                rgb = image.convert("RGB")
-                if rgb.size != (width, height):
-                    rgb = rgb.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-                frames[index] = np.asarray(rgb)
-        except FileNotFoundError:
-            raise VideoError("no such image", path) from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = str(error).replace(f" {str(path)!r}", "")
-            raise VideoError(f"the image cannot be read: {reason}", path) from error
-    return frames
+    def _check_size(self, path: str, video: Video) -> None:
+        """Compare a video file, which has been decoded, with its annotations; each file once."""
+        if path not in self._sizes:
+            facts = probe(path)
+            self._sizes[path] = facts.height, facts.width
+        height, width = self._sizes[path]
+        # Codecs store even sides only: a frame with an odd one was cut or padded by a pixel.
+        fits = (
+            abs(found - stated) <= stated % 2
+            for found, stated in ((height, video.height), (width, video.width))
+        )
+        if not all(fits):
+            raise VideoError(
+                f"its frames are {width} × {height} pixels and the annotations say "
+                f"{video.width} × {video.height} (width × height)",
+                path,
+            )

@@ -14,6 +14,7 @@ from selfshot.errors import UserError
 
 _MEND = "correct or remove the entry"
 _CHUNK = 2**22
+TAKEN = "is already used by another entry"
 _ENTRIES_AT_ONCE = 64
 
 Watch = Callable[[str, int, int], None]
@@ -85,7 +86,9 @@ def read_json(path: Path | str, watch: Watch | None = None) -> Any:
             "is the file cut short? Copy it again"
         ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}; is it JSON?") from None
+        raise UserError(
+            f"{path}: not {error.encoding.upper()} text at byte {error.start}; is it JSON?"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: JSON that cannot be read: {error}") from None
 
@@ -98,7 +101,8 @@ def _read_text(path: Path | str, watch: Watch | None) -> str:
             content += chunk
             if watch:
                 watch("bytes", len(content), max(size, len(content)))
-    text = content.decode("utf-8")
+    # UTF-8 with or without a byte order mark, or UTF-16 or -32, as Windows tools write.
+    text = content.decode(json.detect_encoding(content))
     if watch:
         watch("parsing", 0, 0)
     return text
@@ -119,7 +123,7 @@ def write_json(path: Path | str, content: object) -> None:
 def once(number: int, seen: Mapping[int, object]) -> None:
     """Refuse an id that is taken."""
     if number in seen:
-        raise ValueError(f"id: {number} is already used by another entry")
+        raise ValueError(f"id: {number} {TAKEN}")
 
 
 def known(entry: Mapping[str, Any], key: str, among: Mapping[int, object]) -> int:

@@ -29,7 +29,7 @@ from selfshot.data.json_entries import (
 )
 from selfshot.data.sources import sources_of
 from selfshot.errors import UserError
-from selfshot.ops.masks import Extents, Rle, measured_rles, rle_to_box
+from selfshot.ops.masks import Extents, Rle, measured_rles, rle_area, rle_to_box
 
 __all__ = [
     "Annotations",
@@ -91,6 +91,11 @@ class Track:
         default=None, init=False, compare=False, repr=False
     )
     """Of each mask, if the reader measured them. Who replaces the masks loses the measures."""
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether a mask of any frame has a pixel: without one no result can find the instance."""
+        return any(rle and rle_area(rle) for rle in self.segmentations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +163,9 @@ def parse_annotations(
     *,
     set_aside: list[SetAside] | None = None,
     watch: Watch | None = None,
+    masks: bool = True,
 ) -> Annotations:
-    """What `load_annotations` reads, from JSON that is read already; `path` names it."""
+    """What `load_annotations` reads, from the JSON of `path`; without `masks`, all but those."""
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: {kind(content)} is not allowed "
@@ -187,7 +193,7 @@ def parse_annotations(
         categories[category_id] = name
 
     def add_track(entry: Mapping[str, Any]) -> None:
-        track = _track(entry, videos, categories)
+        track = _track(entry, videos, categories, masks)
         once(track.id, tracks)
         tracks[track.id] = track
 
@@ -331,7 +337,10 @@ def _video(entry: Mapping[str, Any]) -> Video:
 
 
 def _track(
-    entry: Mapping[str, Any], videos: Mapping[int, Video], categories: Mapping[int, str]
+    entry: Mapping[str, Any],
+    videos: Mapping[int, Video],
+    categories: Mapping[int, str],
+    masks: bool,
 ) -> Track:
     track_id = integer(entry, "id")
     video = videos[known(entry, "video_id", videos)]
@@ -339,6 +348,8 @@ def _track(
     iscrowd = entry.get("iscrowd", 0)
     if iscrowd not in (0, 1):
         raise ValueError(f"iscrowd: {short(iscrowd)} is not allowed (0 or 1)")
+    if not masks and isinstance(entry.get("segmentations"), list):
+        entry = {**entry, "segmentations": [None] * len(entry["segmentations"])}
     segmentations, extents = _segmentations(entry, video)
     boxes, areas = entry.get("bboxes"), entry.get("areas")
     if boxes is None:

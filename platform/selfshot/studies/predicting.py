@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
 from selfshot.config.schema import Experiment
-from selfshot.data.frames import FrameReader, read_frames
+from selfshot.data.frames import FrameReader
 from selfshot.data.guard import Clip, GuardedDecoder
+from selfshot.data.images import IMAGE_SUFFIXES, image_names, image_size, is_image, read_image
 from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.errors import UserError
@@ -34,7 +34,6 @@ from selfshot.studies.describing import describe_clips
 from selfshot.studies.finished import stage_folders
 from selfshot.studies.known import read_known
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESULTS = "results.json"
 
 
@@ -52,24 +51,16 @@ class Support:
 
 
 def open_video(path: Path) -> tuple[Video, FrameReader]:
-    """A video file, or a folder of images in the order of their names.
+    """A video file, or a folder of images in the natural order of their names.
 
     Raises:
         UserError: it is neither, or cannot be read.
     """
     if path.is_dir():
-        names = sorted(one.name for one in path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES)
-        if not names:
-            raise UserError(
-                f"--video: {path} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a video "
-                "file, or a folder of its frames"
-            )
         try:
-            with Image.open(path / names[0]) as image:
-                width, height = image.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"--video: {path / names[0]} cannot be read: {error}") from None
-        return Video(1, width, height, len(names), tuple(names)), FrameReader(path)
+            return _folder_of_frames(path), FrameReader(path)
+        except VideoError as error:
+            raise UserError(f"--video: {error}") from None
     if not path.is_file():
         raise UserError(f"--video: {path} does not exist (allowed: a video, a folder of frames)")
     if path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -84,13 +75,30 @@ def open_video(path: Path) -> tuple[Video, FrameReader]:
     return video, FrameReader(path.parent)
 
 
+def _folder_of_frames(path: Path) -> Video:
+    """A folder's images as a video of the first one's size.
+
+    Raises:
+        VideoError: there is none, their order is not clear, or the first cannot be read.
+    """
+    names = image_names(path)
+    if not names:
+        raise VideoError(
+            f"it holds no images ({', '.join(IMAGE_SUFFIXES)}); give a video file, or a folder of "
+            "its frames",
+            path,
+        )
+    height, width = image_size(path / names[0])
+    return Video(1, width, height, len(names), tuple(names))
+
+
 def _decoder(num_frames: int, size: tuple[int, int]) -> GuardedDecoder:
     height, width = size
     return GuardedDecoder(num_frames=num_frames, height=height, width=width, time_limit_s=60.0)
 
 
 def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int]) -> list[Support]:
-    """Supports that a person names: clips, sampled evenly, or single images.
+    """Supports that a person names: clips or folders of frames, sampled evenly, or single images.
 
     Raises:
         UserError: one of them cannot be read.
@@ -98,18 +106,32 @@ def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int])
     decoder = _decoder(num_frames, size)
     found = []
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"--supports: {path} does not exist (allowed: a video or an image)")
+        if not path.exists():
+            raise UserError(
+                f"--supports: {path} does not exist (allowed: a video, an image or a folder of "
+                "frames)"
+            )
         try:
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                frames = read_frames([path], *size)
-            else:
+            if path.is_dir():
+                video = _folder_of_frames(path)
+                frames = FrameReader(path).read(video, _middles(num_frames, video.length), *size)
+            elif is_image(path):
+                frames = read_image(path, *size)[None]
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
                 frames = decoder.decode(Clip(str(path)))
+            else:
+                allowed = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+                raise VideoError(f"it is neither an image nor a video (allowed: {allowed})", path)
         except VideoError as error:
-            raise UserError(f"--supports: {path}: {error.reason}; leave it out") from None
+            raise UserError(f"--supports: {error}; leave it out, or replace it") from None
         found.append(Support(path.name, frames))
     decoder.close()
     return found
+
+
+def _middles(num_frames: int, length: int) -> np.ndarray:
+    """The middle frame of each of `num_frames` equal parts of a video of `length` frames."""
+    return ((np.arange(num_frames) + 0.5) / num_frames * length).astype(np.int64)
 
 
 def retrieve_supports(
@@ -125,9 +147,11 @@ def retrieve_supports(
     section = experiment.supports
     encoder = load_encoder(folders["encoder"] / "export")
     index = load_index(folders["index"])
-    places = (np.arange(benchmark.num_frames) + 0.5) / benchmark.num_frames
-    middles = (places * video.length).astype(int)
-    clip = frames.read(video, middles, benchmark.height, benchmark.width)[None]
+    middles = _middles(benchmark.num_frames, video.length)
+    try:
+        clip = frames.read(video, middles, benchmark.height, benchmark.width)[None]
+    except VideoError as error:
+        raise UserError(f"--video: {error}") from None
     known = None
     if "known" in folders:
         vectors = read_known(folders["known"])
@@ -184,7 +208,8 @@ def predict(
         experiment: whose trained model, and whose corpus.
         path: a video file, or a folder of frames.
         out: folder for `results.json`, the film, the contact sheet and the page.
-        supports: files of supports; none: they are retrieved from the experiment's corpus.
+        supports: files or folders of supports; none: they are retrieved from the experiment's
+            corpus.
         shots: how many are retrieved; none: the largest of `supports.shots`.
         overlap: frames that consecutive windows share; none: a quarter of a window.
         every: only each so many-th frame is looked at.
@@ -237,7 +262,7 @@ def predict(
             on_window=lambda done, all_: on_message(f"window {done} of {all_}"),
         )
     except VideoError as error:
-        raise UserError(f"--video: {path}: {error.reason}") from None
+        raise UserError(f"--video: {error}") from None
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
     if attention and isinstance(model, SelfShotVIS):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfshot.benchmarks.inputs import check_corpus
 from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.load import resolved_yaml
 from selfshot.config.paths import check_inputs, is_address
@@ -182,6 +183,8 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     check_inputs(experiment)
     check_storage(experiment)
     stages, every = wanted_stages(experiment, until), wanted_stages(experiment)
+    if any(stage.name == "encoder" for stage in stages):
+        check_corpus(experiment)
     settings = stage_settings(every, experiment)
     keys = stage_keys(every, settings)
     progress = Progress(len(stages))

@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from selfshot.benchmarks.inputs import check_batch
+from selfshot.benchmarks.manifest import corpus_size
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
@@ -113,6 +115,8 @@ def _train(
 
 
 def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
+    # The builder may have left clips out: better said now than after this training.
+    check_batch(context.experiment, corpus_size(context.folders["benchmark"]))
     section = context.experiment.backbone
     kwargs = {
         "benchmark": str(context.folders["benchmark"]),
@@ -332,7 +336,7 @@ def _never(experiment: Experiment) -> bool:
 
 STAGES: tuple[Stage, ...] = (
     Stage(
-        "benchmark", 2, (), benchmark_settings, _make_benchmark,
+        "benchmark", 3, (), benchmark_settings, _make_benchmark,
         # Only what is composed is worth spreading; reading what was filmed takes threads.
         needs_ray=lambda experiment: isinstance(experiment.benchmark, SpritesBenchmark),
     ),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfshot.benchmarks.inputs import check_corpus, distinct_inputs
 from selfshot.config.load import resolved_yaml
 from selfshot.config.sweep import Study
 from selfshot.errors import UserError
@@ -47,6 +48,8 @@ def run_study(study: Study) -> StudyRun:
     """
     check_storage(study.experiment)
     plan = plan_study(study)
+    for one in distinct_inputs(trial.trial.experiment for trial in plan.open_trials):
+        check_corpus(one)
     folder = plan.folder
     waits = _refuse_without_room(plan)
     sharing = sharing_of(study.experiment)

@@ -119,6 +119,26 @@ def test_objects_are_the_pixels_of_their_number(tmp_path: Path) -> None:
                 assert (decode_rle(rle, HEIGHT, WIDTH) == there).all() and area == there.sum()
 
 
+def test_frames_of_any_format_in_natural_order(tmp_path: Path) -> None:
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / folder / "zoo").mkdir(parents=True)
+    suffixes = {0: "png", 2: "webp", 10: "TIFF"}
+    exif = Image.Exif()
+    exif[274] = 6  # Stored sideways: the masks are of the upright frame.
+    for number, suffix in suffixes.items():
+        frame = Image.new("RGB", (HEIGHT, WIDTH))
+        frame.save(tmp_path / "JPEGImages" / "zoo" / f"{number}.{suffix}", exif=exif)
+        indexed(numbered((1, slice(0, number + 1)))).save(
+            tmp_path / "Annotations" / "zoo" / f"{number}.PNG"
+        )
+    found = read_sequences(tmp_path / "JPEGImages", tmp_path / "Annotations", None, quiet)
+    (video,) = found.annotations.videos.values()
+    assert video.file_names == ("zoo/0.png", "zoo/2.webp", "zoo/10.TIFF")
+    assert (video.height, video.width) == (HEIGHT, WIDTH)
+    areas = found.annotations.tracks[0].areas
+    assert list(areas) == sorted(areas) and len(set(areas)) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("bear", "bear"), ("dogs-jump-02", "dogs-jump"), ("480p/cow12", "cow"), ("2023", "2023")],
@@ -147,7 +167,9 @@ class TestBrokenSequences:
     def test_a_mask_of_another_size(self, root: Path) -> None:
         write(root, "bear-3", [ONE, ONE])
         indexed(ONE[:, :10]).save(root / "Annotations" / "bear-3" / "00001.png")
-        assert self._reason(root) == ("bear-3/00001.png: 10 × 12 pixels, and the frame has 20 × 12")
+        assert self._reason(root) == (
+            "bear-3/00001.png: the mask is 10 × 12 pixels, and the frame has 20 × 12"
+        )
 
     def test_an_image_that_is_not_indexed(self, root: Path) -> None:
         write(root, "bear-3", [ONE])
@@ -159,13 +181,13 @@ class TestBrokenSequences:
     def test_a_mask_without_a_frame(self, root: Path) -> None:
         write(root, "bear-3", [ONE, ONE])
         (root / "JPEGImages" / "bear-3" / "00001.jpg").unlink()
-        assert self._reason(root).startswith("bear-3/00001.png: no frame 00001.jpg in")
+        assert self._reason(root).startswith("bear-3/00001.png: no frame 00001 in")
 
     def test_a_png_that_is_cut_short(self, root: Path) -> None:
         write(root, "bear-3", [ONE])
         path = root / "Annotations" / "bear-3" / "00000.png"
         path.write_bytes(path.read_bytes()[:60])
-        assert "bear-3/00000.png: the PNG cannot be read" in self._reason(root)
+        assert "bear-3/00000.png: the image cannot be read" in self._reason(root)
 
 
 class TestClassesCsv:

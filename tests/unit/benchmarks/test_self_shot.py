@@ -209,7 +209,7 @@ class TestSelfVis:
     def test_missing_frames_are_said(self, world, tmp_path: Path) -> None:
         settings = world(VIS_2019, _each(["cat", "dog"], 4))
         settings["frames"] = tmp_path / "clips"
-        with pytest.raises(UserError, match=r"8 videos were set aside, video 1 .*no such image"):
+        with pytest.raises(UserError, match=r"none of the 8 videos .*: video 1 .*no such image"):
             _vis(tmp_path / "out", settings)
 
     def test_clips_of_a_querys_source_are_left_out(self, world, tmp_path: Path) -> None:

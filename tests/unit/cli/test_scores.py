@@ -88,6 +88,7 @@ def test_the_figures_are_printed_and_written(say: Callable[..., Answer]) -> None
     per_category = {str(key): one for key, one in figures.pop("AP50_per_category").items()}
     assert written.pop("AP50_per_category") == per_category == {"2": pytest.approx(0.6633663366),
                                                                 "5": -1.0}  # fmt: skip
+    assert written.pop("ground_truth") == {"instances": 3, "without_pixels": []}
     assert written == figures
     rows = [line.split("│")[1:3] for line in answer.out.splitlines() if "│" in line]
     shown = {name.strip(): value.strip() for name, value in rows}
@@ -95,6 +96,23 @@ def test_the_figures_are_printed_and_written(say: Callable[..., Answer]) -> None
     assert shown["pooled_AP50"] == "100.0"
     assert shown["APl"] == shown["AP50 bear"] == "–"
     assert set(figures) <= set(shown)
+    assert "have no pixel" not in answer.out
+
+
+NO_RUN = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+
+
+@pytest.mark.parametrize("mask", [None, [], NO_RUN])
+def test_instances_without_a_pixel_are_named(say: Callable[..., Answer], mask: Any) -> None:
+    """They count, as in the reference; crowds do not."""
+    truth = _truth()
+    truth["annotations"][0]["segmentations"] = [mask] * LENGTH
+    truth["annotations"].append({**truth["annotations"][0], "id": 9, "iscrowd": 1})
+    Path("truth.json").write_text(json.dumps(truth))
+    answer = say("evaluate", *FILES, "--json", "out.json")
+    assert "1 of 3 annotated instances have no pixel in any frame (annotation 1): no" in answer.out
+    written = json.loads(Path("out.json").read_text())
+    assert written["ground_truth"] == {"instances": 3, "without_pixels": [1]}
 
 
 def test_all_categories_as_one(say: Callable[..., Answer]) -> None:

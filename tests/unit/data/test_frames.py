@@ -124,6 +124,13 @@ def test_a_file_of_another_length_is_refused(reader: FrameReader, length: int) -
         reader.read(_video("h264.mp4", length), [0], HEIGHT, WIDTH)
 
 
+def test_a_file_of_another_size_is_refused(reader: FrameReader) -> None:
+    with pytest.raises(VideoError, match=f"its frames are {WIDTH} × {HEIGHT} pixels and the "):
+        reader.read(Video(1, HEIGHT, WIDTH, LENGTH, ("h264.mp4",)), [0], 16, 16)
+    reason = reader.fault(Video(1, HEIGHT, WIDTH, LENGTH, ("h264.mkv",)))
+    assert reason is not None and reason.startswith("video h264.mkv: its frames are")
+
+
 @pytest.mark.parametrize(
     "wrong", [{"indices": []}, {"indices": [-1]}, {"indices": [LENGTH]}, {"height": 0}]
 )
@@ -156,7 +163,7 @@ def test_a_broken_file_does_not_end_the_process(shared: Path) -> None:
     for name in ("corrupted.mp4", "truncated.mp4", "not_a_video.mp4"):
         with pytest.raises(VideoError):
             reader.read(Video(1, 64, 64, 7, (name,)), range(7), 64, 64)
-    frames = reader.read(Video(1, 64, 64, 3, ("three_frames.mp4",)), range(3), 64, 64)
+    frames = reader.read(Video(1, 560, 320, 3, ("three_frames.mp4",)), range(3), 64, 64)
     assert frames.std() > 0
     reader.close()
 

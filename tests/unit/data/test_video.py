@@ -16,9 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from selfshot.data.frames import read_frames
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import VideoError, probe, sample_frames
 
@@ -324,42 +322,3 @@ def _is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def test_images(tmp_path: Path) -> None:
-    paths = []
-    for index in range(3):
-        path = tmp_path / f"{index}.jpg"
-        Image.new("RGB", (64, 48), (40 * index, 0, 200)).save(path, quality=95)
-        paths.append(path)
-    frames = read_frames(paths, 11, 13)
-    assert frames.shape == (3, 11, 13, 3) and frames.dtype == np.uint8
-    np.testing.assert_allclose(frames[:, 5, 5, 0], [0, 40, 80], atol=3)
-    np.testing.assert_allclose(frames[:, 5, 5, 2], 200, atol=3)
-
-
-def test_images_of_other_modes(tmp_path: Path) -> None:
-    path = tmp_path / "grey.png"
-    Image.new("L", (5, 7), 90).save(path)
-    assert (read_frames([path], 7, 5) == 90).all()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "no such image"), (b"", "cannot be read"), (b"text", "cannot be read")],
-)
-def test_what_is_no_image(tmp_path: Path, content: bytes | None, reason: str) -> None:
-    path = tmp_path / "frame.jpg"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(VideoError, match=reason):
-        read_frames([path], 3, 5)
-
-
-def test_an_image_cut_short(tmp_path: Path) -> None:
-    path = tmp_path / "frame.jpg"
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(VideoError, match="cannot be read"):
-        read_frames([path], 64, 64)

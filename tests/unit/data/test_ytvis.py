@@ -277,7 +277,7 @@ def test_a_file_cut_short(annotation_file: Path, share: float) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe{}", "not UTF-8 text at byte 0"),
+        (b"\xff{}", "not UTF-8 text at byte 0"),
         (b"[" * 200_000, "cannot be read"),
         (b'{"videos": ' + b"1" * 5000 + b"}", "cannot be read"),
         (b"[]", "is this a results file"),

@@ -1,0 +1,80 @@
+"""What can be known of a benchmark's inputs before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from selfshot.benchmarks.annotated import check_annotations
+from selfshot.benchmarks.coco import as_videos
+from selfshot.benchmarks.corpus import count_clips
+from selfshot.benchmarks.folder_corpus import OnMessage, no_clip
+from selfshot.config.benchmarks import Yt8mSegments
+from selfshot.config.paths import is_address
+from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
+
+_ANNOTATIONS = ("annotations", "extra_annotations", "eval_annotations")
+
+
+def distinct_inputs(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """One experiment for each benchmark and batch of clips: the checks below need no others."""
+    found = {(one.benchmark.model_dump_json(), one.encoder.videos_per_batch): one
+             for one in experiments}  # fmt: skip
+    return list(found.values())
+
+
+def check_contents(experiment: Experiment, on_message: OnMessage) -> None:
+    """Read an experiment's annotations without their masks, and count its clips.
+
+    Args:
+        experiment: whose inputs; `check_inputs` has seen that they are there.
+        on_message: receives what a build would quarantine.
+
+    Raises:
+        UserError: no video, category or annotation can be read, or as `check_corpus`.
+    """
+    section = experiment.benchmark
+    convert = as_videos if section.kind == "coco_one_shot" else None
+    for field in _ANNOTATIONS:
+        path = getattr(section, field, None)
+        if path is None:
+            continue
+        wrong = check_annotations(path, field, convert)
+        if wrong:
+            on_message(
+                f"benchmark.{field}: {path}: {len(wrong)} of its entries would be quarantined: "
+                f"{wrong[0].entry}: {wrong[0].reason}" + " …" * (len(wrong) > 1)
+            )
+    check_corpus(experiment)
+
+
+def check_corpus(experiment: Experiment) -> None:
+    """Refuse a corpus without clips, or with fewer than a batch of the encoder takes.
+
+    Raises:
+        UserError: it is one.
+    """
+    section = experiment.benchmark
+    corpus = getattr(section, "corpus", None)
+    if corpus is None or is_address(str(corpus)):
+        return
+    wanted = 1 if isinstance(section, Yt8mSegments) else experiment.encoder.videos_per_batch
+    count = count_clips(Path(corpus), wanted)
+    if not count:
+        raise no_clip("benchmark.corpus", corpus)
+    check_batch(experiment, count)
+
+
+def check_batch(experiment: Experiment, clips: int) -> None:
+    """Refuse a corpus of fewer clips than a batch of the encoder.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    wanted = experiment.encoder.videos_per_batch
+    if clips < wanted and not isinstance(experiment.benchmark, Yt8mSegments):
+        raise UserError(
+            f"encoder.videos_per_batch: {wanted} is more than the {clips} clips of the corpus; "
+            "lower it or add clips"
+        )
