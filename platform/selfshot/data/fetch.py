@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FETCH = "selfshot.data.fetch:sample_stored_frames"
 PIECE_BYTES = 1 << 20
-_WEB = ("http://", "https://")
+_WEB = ("http://", "https://", "ftp://")
 
 
 def sample_stored_frames(

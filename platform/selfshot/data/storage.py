@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from selfshot.config.paths import is_address
@@ -50,19 +51,76 @@ def open_filesystem(address: str, setting: str) -> tuple[Any, str]:
 
     Raises:
         UserError: nothing that is installed knows such addresses.
+        StorageError: it does not answer.
     """
     try:
         filesystem, root = pafs.FileSystem.from_uri(address)
-    except (ValueError, OSError):  # pyarrow knows no such address, or not in this form.
+    except (ValueError, OSError) as first:  # pyarrow knows no such address, or not in this form.
         try:
             other, root = fsspec.core.url_to_fs(address)
         except (ValueError, ImportError, OSError) as error:
+            away = next((one for one in (first, error) if isinstance(one, OSError)), None)
+            if away is not None:  # Some connect, or look for a bucket's region, as they open.
+                raise StorageError(
+                    f"{setting}: {address} cannot be reached: {away}; run the same command again "
+                    "when it answers"
+                ) from None
             raise UserError(
                 f"{setting}: {address} cannot be opened ({error}); give a folder, or an "
                 "address that pyarrow or fsspec can open"
             ) from None
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(other))
+        filesystem = pafs.PyFileSystem(FsspecHandler(other))
     return filesystem, root.rstrip("/")
+
+
+class FsspecHandler(pafs.FSSpecHandler):
+    """An fsspec filesystem for pyarrow, in which only a `FileNotFoundError` means "not there".
+
+    pyarrow's own calls fsspec's `exists`, `isfile`, `isdir` and `find`, which say no, or leave out
+    folders, where storage fails. `info` and `ls` raise.
+    """
+
+    def _kind(self, path: str) -> str | None:
+        try:
+            return str(self.fs.info(path)["type"])
+        except FileNotFoundError:
+            return None
+
+    def get_file_info_selector(self, selector: Any) -> list[Any]:
+        """The files and folders of a folder."""
+        base = selector.base_dir
+        kind = self._kind(base)
+        if kind is None and selector.allow_not_found:
+            return []
+        if kind is None:
+            raise FileNotFoundError(base)
+        if kind != "directory" and not self.fs.isdir(base):  # Of http, whatever it is is a file.
+            raise NotADirectoryError(base)
+        infos = self._below(base, selector.recursive)
+        return [self._create_file_info(info["name"], info) for info in infos]
+
+    def _below(self, folder: str, deep: bool) -> Iterator[dict[str, Any]]:
+        for info in self.fs.ls(folder, detail=True):
+            if info["name"].strip("/") == folder.strip("/"):
+                continue
+            yield info
+            if deep and info["type"] == "directory":
+                with contextlib.suppress(FileNotFoundError):  # Removed meanwhile.
+                    yield from self._below(info["name"], deep)
+
+    def delete_file(self, path: str) -> None:
+        """Remove a file."""
+        if self._kind(path) is None:
+            raise FileNotFoundError(path)
+        self.fs.rm_file(path)
+
+    def open_input_file(self, path: str) -> Any:
+        """A file for reading."""
+        if self._kind(path) in (None, "directory"):
+            raise FileNotFoundError(path)
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    open_input_stream = open_input_file
 
 
 class Storage:
@@ -82,6 +140,7 @@ class Storage:
 
         Raises:
             UserError: an address that nothing installed can open.
+            StorageError: it does not answer.
         """
         self.address, self.setting = str(address).rstrip("/") or "/", setting
         if is_address(self.address):
@@ -207,7 +266,7 @@ class Storage:
             with self._written(name) as stream:
                 stream.write(content)
 
-        self._change(work, name)
+        self.tried("written", work, name)
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a local file; raises as `write`."""
@@ -223,7 +282,7 @@ class Storage:
                         while piece := file.read(COPY_BYTES):
                             stream.write(piece)
 
-        self._change(work, name)
+        self.tried("written", work, name)
 
     def remove(self, name: str) -> None:
         """Remove a file; it may be gone already."""
@@ -232,7 +291,7 @@ class Storage:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(self.path(name))
 
-        self._change(work, name)
+        self.tried("written", work, name)
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder and what is below it, if it is there."""
@@ -242,7 +301,7 @@ class Storage:
                 self.filesystem.delete_dir(self.path(folder))
 
         if self.sizes(folder, deep=True):
-            self._change(work, folder)
+            self.tried("written", work, folder)
 
     def remove_partial(self) -> None:
         """Remove what killed runs left half written in the folder itself."""
@@ -264,13 +323,6 @@ class Storage:
             yield stream
         self.filesystem.move(partial, place)
 
-    def _change(self, work: Callable[[], None], name: str) -> None:
-        """Write or remove; a place that is not there (a bucket, a mount) cannot be written."""
-        try:
-            self.tried("written", work, name)
-        except FileNotFoundError as error:
-            raise self._failure("written", name, error, final=True) from error
-
     def tried(
         self, what: str, work: Callable[[], Result], name: str = "", attempts: int = 0
     ) -> Result:
@@ -290,9 +342,11 @@ class Storage:
         for attempt in range(1, attempts + 1):
             try:
                 return work()
-            except (FileNotFoundError, StorageError):
+            except StorageError:
                 raise
             except Exception as error:  # A filesystem may raise what it likes.
+                if isinstance(error, FileNotFoundError) and what != "written":
+                    raise  # A place that is not there (a bucket, a mount) cannot be written.
                 text = str(error)
                 final = isinstance(error, PermissionError) or any(one in text for one in _FINAL)
                 if final or attempt == attempts:

@@ -141,6 +141,50 @@ def test_only_what_is_not_there_is_not_there(away: Storage, fail: Any) -> None:
             work()
 
 
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_of_fsspec_too_only_what_is_not_there_is_not_there(
+    away: Storage, monkeypatch: pytest.MonkeyPatch, times: int, first: int
+) -> None:
+    """fsspec's `exists`, `isfile`, `isdir` and `find` say no, or nothing, where it fails."""
+    away.write("deep/er/b", b"1")
+    memory, calls = type(away.filesystem.handler.fs), 0
+    monkeypatch.setattr("selfshot.data.storage.FIRST_WAIT_S", 0.0)
+    expected = {"a": 10, "deep/er/b": 1}
+
+    def failing(name: str) -> Any:
+        method = getattr(memory, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if first <= calls < first + times:
+                raise OSError("503 Slow Down")
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in ("info", "ls"):
+        monkeypatch.setattr(memory, name, failing(name))
+    wanted: list[tuple[Any, Any]] = [
+        (lambda: away.sizes("", deep=True), expected),
+        (lambda: away.sizes("none"), {}),
+        (lambda: away.size("a"), 10),
+        (lambda: away.read("a"), b"0123456789"),
+        (lambda: away.remove("deep/er/b"), None),
+    ]
+    for work, result in wanted:
+        calls = 0
+        try:
+            assert work() == result
+        except StorageError as error:
+            assert times > 1 and "503" in str(error)
+        else:
+            assert times == 1 or calls < first
+    monkeypatch.undo()
+    assert (away.size("deep/er/b") is None) == (times == 1 or first > 1)
+
+
 def test_a_place_that_vanished_cannot_be_written(away: Storage, fail: Any) -> None:
     fail(away, FileNotFoundError("no such bucket"))
     with pytest.raises(StorageError, match="cannot be written"):
@@ -182,6 +226,8 @@ def test_addresses_that_lead_nowhere(tmp_path: Path) -> None:
         Storage(tmp_path / "file", "--out").write("a", b"")
     with pytest.raises(UserError, match="nosuch://x cannot be opened"):
         Storage("nosuch://x", "--out")
+    with pytest.raises(StorageError, match=r"cannot be reached.*refused"):
+        Storage("ftp://127.0.0.1:9/x", "--out")
 
 
 def test_a_query_stays_behind_the_address() -> None:
