@@ -19,8 +19,27 @@ from selfshot.errors import UserError
 
 FEW_HOLDERS = 16
 
-Convert = Callable[[Any, Path], dict[str, Any]]
-"""Makes the YouTube-VIS form of what a file holds, entry by entry."""
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Another form of annotations than YouTube-VIS's.
+
+    Attributes:
+        convert: makes the YouTube-VIS form of what a file holds, entry by entry.
+        words: YouTube-VIS's names of keys → the file's own, for messages.
+    """
+
+    convert: Callable[[Any, Path], dict[str, Any]] = lambda content, path: content
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def said(self, text: str) -> str:
+        """A message in the file's own words."""
+        for ours, own in self.words.items():
+            text = text.replace(ours, own)
+        return text
+
+
+YOUTUBE_VIS = Form()
 
 
 @dataclasses.dataclass
@@ -49,7 +68,7 @@ class Found:
 def read_annotated(
     path: Path,
     field: str = "annotations",
-    convert: Convert | None = None,
+    form: Form = YOUTUBE_VIS,
 ) -> Found:
     """Read a YouTube-VIS JSON with what is faulty in it.
 
@@ -59,59 +78,55 @@ def read_annotated(
     Args:
         path: the JSON.
         field: the setting that names it.
-        convert: makes the YouTube-VIS form of what the file holds, entry by entry.
+        form: of the file.
 
     Raises:
         UserError: the file is no such JSON, none of its videos, categories or annotations can be
             read, or two classes share a name or an id.
     """
-    content = _content(path, convert)
+    content = form.convert(read_json(path), path)
     # Parsing empties the lists that it reads.
     video_of = _ids_of(content, "annotations", "video_id")
     twins = {number for number, n in Counter(_ids_of(content, "videos", "id")).items() if n > 1}
     entries: list[SetAside] = []
     loaded = parse_annotations(content, path, set_aside=entries)
-    _refuse_unusable(loaded, entries, path, field)
+    _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
     found = Found(path.name, loaded, inputs={field: sha256_of(path)})
     for entry in entries:
         number = re.match(r"annotations\[(\d+)\]", entry.entry)
         video = video_of[int(number[1])] if number else None
         if video in loaded.videos:
             found.faults[video] = (
-                f"one of its instances cannot be read ({entry.entry}: {entry.reason})"
+                f"one of its instances cannot be read ({entry.entry}: {form.said(entry.reason)})"
             )
     for video in loaded.videos:
         if video in twins:
             found.faults[video] = f"several videos have the id {video}: whose instances are these?"
     found.unread = sum(entry.entry.startswith("videos[") for entry in entries)
-    found.set_aside = [(entry.entry, entry.reason) for entry in entries]
+    found.set_aside = [(form.said(entry.entry), form.said(entry.reason)) for entry in entries]
     return found
 
 
-def check_annotations(path: Path, field: str, convert: Convert | None = None) -> list[SetAside]:
+def check_annotations(path: Path, field: str, form: Form = YOUTUBE_VIS) -> list[str]:
     """Read a file as `read_annotated` does, but none of its masks.
 
     Returns:
-        the entries that would be quarantined.
+        the entries that would be quarantined, each with its reason.
 
     Raises:
-        UserError: the file is no such JSON, or none of its videos, categories or annotations can
-            be read.
+        UserError: the file is no such JSON, none of its videos, categories or annotations can be
+            read, or two classes share a name or an id.
     """
     entries: list[SetAside] = []
-    content = _content(path, convert)
-    loaded = parse_annotations(content, path, set_aside=entries, masks=False)
-    _refuse_unusable(loaded, entries, path, field)
-    return entries
-
-
-def _content(path: Path, convert: Convert | None) -> Any:
-    content = read_json(path)
-    return content if convert is None else convert(content, path)
+    loaded = parse_annotations(
+        form.convert(read_json(path), path), path, set_aside=entries, masks=False
+    )
+    _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
+    return [form.said(f"{entry.entry}: {entry.reason}") for entry in entries]
 
 
 def _refuse_unusable(
-    annotations: Annotations, wrong: Sequence[SetAside], path: Path, field: str
+    annotations: Annotations, wrong: Sequence[SetAside], place: str, form: Form
 ) -> None:
     """Refuse annotations without a video, a category or an instance, or with mixed categories."""
     for section, read in (
@@ -121,26 +136,24 @@ def _refuse_unusable(
     ):
         if read:
             continue
+        name = form.said(f"{section}[").rstrip("[")
         mine = [one for one in wrong if one.entry.startswith(section)]
         if not mine:
-            raise UserError(f"benchmark.{field}: {path}: {section}: the list is empty")
+            raise UserError(f"{place}: {name}: the list is empty")
         more = f" (and {len(mine) - 1} more)" if len(mine) > 1 else ""
-        raise UserError(
-            f"benchmark.{field}: {path}: none of its {section} can be read: {mine[0].entry}: "
-            f"{mine[0].reason}{more}"
-        )
+        first = form.said(f"{mine[0].entry}: {mine[0].reason}")
+        raise UserError(f"{place}: none of its {name} can be read: {first}{more}")
     for one in wrong:
         if one.entry.startswith("categories") and one.reason.endswith(TAKEN):
             raise UserError(
-                f"benchmark.{field}: {path}: {one.entry}: {one.reason}; give each category an id "
-                "of its own, and its annotations that id"
+                f"{place}: {one.entry}: {one.reason}; give each category an id of its own, and its "
+                "annotations that id"
             )
     for name, count in Counter(annotations.categories.values()).items():
         if count > 1:
             ids = [i for i, other in annotations.categories.items() if other == name]
             raise UserError(
-                f"benchmark.{field}: {path}: categories {ids} are all named {name!r}; make them "
-                "one category"
+                f"{place}: categories {ids} are all named {name!r}; make them one category"
             )
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import Found, read_annotated
+from selfshot.benchmarks.annotated import Form, Found, read_annotated
 from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.manifest import Benchmark
@@ -51,9 +51,9 @@ def build_coco_one_shot(
     Raises:
         UserError: the file is no instances JSON, or as `assemble` says.
     """
-    found = _read(annotations, "annotations")
+    found = read_annotated(annotations, "annotations", COCO)
     if eval_annotations is not None:
-        other = _read(eval_annotations, "eval_annotations")
+        other = read_annotated(eval_annotations, "eval_annotations", COCO)
         found, frames = _with_eval(found, other, frames, eval_frames or frames, fold)
     categories = found.annotations.categories
     if len(categories) != CLASSES:
@@ -74,14 +74,6 @@ def build_coco_one_shot(
         on_message=on_message,
         **shared,
     )
-
-
-def _read(path: Path, field: str) -> Found:
-    found = read_annotated(path, field, convert=as_videos)
-    found.set_aside = [
-        (what.replace("videos[", "images["), reason) for what, reason in found.set_aside
-    ]
-    return found
 
 
 def _with_eval(
@@ -190,3 +182,18 @@ def as_videos(content: Any, path: Path) -> dict[str, Any]:
             for entry in content["annotations"]
         ],
     }
+
+
+COCO = Form(
+    as_videos,
+    {
+        "videos[": "images[",
+        "video_id:": "image_id:",
+        "file_names[0]:": "file_name:",
+        "segmentations, frame 0: segmentation:": "segmentation:",
+        "segmentations, frame 0:": "segmentation,",
+        "bboxes[0]:": "bbox:",
+        "areas[0]:": "area:",
+    },
+)
+"""COCO's instances JSON."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from selfshot.benchmarks.annotated import check_annotations
-from selfshot.benchmarks.coco import as_videos
+from selfshot.benchmarks.annotated import YOUTUBE_VIS, check_annotations
+from selfshot.benchmarks.coco import COCO
 from selfshot.benchmarks.corpus import count_clips
 from selfshot.benchmarks.folder_corpus import OnMessage, no_clip
 from selfshot.config.benchmarks import Yt8mSegments
@@ -35,16 +35,16 @@ def check_contents(experiment: Experiment, on_message: OnMessage) -> None:
         UserError: no video, category or annotation can be read, or as `check_corpus`.
     """
     section = experiment.benchmark
-    convert = as_videos if section.kind == "coco_one_shot" else None
+    form = COCO if section.kind == "coco_one_shot" else YOUTUBE_VIS
     for field in _ANNOTATIONS:
         path = getattr(section, field, None)
         if path is None:
             continue
-        wrong = check_annotations(path, field, convert)
+        wrong = check_annotations(path, field, form)
         if wrong:
             on_message(
                 f"benchmark.{field}: {path}: {len(wrong)} of its entries would be quarantined: "
-                f"{wrong[0].entry}: {wrong[0].reason}" + " …" * (len(wrong) > 1)
+                f"{wrong[0]}" + " …" * (len(wrong) > 1)
             )
     check_corpus(experiment)
 

@@ -141,7 +141,7 @@ def test_broken_entries_are_set_aside_by_cocos_names(tmp_path: Path) -> None:
     edit(settings, images=no_name, annotations=two_points)
     made: Benchmark = build_coco_one_shot(tmp_path / "out", **settings)
     reasons = dict(made.set_aside)
-    assert "file_names[0]: None is not allowed" in reasons["images[1] (id 101)"]
+    assert "file_name: None is not allowed" in reasons["images[1] (id 101)"]
     (reason,) = [why for what, why in made.set_aside if what.startswith("video 102")]
     assert "one of its instances cannot be read (annotations[2] (id 3)" in reason
     assert made.counts["videos"] == 32 and made.counts["videos_set_aside"] == 2
@@ -211,4 +211,38 @@ def test_files_of_two_datasets_are_refused(tmp_path: Path, key: str) -> None:
     document["annotations"] = [a for a in document["annotations"] if a["category_id"] != 34]
     settings["eval_annotations"].write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"benchmark\.eval_annotations: .*2 ids or names differ"):
+        build_coco_one_shot(tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "images",
+            lambda e: {"id": str(e["id"])},
+            r"its images can be read: images\[0\]: id: '100'",
+        ),
+        (
+            "images",
+            lambda e: {"file_name": None},
+            r"images\[0\] \(id 100\): file_name: None is not",
+        ),
+        (
+            "annotations",
+            lambda e: {"image_id": float(e["image_id"])},
+            "image_id: 100.0 is not allo",
+        ),
+        ("annotations", lambda e: {"segmentation": "x"}, "segmentation: 'x' is not allowed"),
+        ("annotations", lambda e: {"bbox": []}, r"\): bbox: \[\] is not allowed"),
+    ],
+)
+def test_messages_name_cocos_own_keys(
+    tmp_path: Path, section: str, change: Any, message: str
+) -> None:
+    settings = instances(tmp_path, [[1], [2]])
+    document = json.loads(settings["annotations"].read_text())
+    for entry in document[section]:
+        entry.update(change(entry))
+    settings["annotations"].write_text(json.dumps(document))
+    with pytest.raises(UserError, match=message):
         build_coco_one_shot(tmp_path / "out", **settings)
