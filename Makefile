@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXPERIMENT ?= experiments/quickstart.yaml
 
-.PHONY: demo test test-all lint environment clean
+.PHONY: demo test test-all test-faults lint environment clean
 .DEFAULT_GOAL := demo
 
 demo: environment
@@ -16,10 +16,14 @@ demo: environment
 	@echo "==> the report is runs/$(basename $(notdir $(EXPERIMENT)))/report/report.html"
 
 test: lint
-	$(BIN)/pytest -m "not slow and not chaos and not gpu"
+	$(BIN)/pytest -m "not slow and not chaos and not faults and not gpu"
 
 test-all: lint
 	$(BIN)/pytest -m "not gpu"
+
+# One of each sort of call; SELFSHOT_FAULTS=every takes each, and hours.
+test-faults: environment
+	$(BIN)/pytest tests/faults
 
 lint: environment
 	$(BIN)/ruff check

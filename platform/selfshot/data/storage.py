@@ -108,6 +108,15 @@ class FsspecHandler(pafs.FSSpecHandler):
                 with contextlib.suppress(FileNotFoundError):  # Removed meanwhile.
                     yield from self._below(info["name"], deep)
 
+    def delete_dir(self, path: str) -> None:
+        """Remove a folder; an `OSError` if listing it failed on the way, and some of it stays."""
+        with contextlib.suppress(FileNotFoundError):  # It says so too where it cannot look.
+            self.fs.rm(path, recursive=True)
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
+        left = [info.path for info in self.get_file_info_selector(selector) if info.is_file]
+        if left:
+            raise OSError(f"{left[0]} is still there")
+
     def delete_file(self, path: str) -> None:
         """Remove a file."""
         if self._kind(path) is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfshot.data.retried_files import retried_filesystem
 from selfshot.data.shared_store import Mirror
 from selfshot.data.storage import Storage
 from selfshot.distributed.best import what_was_chosen
@@ -177,7 +178,7 @@ def train(
             # Ray finds the checkpoints of a killed run by these two.
             name="train",
             storage_path=checkpoints.path(place),
-            storage_filesystem=None if mirror is None else checkpoints.filesystem,
+            storage_filesystem=None if mirror is None else retried_filesystem(checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),

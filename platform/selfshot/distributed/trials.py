@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfshot.data.retried_files import retried_filesystem
 from selfshot.data.shared_store import Mirror
 from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.session import current_session, quieten
@@ -321,7 +322,8 @@ def _tune(
     records, files = str(storage), None
     if mirror is not None:
         # Workers write there too, and see no folder of this machine.
-        records, files = mirror.storage.path(f"{mirror.place}/.tune"), mirror.storage.filesystem
+        records = mirror.storage.path(f"{mirror.place}/.tune")
+        files = retried_filesystem(mirror.storage)
 
     class Watch(tune.Callback):
         # Tune pickles its callbacks, so this one holds nothing but names.
