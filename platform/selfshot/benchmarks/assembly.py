@@ -20,6 +20,7 @@ from selfshot.benchmarks.leakage import query_files, query_sources
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.split import SIDES, UNSEEN, Split, label, split_videos
 from selfshot.data.clips import ClipReader
+from selfshot.data.images import is_sorted_as_text
 from selfshot.data.ytvis import save_annotations
 from selfshot.errors import UserError
 
@@ -75,6 +76,12 @@ def assemble(
         f"{found.name}: {len(loaded.videos)} videos, {len(loaded.tracks)} instances of "
         f"{len(loaded.categories)} classes"
     )
+    mixed = [one.id for one in loaded.videos.values() if is_sorted_as_text(one.file_names)]
+    if mixed:
+        on_message(
+            f"{len(mixed)} videos list their frames as 0, 1, 10, 2, such as video {mixed[0]}: if "
+            "that is not their order in time, sort file_names and segmentations by number"
+        )
     check_frames(found, frames, on_message)
     if one_source_of_same_files:
         join_same_files(found, on_message)

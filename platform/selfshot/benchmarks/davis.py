@@ -158,7 +158,7 @@ def read_sequences(
     A sequence with a mask that cannot be used is faulty as a whole.
 
     Raises:
-        UserError: there is none, or an object has no class.
+        UserError: there is none, none can be used, or an object has no class.
     """
     names = sorted(
         {
@@ -205,6 +205,13 @@ def read_sequences(
                 unnamed.append(f"object {index} of {name}")
             else:
                 tracks.append((number, class_name, rles))
+    if not videos:
+        (what, reason), *others = found.set_aside
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(
+            f"benchmark.masks: none of the sequences below {masks} can be used: {what}: "
+            f"{reason}{more}"
+        )
     if unnamed:
         more = f" and {len(unnamed) - 5} more" if len(unnamed) > 5 else ""
         raise UserError(

@@ -88,6 +88,7 @@ def show(
         raise UserError(f"--results: {results} is no file (allowed: a YouTube-VIS JSON)")
 
     from selfshot.data.frames import FrameReader
+    from selfshot.data.images import is_sorted_as_text
     from selfshot.data.ytvis import load_annotations, load_results
     from selfshot.evaluation.showing import Selection, show_videos
 
@@ -124,6 +125,13 @@ def show(
         raise UserError(
             f"--frames: no video can be drawn from {frames_root}, which the file_names of {source} "
             f"must be relative to: video {name}: {reason}{more}"
+        )
+    mixed = [number for number in wanted if is_sorted_as_text(loaded.videos[number].file_names)]
+    if mixed:
+        print(
+            f"{len(mixed)} videos list their frames as 0, 1, 10, 2, such as video {mixed[0]}: is "
+            "that their order in time?",
+            file=sys.stderr,
         )
     for name, reason in left_out:
         print(printable(f"left out: video {name}: {reason}"), file=sys.stderr)

@@ -83,6 +83,11 @@ def natural_key(name: str) -> tuple[str | int, ...]:
     return tuple(int(part) if index % 2 else part for index, part in enumerate(parts))
 
 
+def is_sorted_as_text(names: Sequence[str]) -> bool:
+    """Whether frames are listed as 0, 1, 10, 2: by their letters, and not by their numbers."""
+    return list(names) == sorted(names) and list(names) != sorted(names, key=natural_key)
+
+
 def image_size(path: Path | str) -> tuple[int, int]:
     """Height and width of an image with its orientation applied, from its header.
 

@@ -190,6 +190,13 @@ class TestBrokenSequences:
         assert "bear-3/00000.png: the image cannot be read" in self._reason(root)
 
 
+def test_reasons_where_no_sequence_can_be_used(root: Path) -> None:
+    for mask in (root / "Annotations").rglob("*.png"):
+        mask.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the sequences .*the file is empty \(and 5 m"):
+        build_davis(root / "out", **arguments(root))
+
+
 class TestClassesCsv:
     def _write(self, root: Path, text: str) -> Path:
         (root / "classes.csv").write_text(text)

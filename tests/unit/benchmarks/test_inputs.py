@@ -210,6 +210,29 @@ class TestFrames:
             "height)"
         )
 
+    @pytest.mark.parametrize("padded", [True, False])
+    def test_frames_that_are_listed_as_text_sorts_them(
+        self, world: World, monkeypatch: Any, tmp_path: Path, capsys: Any, padded: bool
+    ) -> None:
+        said: list[str] = []
+        settings = world(CLASSES, VIDEOS, on_message=said.append)
+        names = sorted(f"ant0/{n:02d}.jpg" if padded else f"ant0/{n}.jpg" for n in range(11))
+        for name in names:
+            Image.new("RGB", (14, 10)).save(settings["frames"] / name)
+
+        def edit(document: dict[str, Any]) -> None:
+            document["videos"][0] |= {"length": 11, "file_names": names}
+            document["annotations"][0]["segmentations"] *= 11
+
+        _edit(settings["annotations"], edit)
+        _build(settings)
+        told = "1 videos list their frames as 0, 1, 10, 2, such as video 1"
+        assert any(told in line for line in said) != padded
+        monkeypatch.chdir(tmp_path)
+        words = ["--annotations", "train.json", "--frames", "frames", "--format", "png"]
+        assert cli.main(["show", *words, "--video", "1"]) == 0
+        assert (told in capsys.readouterr().err) != padded
+
     def test_names_with_backslashes(self, world: World) -> None:
         settings = world(CLASSES, VIDEOS)
         _edit(
