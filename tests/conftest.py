@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -53,20 +51,3 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared inputs at {folder}; set SELFSHOT_SHARED to their folder")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _restore_precision() -> Iterator[None]:
-    """Undo `use_tile_convolutions`, which loading a model calls: it is of the whole process."""
-
-    def convolutions() -> Any:
-        # Not imported here: most tests of settings and of the command line need no torch.
-        torch = sys.modules.get("torch")
-        return torch and torch.backends.mkldnn.conv
-
-    # Before the test too: a fixture of a whole module may have loaded a model.
-    for moment in ("before", "after"):
-        if convolutions():
-            convolutions().fp32_precision = "none"
-        if moment == "before":
-            yield

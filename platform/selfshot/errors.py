@@ -1,6 +1,9 @@
-"""The two exceptions that the command line prints without a traceback."""
+"""What the command line prints without a traceback: two exceptions, and that a disk is full."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -37,11 +40,37 @@ def reported_error(error: BaseException | None) -> UserError | StorageError | No
     Ray raises a worker's exception as one of a class of its own, with the worker's traceback in
     its message and the exception itself as `cause`.
     """
+    for one in _chain(error):
+        cause = getattr(one, "cause", None)
+        if isinstance(one, Reported) and not isinstance(cause, Reported):
+            return one
+    return None
+
+
+_FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|database or disk is full|Local disk is full"
+    # NumPy and PyTorch say of a write that was cut short no more than this.
+    r"|\d+ requested and \d+ written|inline_container\.cc.*unexpected pos"
+)
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """The line that says that a disk is full, of an exception or of what caused it, if any.
+
+    Libraries raise many types for it, and a worker's error arrives as text.
+    """
+    for one in _chain(error):
+        for line in str(one).splitlines():
+            if _FULL.search(line):
+                return line.strip()
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what caused it; Ray names the cause `cause`."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        cause = getattr(error, "cause", None)
-        if isinstance(error, Reported) and not isinstance(cause, Reported):
-            return error
         seen.add(id(error))
+        yield error
+        cause = getattr(error, "cause", None)
         error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None

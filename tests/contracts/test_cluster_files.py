@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +122,17 @@ def test_no_secret_and_no_open_door(path: Path) -> None:
         assert "authOptions" in text and "NetworkPolicy" in text
     for kind in ("LoadBalancer", "NodePort", "privileged: true"):
         assert kind not in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="local_nodes says first that it needs root")
+def test_local_nodes_in_a_shell_without_the_environment() -> None:
+    done = subprocess.run(
+        [os.path.realpath(sys.executable), "-S", str(ROOT / "cluster" / "local_nodes")],
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    if "namespace" in done.stderr or "iproute2" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: there is no `ray` .*activate the environment.*\n", done.stderr)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -417,6 +419,37 @@ def test_storage_that_is_away_is_shown_without_a_traceback(say, study) -> None:
 
     study.run_experiment = failed
     assert_refused(say("run", "good.yaml"), ["error: storage: s3://gone/x cannot be listed: 503"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/store/a"),
+        OSError("480000 requested and 65408 written"),
+        RuntimeError("Traceback of a worker\n  in f\nOSError: [Errno 122] Disk quota exceeded\n"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        sqlite3.OperationalError("database or disk is full"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_one_line(say, study, error: Exception) -> None:
+    def failed(experiment: Experiment, *, until: str | None = None) -> Path:
+        raise TypeError("it failed") from error
+
+    study.run_experiment = failed
+    answer = say("run", "good.yaml")
+    assert answer.code == 2 and len(answer.err.splitlines()) == 1
+    said = str(error).strip().splitlines()[-1]
+    assert answer.err.startswith(f"error: a disk is full ({said}); free some space and run")
+
+
+def test_an_end_of_file_is_no_stop(say, study) -> None:
+    def failed(experiment: Experiment, *, until: str | None = None) -> Path:
+        raise EOFError("it is cut short")
+
+    study.run_experiment = failed
+    with pytest.raises(EOFError, match="cut short"):
+        say("run", "good.yaml")
 
 
 def test_a_bug_keeps_its_traceback(say, study) -> None:

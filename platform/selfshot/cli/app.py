@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from selfshot import __version__
+from selfshot.cli.stopping import stopping
 from selfshot.config.printable import printable
-from selfshot.errors import Reported, reported_error
+from selfshot.errors import Reported, full_disk, reported_error
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 130
@@ -65,31 +66,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `selfshot`; those of this process by default.
 
     Returns:
-        The exit code: 0, 1 for findings of `verify`, 2 for a mistake that the person can mend
-        and for storage that cannot be reached, 130 when stopped by Ctrl-C.
+        The exit code: 0, 1 for findings of `verify`, 2 for a mistake that the person can mend,
+        for storage that cannot be reached and for a full disk, 130 when stopped by Ctrl-C,
+        143 by SIGTERM.
     """
-    try:
-        code = app(
-            args=list(sys.argv[1:] if arguments is None else arguments),
-            prog_name="selfshot",
-            standalone_mode=False,
-        )
-        sys.stdout.flush()
-    except Reported as error:
+    with stopping() as received:
+        try:
+            code = app(
+                args=list(sys.argv[1:] if arguments is None else arguments),
+                prog_name="selfshot",
+                standalone_mode=False,
+            )
+            sys.stdout.flush()
+        except BaseException as error:
+            # A stop may come out as another error: of a library that it interrupted, or of a
+            # process of Ray's that the signal reached too.
+            stopped = received or isinstance(error, KeyboardInterrupt)
+            code = EXIT_STOPPED if stopped else _exit_code(error)
+    if received or code == EXIT_STOPPED:
+        print("stopped; run the same command to go on", file=sys.stderr)
+        return 128 + received[0] if received else EXIT_STOPPED
+    return code if isinstance(code, int) else 0
+
+
+def _exit_code(error: BaseException) -> int:
+    """The exit code for what a person can mend, whose message is printed; else it is raised."""
+    if isinstance(error, Reported):
         return _fail(reported_error(error) or error)
-    except _usage_error() as error:
+    if isinstance(error, _usage_error()):
         return _fail(_usage_message(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = EXIT_STOPPED
-    except BrokenPipeError:
-        if not _unread(sys.stdout):
-            raise  # A pipe of the work's own broke, which is to be told like any other error.
-        # The reader has gone (`selfshot schema | head`): nobody is left to tell.
+    full = full_disk(error)
+    if full is not None:
+        return _fail(f"a disk is full ({full}); free some space and run the same command to go on")
+    if isinstance(error, typer.Abort) and error.__cause__ is not None:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return EXIT_STOPPED
+        raise error.__cause__  # The command parser makes an Abort of every EOFError.
+    # The reader has gone (`selfshot schema | head`): nobody is left to tell. Another pipe that
+    # broke is the work's own, which is an error like any other.
+    if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if code == EXIT_STOPPED:
-        print("stopped; run the same command to go on", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    raise error
 
 
 def _unread(stream: Any) -> bool:

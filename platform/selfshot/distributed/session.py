@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import logging
 import os
 import secrets
+import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ EMBEDDED = "SELFSHOT_EMBEDDED_RAY"
 """Set in the environment of an embedded Ray, so that its workers know that it is one."""
 # A socket path holds 107 bytes, and Ray appends about 65 of its own to the folder.
 LONGEST_TEMP_DIR = 40
+TEMP_PREFIX = "selfshot-ray-"
 
 # What Ray reads when it starts; a person's own setting of any of these is left as it is.
 ENVIRONMENT = {
@@ -33,6 +38,8 @@ ENVIRONMENT = {
     # Data's own progress bars; ours are printed by the stages.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune would end early at Ctrl-C and return what it has, as if all were done.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # A worker that changes its folder breaks every relative path that it was given.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -84,8 +91,8 @@ def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Ite
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    given = address or os.environ.get("RAY_ADDRESS") or None
-    if given is None or given == "local":
+    given, setting = cluster_address(address)
+    if given is None:
         for name, value in ONE_MACHINE.items():
             os.environ.setdefault(name, value)
         _choose_token()
@@ -95,17 +102,32 @@ def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Ite
         yield current_session()
         return
     quieten()
-    if given is None or given == "local":
-        _start_embedded(worker_logs)
-    else:
-        os.environ.pop(EMBEDDED, None)
-        _join(given, worker_logs)
-    quieten()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.environ.pop, EMBEDDED, None)
+        if given is None:
+            folder = stack.enter_context(_temp_dir())
+            stack.callback(_shut_down)
+            _start_embedded(folder, worker_logs)
+        else:
+            stack.callback(_shut_down)
+            _join(given, setting, worker_logs)
+        quieten()
         yield current_session()
-    finally:
-        _shut_down()
-        os.environ.pop(EMBEDDED, None)
+
+
+def cluster_address(address: str | None) -> tuple[str | None, str]:
+    """The cluster to join, and the setting that names it.
+
+    Args:
+        address: as for `ray_session`.
+
+    Returns:
+        its address, None for a Ray of our own; `compute.address` or `RAY_ADDRESS`.
+    """
+    setting = "compute.address"
+    if address in (None, "", "auto") and os.environ.get("RAY_ADDRESS"):
+        address, setting = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
+    return (None if address in (None, "", "local") else address), setting
 
 
 def _shut_down() -> None:
@@ -121,10 +143,46 @@ def _shut_down() -> None:
     gc.disable()
     try:
         gc.collect()
-        ray.shutdown()
+        # Its processes still write into their folder, which is removed next.
+        ray.shutdown(wait_for_processes=True)
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _own_handlers(*held_back: signal.Signals) -> Iterator[None]:
+    """Keep the program's handlers of signals while Ray starts in a block.
+
+    Ray sets its own for SIGTERM, one of which ends the process with a dump of C++ frames.
+
+    Args:
+        held_back: signals that come after the block.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # It has no handlers, and Ray sets none there.
+        return
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _apart() -> None:
+    """In a forked child: one of Ray's has a process group of its own.
+
+    The terminal and `timeout` signal a whole group. Ray's processes end when this one ends them,
+    or at its death; if they ended first, some of them would stay for a minute.
+    """
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}):
+        os.setpgid(0, 0)  # It was forked while Ray starts, for only then are signals held back.
+
+
+os.register_at_fork(after_in_child=_apart)
 
 
 def current_session() -> Session:
@@ -149,13 +207,17 @@ def current_session() -> Session:
     )
 
 
-def _start_embedded(worker_logs: bool) -> None:
+def _start_embedded(folder: Path, worker_logs: bool) -> None:
     import ray
 
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ[EMBEDDED] = "1"
-    with _import_path(), _without_stderr():
+    with (
+        _own_handlers(signal.SIGINT, signal.SIGTERM),
+        _import_path(),
+        _without_stderr(),
+    ):
         ray.init(
             address="local",
             # Decoding and embedding hold a core each at the same time, so one is too few.
@@ -164,28 +226,32 @@ def _start_embedded(worker_logs: bool) -> None:
             logging_level=logging.ERROR,
             log_to_driver=worker_logs,
             object_store_memory=int(min(2 * 2**30, max(2**27, memory // 10))),
-            _temp_dir=str(_temp_dir()),
+            _temp_dir=str(folder),
             # Reachable from this machine only, and a change of network does not break a run.
             _node_ip_address="127.0.0.1",
         )
 
 
-def _join(address: str, worker_logs: bool) -> None:
+def _join(address: str, setting: str, worker_logs: bool) -> None:
     import ray
 
+    here = "unset it" if setting == "RAY_ADDRESS" else "leave it out"
+    here += " to run on this machine"
     if "://" in address:
         raise UserError(
-            f"compute.address: {address!r} is not allowed (host:port of a Ray cluster, or auto); "
-            "to run on a cluster from outside it, submit the run itself: "
+            f"{setting}: {address!r} is not allowed (host:port of a Ray cluster, or auto); {here}, "
+            "or, to run on a cluster from outside it, submit the run itself: "
             "ray job submit --address http://HOST:8265 -- selfshot run EXPERIMENT.yaml"
         )
     if address != "auto":
-        _check_answers(address)
+        _check_answers(address, setting, here)
+    os.environ.pop(EMBEDDED, None)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"PYTHONPATH": os.pathsep.join(paths), **_workers_environment()}
     try:
-        with _without_stderr():
+        # Not Ctrl-C: a cluster may take its time to answer.
+        with _own_handlers(signal.SIGTERM), _without_stderr():
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,
@@ -197,25 +263,25 @@ def _join(address: str, worker_logs: bool) -> None:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
-            f"compute.address: no Ray cluster can be joined at {address!r} ({first}); start one "
+            f"{setting}: no Ray cluster can be joined at {address!r} ({first}); start one "
             "with `ray start --head`, mend the address, give the cluster's RAY_AUTH_TOKEN if it "
-            "asks for a token, or leave the address out to run on this machine"
+            f"asks for a token, or {here}"
         ) from error
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(address: str, setting: str, here: str) -> None:
     """Ask the port first: Ray itself retries a dead address for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(
-            f"compute.address: {address!r} is not allowed (host:port, as 10.0.0.5:6379, or auto)"
+            f"{setting}: {address!r} is not allowed (host:port, as 10.0.0.5:6379, or auto); {here}"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(
-            f"compute.address: nothing answers at {address!r} ({error}); start the cluster with "
-            "`ray start --head`, mend the address, or leave it out to run on this machine"
+            f"{setting}: nothing answers at {address!r} ({error}); start the cluster with "
+            f"`ray start --head`, mend the address, or {here}"
         ) from error
 
 
@@ -249,7 +315,7 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(kept, held.read())
             raise
@@ -259,16 +325,44 @@ def _without_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def _temp_dir() -> Path:
-    """Where an embedded Ray keeps its sockets and logs: short, and this user's own."""
-    name = f"selfshot-ray-{os.getuid()}"
-    chosen = os.environ.get("RAY_TMPDIR")
-    base = Path(chosen) if chosen else Path(tempfile.gettempdir())
-    folder = base if chosen else base / name
-    if len(str(folder)) > LONGEST_TEMP_DIR:
-        folder = Path("/tmp") / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+@contextlib.contextmanager
+def _temp_dir() -> Iterator[Path]:
+    """A folder for the sockets and logs of an embedded Ray, removed after the block.
+
+    It has a short name that nobody can foresee, and only this user enters it. Folders that killed
+    processes left are removed first.
+    """
+    base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    if len(str(base / TEMP_PREFIX)) + 8 > LONGEST_TEMP_DIR:
+        base = Path("/tmp")
+    base.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=base))
+    with _locked(folder):
+        for left in folder.parent.glob(f"{TEMP_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                # An empty one may have an owner that is about to lock it.
+                if left.stat().st_uid == os.getuid() and any(left.iterdir()):
+                    with _locked(left):
+                        shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system frees for a killed process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _choose_token() -> None:

@@ -144,7 +144,12 @@ def train(
     place = "" if mirror is None else f"{mirror.place}/scratch/ray"
     _drop_unreadable(checkpoints, f"{place}/train".lstrip("/"))
     began = time.monotonic()
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Not Ray's, which ends the process without a word and stays after the training."""
+
+    trainer = Trainer(
         train_worker,
         train_loop_config={
             "task": task,
@@ -190,10 +195,7 @@ def train(
         except ray.train.TrainingFailedError as error:
             if sent is not None:
                 sent.storage.check()  # If storage is away, that is the reason to be told.
-                sent.pull(f"scratch/{FAILURE}")
-                _take(sent.folder, work_dir)
-            _raise_user_error(scratch)
-            _raise_storage_error(name, error)
+            _raise_reported_error(name, error)
             raise TrainingFailedError(f"{name}: {_last_line(error)}") from error
     if sent is not None:
         sent.pull_folder()
@@ -281,10 +283,14 @@ def _raise_user_error(scratch: Path) -> None:
         raise UserError(json.loads((scratch / FAILURE).read_text())["message"])
 
 
-def _raise_storage_error(name: str, error: Exception) -> None:
-    """Raise what storage or a disk did to the workers, or to the controller, which Ray wraps."""
+def _raise_reported_error(name: str, error: Exception) -> None:
+    """Raise what ended the last start, if a person, storage or a disk did it to one of its workers.
+
+    Or to the controller; Ray wraps the errors of both.
+    """
     workers = getattr(error, "worker_failures", {})
-    for failure in (*workers.values(), getattr(error, "controller_failure", None)):
+    for wrapped in (*workers.values(), getattr(error, "controller_failure", None)):
+        failure = getattr(wrapped, "_base_exc", wrapped)
         if (reported := reported_error(failure)) is not None:
             raise reported from error
         if isinstance(failure, OSError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.config.schema import Experiment
-from selfshot.studies.resources import GPU_STAGES
+from selfshot.studies.resources import GPU_STAGES, is_here
 from selfshot.studies.run import open_store
 from selfshot.studies.settings import table_rows
 from selfshot.studies.store import MANIFEST
@@ -119,7 +118,7 @@ def estimate_study(plan: StudyPlan) -> Estimate:
         if piece.id in shared:
             shared_s += part.seconds or 0.0
     parallel = max(1, min(experiment.sweep.parallel, len(waiting)))
-    if experiment.compute.address is None and "RAY_ADDRESS" not in os.environ:
+    if is_here(experiment):
         # What was measured here used all the cores: two trials side by side take as long.
         parallel = 1
     return Estimate(

@@ -28,7 +28,7 @@ def refuse_without_room(experiment: Experiment, missing: Collection[str]) -> str
     """
     compute = experiment.compute
     # On one machine only a GPU can be missing: more threads than cores are slow but right.
-    if _is_here(experiment) and not compute.use_gpu:
+    if is_here(experiment) and not compute.use_gpu:
         return None
     if not set(missing) & set(GPU_STAGES):
         return None
@@ -55,7 +55,7 @@ def check_resources(experiment: Experiment) -> str:
     wanted = f"{compute.num_workers} training workers"
     if compute.use_gpu:
         wanted += ", a GPU each"
-    if _is_here(experiment):
+    if is_here(experiment):
         cores = len(os.sched_getaffinity(0))
         gpus = 0
         if compute.use_gpu:
@@ -76,6 +76,8 @@ def check_resources(experiment: Experiment) -> str:
         return f"{wanted}; {has}, on which they fit"
 
 
-def _is_here(experiment: Experiment) -> bool:
+def is_here(experiment: Experiment) -> bool:
     """Whether it runs on this machine, and on no cluster."""
-    return experiment.compute.address is None and "RAY_ADDRESS" not in os.environ
+    from selfshot.distributed.session import cluster_address
+
+    return cluster_address(experiment.compute.address)[0] is None

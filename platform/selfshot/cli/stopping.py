@@ -1,0 +1,45 @@
+"""Ctrl-C, SIGTERM and a closed terminal: the first ends a command in order, a second at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Turn the first stop into a KeyboardInterrupt in the main thread.
+
+    A second one is the kernel's: it ends the process even in the middle of a library's C++ code,
+    and the processes that Ray started end with it. A stop that is ignored (`nohup`) stays ignored.
+
+    Yields:
+        the number of the signal that came, once it has.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Only the main thread may have handlers.
+        return
+    before = {one: signal.getsignal(one) for one in STOPS}
+    ours = [one for one in STOPS if before[one] is not signal.SIG_IGN]
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    for one in ours:
+        signal.signal(one, stop)
+    try:
+        yield received
+    finally:
+        # After a stop the process ends, and whoever is in a hurry need not wait for that either.
+        if not received:
+            for one in ours:
+                signal.signal(one, before[one])

@@ -1,0 +1,66 @@
+"""Signals of a command, sent to a real process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+STOPPED = "stopped; run the same command to go on\n"
+COMMAND = """
+import sys, time
+from selfshot.cli.app import app, main
+
+@app.command("wait")
+def wait(hurry: bool = False) -> None:
+    try:
+        print("waits", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleans up", flush=True)
+        if hurry:
+            sum(range(10**12))  # C code that looks at no signal.
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*words: str, ignored: bool = False) -> subprocess.Popen[str]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "wait", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.stdout is not None and process.stdout.readline() == "waits\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_ends_it_in_order(number: signal.Signals) -> None:
+    process = start()
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (128 + number, "cleans up\n", STOPPED)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ends_it_at_once(number: signal.Signals) -> None:
+    process = start("--hurry")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None and process.stdout.readline() == "cleans up\n"
+    process.send_signal(number)
+    assert process.communicate() == ("", "")
+    assert process.returncode == -number
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    process = start(ignored=True)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (128 + signal.SIGTERM, STOPPED)
