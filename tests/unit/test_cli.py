@@ -135,6 +135,8 @@ WRONG_LINES: list[tuple[list[str], list[str]]] = [
         ["evaluate", "--ground-truth", "good.yaml", "--results", "good.yaml", "--resume"],
         ["--resume"],
     ),
+    (["show", "--annotations", "g" * 300, "--frames", "."], ["ggg: a name that is too long for a"]),
+    (["evaluate", "--results", "r" * 300, "--ground-truth", "good.yaml"], ["rrr: a name that is"]),
     (["validate", "good.yaml", "--set", "seed"], ["--set seed", "no '='"]),
     (["validate", "good.yaml", "--set", "vis.dim=abc"], ["vis.dim: 'abc'", "an integer", "--set"]),
     (["validate", "good.yaml", "--set", "vis.dmi=72"], ["vis.dmi", "did you mean dim?", "--set"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -98,6 +99,8 @@ def _exit_code(error: BaseException) -> int:
     full = full_disk(error)
     if full is not None:
         return _fail(f"a disk is full ({full}); free some space and run the same command to go on")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _fail(f"{error.filename}: a name that is too long for a file; give a shorter path")
     if isinstance(error, typer.Abort) and error.__cause__ is not None:
         if isinstance(error.__cause__, KeyboardInterrupt):
             return EXIT_STOPPED
