@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def write_report(
     mlflow: Mapping[str, str],
     environment: Mapping[str, str],
 ) -> None:
-    """Writes results.json, report.md and report.html, each whole or not at all.
+    """Writes results.json, report.md and report.html.
 
     Args:
         out_dir: made if need be.
@@ -84,9 +83,9 @@ def write_report(
         "environment": environment,
     }
     results = json.dumps(_plain(list(rows)), indent=2, allow_nan=False) + "\n"
-    _write(out_dir / "results.json", results)
-    _write(out_dir / "report.md", _render("report.md.jinja", view))
-    _write(out_dir / "report.html", _render("report.html.jinja", view))
+    (out_dir / "results.json").write_text(results, encoding="utf-8")
+    (out_dir / "report.md").write_text(_render("report.md.jinja", view), encoding="utf-8")
+    (out_dir / "report.html").write_text(_render("report.html.jinja", view), encoding="utf-8")
 
 
 def _render(template: str, view: Mapping[str, Any]) -> str:
@@ -111,15 +110,6 @@ def _render(template: str, view: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> Any:
     """Names are those of files; what is marked as HTML is ours."""
     return printable(value, kept="\n") if type(value) is str else value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sorted(rows: findings.Rows) -> list[Mapping[str, Any]]:

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfshot.benchmarks.inputs import check_corpus
 from selfshot.config.benchmarks import Yt8mSegments
@@ -35,6 +35,8 @@ from selfshot.studies.tracking import results_of_experiment, tracked
 
 if TYPE_CHECKING:
     from selfshot.distributed.sharing import Sharing
+
+Made = TypeVar("Made")
 
 ONE_AT_A_TIME = ("embeddings",)
 """Stages whose jobs take every core: two that wait for their last actors wait for each other."""
@@ -325,26 +327,27 @@ def _shown_uri(uri: str) -> str:
     return uri
 
 
-def publish(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a report anew: each of its files is replaced at once, and no older one stays.
+def publish(target: Path, write: Callable[[Path], Made]) -> Made:
+    """Write a report anew; a reader finds each of its files whole, whenever the writer is killed.
 
     Args:
         target: its folder.
         write: writes all files into another folder.
+
+    Returns:
+        what `write` returned.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as made:
-        write(Path(made))
-        kept = set()
-        for path in sorted(Path(made).rglob("*")):
-            goal = target / path.relative_to(made)
-            kept.add(goal)
-            if path.is_dir():
-                goal.mkdir(exist_ok=True)
-            else:
-                path.replace(goal)
-    for path in sorted(set(target.rglob("*")) - kept, reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    beside = target.with_name(f".{target.name}.partial")
+    with file_lock(beside.with_suffix(".lock"), lambda text: None, "the report"):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        made = write(beside)
+        for path in sorted(beside.rglob("*")):
+            goal = target / path.relative_to(beside)
+            goal.mkdir(exist_ok=True) if path.is_dir() else path.replace(goal)
+        shutil.rmtree(beside)
+    return made
 
 
 def report_experiment(experiment: Experiment) -> Path:

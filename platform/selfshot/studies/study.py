@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from selfshot.studies.environment import run_environment
 from selfshot.studies.following import followed
 from selfshot.studies.progress import Progress
 from selfshot.studies.resources import refuse_without_room
-from selfshot.studies.run import check_storage, open_store, sharing_of
+from selfshot.studies.run import check_storage, open_store, publish, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tables import Table
 from selfshot.studies.tracking import results_of_study, tracked
@@ -132,8 +133,8 @@ def write_report(plan: StudyPlan, failures: Mapping[str, str]) -> list[Table]:
     from selfshot.studies.study_page import write_study_report
 
     experiment = plan.study.experiment
-    return write_study_report(
-        plan.folder / "report",
+    write = functools.partial(
+        write_study_report,
         title=experiment.name,
         description=experiment.description,
         table=experiment.sweep.table,
@@ -145,6 +146,7 @@ def write_report(plan: StudyPlan, failures: Mapping[str, str]) -> list[Table]:
         settings=resolved_yaml(experiment),
         environment=run_environment(),
     )
+    return publish(plan.folder / "report", write)
 
 
 def _refuse_without_room(plan: StudyPlan) -> str | None:

@@ -57,9 +57,9 @@ def write_study_report(
     over = {cell.over for one in made for _, cells in one.rows for cell in cells if cell.over}
     meaning = _deviation(over, any(one.has_published for one in made))
     titled = (f"{one.title}\n\n{tables.to_markdown(one)}" for one in made)
-    _write(folder / "table.md", "\n".join(titled))
-    _write(folder / "table.csv", "\n".join(map(tables.to_csv, made)))
-    _write(folder / "table.tex", "\n".join(map(tables.to_latex, made)))
+    (folder / "table.md").write_text("\n".join(titled), encoding="utf-8")
+    (folder / "table.csv").write_text("\n".join(map(tables.to_csv, made)), encoding="utf-8")
+    (folder / "table.tex").write_text("\n".join(map(tables.to_latex, made)), encoding="utf-8")
     summary = {
         "study": title,
         "table": table,
@@ -67,7 +67,7 @@ def write_study_report(
         "trials": [dict(result) for result in results],
         "unfinished": [list(one) for one in unfinished],
     }
-    _write(folder / "results.json", json.dumps(summary, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     view = {
         "title": title,
         "description": description,
@@ -94,8 +94,8 @@ def write_study_report(
         "settings": settings,
         "environment": dict(environment),
     }
-    _write(folder / "report.md", _render("study.md.jinja", view))
-    _write(folder / "report.html", _render("study.html.jinja", view))
+    (folder / "report.md").write_text(_render("study.md.jinja", view), encoding="utf-8")
+    (folder / "report.html").write_text(_render("study.html.jinja", view), encoding="utf-8")
     return made
 
 
@@ -138,9 +138,3 @@ def _render(template: str, view: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(template).render(view)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

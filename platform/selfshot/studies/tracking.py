@@ -274,19 +274,12 @@ def _fold(token: str, parent: str, name: str, path: Path) -> Record:
 def _trials(folder: Path, facts: Facts, store: Store, tree: RunTree) -> Iterator[Record]:
     """The trials of a study: those that are done, and the curves of those that train."""
     pieces = _pieces(facts)
-    settings = functools.cache(
-        lambda: {
-            trial.label: resolved_yaml(trial.experiment)
-            for trial in parse_study(facts["settings"], str(folder / FACTS)).trials
-        }
-    )
     for key, trial in facts["trials"].items():
         token, path = f"{tree.token}/{key}", folder.parents[1] / "trials" / f"{key}.json"
         if tree.has(token):
             continue
         if path.exists():
-            yield _trial(token, tree.token, json.loads(path.read_text()), path, store,
-                         settings()[trial["label"]])  # fmt: skip
+            yield _trial(token, tree.token, path, store, facts["settings"])
             continue
         begun = [
             (stage, final)
@@ -304,14 +297,20 @@ def _trials(folder: Path, facts: Facts, store: Store, tree: RunTree) -> Iterator
             )
 
 
-def _trial(
-    token: str, parent: str, result: Mapping[str, Any], path: Path, store: Store, settings: str
-) -> Record:
+@functools.lru_cache(1)
+def _settings(study: str) -> dict[str, str]:
+    """Label of each trial of a study → its resolved YAML."""
+    trials = parse_study(study, FACTS).trials
+    return {trial.label: resolved_yaml(trial.experiment) for trial in trials}
+
+
+def _trial(token: str, parent: str, path: Path, store: Store, study: str) -> Record:
     """A finished trial of a study.
 
     What it changes are its parameters, so that a list of hundreds reads as a table; everything
     else is in its experiment.yaml.
     """
+    result = json.loads(path.read_text())
     stages = result["stages"]
     seconds = {f"{one['stage']}/seconds": one["seconds"] for one in result["timings"]}
     figures: dict[str, float] = {}
@@ -343,7 +342,7 @@ def _trial(
         | {f"stage.{stage}": key for stage, key in stages.items()}
         | {f"checkpoint.{stage}": export for stage, export in _exports(store, stages)},
         points=points,
-        texts={"experiment.yaml": settings},
+        texts={"experiment.yaml": _settings(study)[result["label"]]},
         datasets=datasets,
     )  # fmt: skip
 

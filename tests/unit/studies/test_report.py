@@ -337,20 +337,6 @@ def test_any_rows_make_a_page(tmp_path, rows, published):
     assert (tmp_path / "report.md").read_text().startswith("# a run\n")
 
 
-def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
-    write(tmp_path)
-    before = (tmp_path / "report.html").read_text()
-
-    def fail(self, target):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("pathlib.Path.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write(tmp_path, title="another")
-    assert (tmp_path / "report.html").read_text() == before
-    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
-
-
 def test_gallery_marks_and_captions():
     (view,) = gallery.gallery_view([item()])
     assert [group["kind"] for group in view["supports"]] == ["self_shot"]  # empty ones left out

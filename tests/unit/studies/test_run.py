@@ -13,6 +13,7 @@ from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
 from selfshot.studies.run import (
     plan_experiment,
+    publish,
     report_experiment,
     run_experiment,
     verify_experiment,
@@ -208,6 +209,27 @@ def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     problems = verify_experiment(experiment)
     assert len(problems) == len(ALL) and problems[0].endswith(": to do")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    def write(folder: Path, text: str, full: bool = False) -> str:
+        (folder / "films").mkdir()
+        (folder / "films" / "one.gif").write_text(text)
+        if full:
+            raise OSError("disk full")
+        (folder / "report.html").write_text(text)
+        return text
+
+    target = tmp_path / "report"
+    assert publish(target, lambda folder: write(folder, "first")) == "first"
+    with pytest.raises(OSError, match="disk full"):
+        publish(target, lambda folder: write(folder, "second", full=True))
+    files = ("films/one.gif", "report.html")
+    assert {(target / name).read_text() for name in files} == {"first"}
+    # What the failed one left is in nobody's way.
+    assert publish(target, lambda folder: write(folder, "third")) == "third"
+    assert {(target / name).read_text() for name in files} == {"third"}
+    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("name", ["store", "mlartifacts", "../elsewhere", "a/b", ".hidden", ""])
