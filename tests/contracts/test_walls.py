@@ -1,4 +1,4 @@
-"""The walls of the house: who may import whom, and what no room may be."""
+"""The walls: which package may import which, and what no module may be called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "platform"
 MODULES = sorted((SOURCE / "selfshot").rglob("*.py"))
 
-MAX_LINES = 420
 JUNK_DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common", "shared", "stuff", "tools"}
 
 
@@ -58,12 +57,10 @@ def test_settings_and_words_load_nothing_heavy(module: str) -> None:
     assert heavy.isdisjoint(loaded)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_no_room_is_too_large_or_a_junk_drawer(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES, f"{path.name} has {lines} lines: it wants to be two rooms"
-    names = set(path.relative_to(SOURCE).with_suffix("").parts)
-    assert names.isdisjoint(JUNK_DRAWERS), f"{path}: name it after what it holds"
+def test_no_module_is_a_junk_drawer() -> None:
+    named = {path: JUNK_DRAWERS & set(path.relative_to(SOURCE).with_suffix("").parts)
+             for path in MODULES}  # fmt: skip
+    assert not {path: names for path, names in named.items() if names}
 
 
 def test_every_room_is_a_package() -> None:
