@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.benchmarks.folder_corpus import (
-    CLIP_SUFFIXES,
     OnMessage,
+    Wanted,
     corpus_rows,
     label_rows,
     walk_files,
@@ -19,6 +19,7 @@ from selfshot.benchmarks.folder_corpus import (
 from selfshot.benchmarks.manifest import corpus_size, load_benchmark, read_corpus
 from selfshot.config.paths import is_address
 from selfshot.data.sources import fold_source
+from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError
 
 Row = dict[str, Any]
@@ -137,7 +138,8 @@ def count_clips(folder: Path, most: int) -> int:
     """How many clips `gather_corpus` would find in a folder, counted up to `most`."""
     if is_manifest(folder):
         return corpus_size(folder)
-    return sum(1 for _ in itertools.islice(walk_files(folder.resolve(), CLIP_SUFFIXES, []), most))
+    found = walk_files(folder.resolve(), Wanted(VIDEO_SUFFIXES), [])
+    return sum(1 for _ in itertools.islice(found, most))
 
 
 def is_manifest(folder: Path) -> bool:

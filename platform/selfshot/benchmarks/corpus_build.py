@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,13 +23,12 @@ import pyarrow.parquet as pq
 
 from selfshot.benchmarks.corpus_items import Item
 from selfshot.benchmarks.manifest import CORPUS_SCHEMA
-from selfshot.benchmarks.yt8m_segments import length_s
 from selfshot.data.corpus_manifest import FACTS, place_of
 from selfshot.data.fetch import open_bytes
 from selfshot.data.guard import GuardedDecoder, Shots
 from selfshot.data.shots import SHOTS
 from selfshot.data.storage import Storage
-from selfshot.data.video import VideoError
+from selfshot.data.video import VideoError, duration_s
 
 SCHEMA = CORPUS_SCHEMA.append(pa.field("offset", pa.int64()))
 SHORTEST_PART = 0.5
@@ -226,7 +224,7 @@ class _Workers:
                 ) as content:
                     size, digest = content.size, content.sha256
                     if cut and item.end_s is None:
-                        seconds = length_s(Path(content.path)) or None
+                        seconds = duration_s(content.path)
                         starts = self._shots(content.path) if cutting.shots and seconds else []
             except (OSError, VideoError):
                 size = None

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
-from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, stem, walk_files
+from selfshot.benchmarks.folder_corpus import Wanted, stem, walk_files
 from selfshot.benchmarks.yt8m_segments import iterate_segments
 from selfshot.config.paths import is_address
 from selfshot.data.storage import Storage
+from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError
 
 
@@ -61,14 +62,18 @@ def list_files(
 ) -> Iterator[tuple[str, int | None]]:
     """Path below the root and size of each file of a kind; a folder is listed when it is come to.
 
+    The other files are set aside at the end, by how their names end.
+
     Raises:
         UserError: there is no such folder.
         StorageError: it cannot be listed.
     """
+    wanted = Wanted(suffixes)
     root = local_root(address, setting)
     if root is not None:
-        for uri in walk_files(root, suffixes, set_aside):
+        for uri in walk_files(root, wanted, set_aside):
             yield uri, (root / uri).stat().st_size
+        set_aside += wanted.others()
         return
     storage = Storage(address, setting)
     top = storage.root
@@ -82,13 +87,15 @@ def list_files(
         infos = sorted(infos, key=lambda info: info.path)
         waiting += [info.path for info in reversed(infos) if not info.is_file]
         for info in infos:
-            if info.is_file and info.path.lower().endswith(suffixes):
-                yield str(PurePosixPath(info.path).relative_to(top or ".")), info.size
+            uri = str(PurePosixPath(info.path).relative_to(top or "."))
+            if info.is_file and wanted.takes(uri):
+                yield uri, info.size
+    set_aside += wanted.others()
 
 
 def of_videos(address: str, set_aside: SetAside) -> Iterator[Item]:
     """The videos of a folder and of those below it."""
-    for uri, size in list_files(address, CLIP_SUFFIXES, "--videos", set_aside):
+    for uri, size in list_files(address, VIDEO_SUFFIXES, "--videos", set_aside):
         yield Item(uri, stem(uri), stem(uri), size)
 
 
@@ -131,12 +138,14 @@ def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
         StorageError: it cannot be listed, or a tar cannot be read.
     """
     storage = Storage(local_root(address, "--tars") or address, "--tars")
+    wanted = Wanted(VIDEO_SUFFIXES)
     for uri, _ in list_files(address, (".tar",), "--tars", set_aside):
         try:
             with storage.open(uri) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    if member.isreg() and member.name.lower().endswith(CLIP_SUFFIXES):
+                    if member.isreg() and wanted.takes(member.name):
                         name = f"{stem(uri)}/{stem(member.name)}"
                         yield Item(uri, name, name, member.size, member.offset_data)
         except (tarfile.TarError, OSError) as error:
             set_aside.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
+    set_aside += wanted.others()

@@ -51,5 +51,5 @@ def _here(root: str | Path) -> Iterator[tuple[bytes, str]]:
 
 
 def _elsewhere(root: str) -> Iterator[tuple[bytes, str]]:
-    for clip in list_clips(Storage(root, "benchmark.corpus")):
+    for clip in list_clips(Storage(root, "benchmark.corpus"), []):
         yield clip.uri.encode(), f"{clip.size} {clip.changed}"

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError
 
-CLIP_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-"""In lower case; a file's own may be in any."""
-
 PROGRESS_EVERY_S = 10.0
+_COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
+_ARCHIVES = (".tar", *(f".tar{end}" for end in _COMPRESSED), ".tbz2", ".tgz", ".txz", ".zip")
 
 OnMessage = Callable[[str], None]
 Item = TypeVar("Item")
@@ -136,17 +136,53 @@ def no_clip(setting: str, root: Path | str) -> UserError:
     """That a folder, or an address, holds no clip."""
     return UserError(
         f"{setting}: {root} holds no clip, nor does a folder in it (a file that ends in one of "
-        f"{', '.join(CLIP_SUFFIXES)})"
+        f"{', '.join(VIDEO_SUFFIXES)})"
     )
 
 
 def find_clips(root: Path, set_aside: list[tuple[str, str]]) -> list[str]:
-    """Paths below `root` of every clip, sorted; links that lead out of it are set aside."""
-    return sorted(walk_files(root, CLIP_SUFFIXES, set_aside))
+    """Paths below `root` of every clip, sorted; links out of it and other files are set aside."""
+    wanted = Wanted(VIDEO_SUFFIXES)
+    found = sorted(walk_files(root, wanted, set_aside))
+    set_aside += wanted.others()
+    return found
+
+
+class Wanted:
+    """Files of a kind, by how their names end; the others are counted."""
+
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
+        self.suffixes = suffixes
+        self._others: dict[str, list[Any]] = {}
+
+    def takes(self, name: str) -> bool:
+        """Whether a file's name ends as one of the suffixes, in letters of either case."""
+        path = PurePosixPath(name)
+        if path.suffix.lower() in self.suffixes:
+            return True
+        suffix = "".join(path.suffixes[-2:] if ".tar" in path.suffixes else path.suffixes[-1:])
+        self._others.setdefault(suffix.lower(), [0, name])[0] += 1
+        return False
+
+    def others(self) -> list[tuple[str, str]]:
+        """What was not taken: for each ending how many, one of them, and why."""
+        read = f"only files that end in {', '.join(self.suffixes)} are read"
+        if ".tar" not in self.suffixes:
+            archives = "tars are read by selfshot corpus build --tars, other archives are not"
+        else:
+            archives = "a compressed tar cannot be read in place; decompress it"
+        return [
+            (
+                f"corpus: {count} file{'s' * (count > 1)} {suffix or 'without a suffix'}, such as "
+                + name.encode(errors="replace").decode(),
+                archives if suffix in _ARCHIVES else read,
+            )
+            for suffix, (count, name) in sorted(self._others.items())
+        ]
 
 
 def walk_files(
-    root: Path, suffixes: tuple[str, ...], set_aside: list[tuple[str, str]]
+    root: Path, wanted: Wanted, set_aside: list[tuple[str, str]]
 ) -> Iterator[str]:
     """Paths below `root` of every file of a kind, folder by folder; see `find_clips`."""
 
@@ -163,7 +199,7 @@ def walk_files(
             if path.is_symlink():
                 leave(path, "links to folders are not followed")
         for path in sorted(Path(parent, name) for name in names):
-            if path.suffix.lower() not in suffixes:
+            if not wanted.takes(path.relative_to(root).as_posix()):
                 continue
             # Not Path.resolve: a ring of links is an error to it.
             target = os.path.realpath(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from selfshot.benchmarks.folder_corpus import CLIP_SUFFIXES, OnMessage, in_threads
+from selfshot.benchmarks.folder_corpus import OnMessage, Wanted, in_threads
 from selfshot.data.storage import Storage
+from selfshot.data.video import VIDEO_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,17 +19,21 @@ class RemoteClip:
     changed: str
 
 
-def list_clips(storage: Storage) -> list[RemoteClip]:
+def list_clips(storage: Storage, set_aside: list[tuple[str, str]]) -> list[RemoteClip]:
     """The clips of an address, in the order of their names.
+
+    The other files are set aside, by how their names end.
 
     Raises:
         StorageError: it cannot be listed.
     """
+    wanted = Wanted(VIDEO_SUFFIXES)
     clips = [
         RemoteClip(uri=name, size=info.size, changed=str(info.mtime_ns))
         for name, info in storage.files(deep=True).items()
-        if name.lower().endswith(CLIP_SUFFIXES)
+        if wanted.takes(name)
     ]
+    set_aside += wanted.others()
     return sorted(clips, key=lambda clip: clip.uri)
 
 

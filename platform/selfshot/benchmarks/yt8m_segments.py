@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
-
 from selfshot.benchmarks.annotated import sha256_of
 from selfshot.benchmarks.corpus import digest_of
 from selfshot.benchmarks.finish import written_files
@@ -33,6 +31,7 @@ from selfshot.benchmarks.remote import hash_clips, list_clips
 from selfshot.benchmarks.split import SIDES
 from selfshot.config.paths import is_address
 from selfshot.data.storage import Storage
+from selfshot.data.video import duration_s
 from selfshot.errors import UserError
 
 SLACK_S = 0.5
@@ -195,7 +194,7 @@ def _files(
     address = corpus
     if is_address(corpus) and not corpus.lower().startswith("file://"):
         storage = Storage(corpus, "benchmark.corpus")
-        clips = list_clips(storage)
+        clips = list_clips(storage, set_aside)
         uris = [clip.uri for clip in clips]
         hashed = hash_clips(storage, clips, on_message)
     else:
@@ -246,7 +245,7 @@ def _cut(
         on_message(f"the lengths of {len(named)} videos elsewhere are not checked")
     else:
         paths = [Path(root, uri) for uri in named]
-        looked = in_threads(length_s, paths, "videos looked at", on_message)
+        looked = in_threads(duration_s, paths, "videos looked at", on_message)
         lengths = dict(zip(named, looked, strict=True))
     rows = []
     for segment, row in there:
@@ -283,17 +282,3 @@ def _end_within(segment: Segment, length: float | None, csv_path: Path) -> float
             " correct it, or leave it empty"
         )
     return segment.end_s if segment.has_end else min(segment.end_s, length)
-
-
-def length_s(path: Path) -> float | None:
-    """How long a video says it is; None where it cannot be opened or does not say.
-
-    Nothing is decoded. A broken file is told when the corpus is embedded.
-    """
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if not container.streams.video or container.duration is None:
-                return None
-            return float(container.duration / av.time_base)
-    except (av.error.FFmpegError, OSError, ValueError):
-        return None

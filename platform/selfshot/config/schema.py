@@ -76,9 +76,12 @@ class BackboneConfig(Section):
 
 
 class EmbeddingConfig(Section):
-    """Ray Data and decord over the corpus."""
+    """Ray Data and a decoder over the corpus."""
 
     num_frames: Count = Field(8, description="frames sampled uniformly from a clip")
+    decoder: Annotated[Literal["decord", "pyav"], LATER] = Field(
+        "decord", description="what reads the videos; decord: and PyAV what it cannot read"
+    )
     clips_per_batch: Count = 32
     clips_per_shard: Count = Field(512, description="clips in one Parquet shard, and in one resume")
     shards_at_once: Count = Field(1024, description="shards of one pipeline; bounds its memory")

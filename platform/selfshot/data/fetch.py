@@ -16,22 +16,19 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from selfshot.config.paths import is_address
-from selfshot.data.video import VideoError, sample_frames
+from selfshot.data.video import Decoder, Sampled, VideoError, sample_clip
 from selfshot.errors import StorageError
 
 if TYPE_CHECKING:
     from selfshot.data.storage import Storage
 
-FETCH = "selfshot.data.fetch:sample_stored_frames"
+FETCH = "selfshot.data.fetch:sample_stored_clip"
 PIECE_BYTES = 1 << 20
 _WEB = ("http://", "https://", "ftp://")
 
 
-def sample_stored_frames(
+def sample_stored_clip(
     path: str,
     *,
     num_frames: int,
@@ -43,12 +40,13 @@ def sample_stored_frames(
     length: int | None = None,
     within: str | None = None,
     max_bytes: int | None = None,
-) -> UInt8[np.ndarray, "num_frames height width 3"]:
-    """`sample_frames` of a video that need not be a file of its own.
+    decoder: Decoder = "decord",
+) -> Sampled:
+    """`sample_clip` of a video that need not be a file of its own.
 
     Args:
         path: a file, or an address that pyarrow or fsspec can open.
-        num_frames, height, width, start_s, end_s: see `sample_frames`.
+        num_frames, height, width, start_s, end_s, decoder: see `sample_clip`.
         offset: where the video begins in that file, as a tar's member does; its beginning if None.
         length: bytes of the video; to the end of the file if None.
         within: folder that a local file must be in when all links are followed.
@@ -64,15 +62,16 @@ def sample_stored_frames(
         "width": width,
         "start_s": start_s,
         "end_s": end_s,
+        "decoder": decoder,
     }
     if not is_address(path):
         if within is not None and not _is_within(path, within):
             raise VideoError("it leads out of the corpus folder", path)
         if offset is None:
-            return sample_frames(path, **asked)
+            return sample_clip(path, **asked)
     try:
         with _in_memory(path, offset or 0, length, max_bytes) as copy:
-            return sample_frames(copy, **asked)
+            return sample_clip(copy, **asked)
     except VideoError as error:
         raise VideoError(error.reason, path) from None
 

@@ -87,7 +87,7 @@ class FrameReader:
             if isinstance(frames, VideoError):
                 raise frames
             self._check_size(path, video)
-            yield frames
+            yield frames.frames
 
     def fault(self, video: Video) -> str | None:
         """Why a frame of a video cannot be read; None where all can. They are decoded small."""

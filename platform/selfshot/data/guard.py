@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib
+import itertools
 import json
 import os
-import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -29,23 +27,20 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import UInt8
 
-from selfshot.data.video import VideoError
+from selfshot.data.serving import AWAY, FRAMES, HEADER, READY, REASON
+from selfshot.data.video import Decoder, Sampled, VideoError
 from selfshot.errors import StorageError
 
-DECODE = "selfshot.data.video:sample_frames"
+DECODE = "selfshot.data.video:sample_clip"
 DECODE_AT = "selfshot.data.video:frames_at"
 
-# Answers begin with a kind and a length: of the frames, of a reason (the clip's, or storage's), or
-# of nothing.
-_HEADER = struct.Struct("<cQ")
-_FRAMES, _REASON, _AWAY, _READY = b"F", b"R", b"A", b"Y"
 # The child starts on the next clip while the parent takes the last one's frames.
 _AHEAD = 2
 _START_S = 60.0
 _STARTS = 3
 _ALARM_GRACE_S = 2.0
 _PIPE_BYTES = 1 << 20
-_CHILD = "import sys; sys.path[:] = {path!r}; from selfshot.data.guard import serve; serve()"
+_CHILD = "import sys; sys.path[:] = {path!r}; from selfshot.data.serving import serve; serve()"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +88,8 @@ Request = Clip | FileFrames | Shots
 class GuardedDecoder:
     """Decodes clips in child processes with a time limit, restarted after a crash or a hang.
 
+    What decord cannot read, or ends or hangs with, is tried with PyAV before it is an error.
+
     A child starts at the first clip and stays for the next ones. It serves one call of
     `decode_many` at a time, in the process that started it: threads that decode at once, and
     processes forked from this one, have children of their own, so that no answer reaches the wrong
@@ -109,6 +106,7 @@ class GuardedDecoder:
         memory_limit_bytes: int | None = None,
         decode: str = DECODE,
         least_frames: int | None = None,
+        decoder: Decoder = "decord",
     ) -> None:
         """Nothing is started yet.
 
@@ -119,10 +117,11 @@ class GuardedDecoder:
             time_limit_s: of one clip; above 0.
             memory_limit_bytes: of address space that clips may take of the child: a header may
                 ask for frames that no machine holds. None: no limit.
-            decode: `module:function` with the signature of `sample_frames`, or of `frames_at` if
+            decode: `module:function` with the signature of `sample_clip`, or of `frames_at` if
                 it is asked for `FileFrames`.
             least_frames: a `Clip` with fewer is refused; none: any number is taken, some more
                 than once.
+            decoder: `decord`, then `pyav` where it fails; or `pyav` alone.
         """
         if not time_limit_s > 0:
             raise ValueError(f"time_limit_s: {time_limit_s} must be above 0")
@@ -131,6 +130,7 @@ class GuardedDecoder:
         self.memory_limit_bytes = memory_limit_bytes
         self.decode_name = decode
         self.least_frames = least_frames
+        self.decoder = decoder
         self.restarts = 0
         self._idle: list[_Child] = []
 
@@ -146,11 +146,11 @@ class GuardedDecoder:
         (answer,) = self.decode_many([clip])
         if isinstance(answer, VideoError):
             raise answer
-        return answer
+        return answer.frames
 
     def decode_many(
         self, clips: Iterable[Request | Path | str]
-    ) -> Iterator[UInt8[np.ndarray, "time height width 3"] | VideoError]:
+    ) -> Iterator[Sampled | VideoError]:
         """For each clip, in order, its frames or the error that it gave.
 
         Raises:
@@ -158,22 +158,24 @@ class GuardedDecoder:
             RuntimeError: the child does not start at all.
         """
         waiting = iter(clips)
-        asked: deque[Request] = deque()
+        asked: deque[_Asked] = deque()
         child = self._take_child()
         try:
             while True:
-                for clip in waiting:
-                    asked.append(Clip(str(clip)) if isinstance(clip, Path | str) else clip)
+                for clip in itertools.islice(waiting, _AHEAD - len(asked)):
+                    clip = Clip(str(clip)) if isinstance(clip, Path | str) else clip
+                    asked.append(_Asked(self._request(clip), self._shape(clip)))
                     if child.is_usable():
-                        child.send([self._request(asked[-1])])
-                    if len(asked) >= _AHEAD:
-                        break
+                        child.send([asked[-1].request])
                 if not asked:
                     return
                 if not child.is_usable():  # It is new, or forked: it has received none of them.
                     child = self._start_child()
-                    child.send([self._request(clip) for clip in asked])
+                    child.send([one.request for one in asked])
                 answer = self._answer(child, asked[0])
+                if not child.is_usable() and asked[0].request["decoder"] == "decord":
+                    asked[0].request["decoder"] = "pyav"
+                    continue
                 asked.popleft()
                 yield answer
         finally:
@@ -231,7 +233,7 @@ class GuardedDecoder:
 
     def _request(self, clip: Request) -> dict[str, Any]:
         """The arguments of the function that decodes."""
-        request = dataclasses.asdict(clip)
+        request = dataclasses.asdict(clip) | {"decoder": self.decoder}
         if isinstance(clip, Clip):
             request |= zip(("num_frames", "height", "width"), self.shape[:3], strict=True)
             if self.least_frames is not None:
@@ -245,27 +247,36 @@ class GuardedDecoder:
             return (clip.most, 8)
         return (len(clip.indices), clip.height, clip.width, 3)
 
-    def _answer(self, child: _Child, clip: Request) -> np.ndarray | VideoError:
+    def _answer(self, child: _Child, asked: _Asked) -> Sampled | VideoError:
         """What the child says of the oldest clip, or what became of the child."""
         deadline = time.monotonic() + self.time_limit_s
+        path = asked.request["path"]
         try:
-            kind, length = _HEADER.unpack(child.read(_HEADER.size, deadline))
-            if kind == _REASON:
-                return VideoError(child.read(length, deadline).decode(), clip.path)
-            if kind == _AWAY:
+            kind, length, *counts = HEADER.unpack(child.read(HEADER.size, deadline))
+            if kind == REASON:
+                return VideoError(child.read(length, deadline).decode(), path)
+            if kind == AWAY:
                 raise StorageError(child.read(length, deadline).decode())
-            frames = np.empty(self._shape(clip), dtype=np.uint8)
-            if kind != _FRAMES or length != frames.nbytes:
+            frames = np.empty(asked.shape, dtype=np.uint8)
+            if kind != FRAMES or length != frames.nbytes:
                 raise EOFError
             child.fill(frames.reshape(-1).data, deadline)
-            return frames
+            return Sampled(frames, *counts)
         except TimeoutError:
             reason = f"the decoder did not finish within {self.time_limit_s:g} s"
         except EOFError:
             reason = f"the decoder's process died ({child.how_it_ended()})"
         self.restarts += 1
         child.close()
-        return VideoError(reason, clip.path)
+        return VideoError(reason, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What a child is to decode, and the shape of its answer."""
+
+    request: dict[str, Any]
+    shape: tuple[int, ...]
 
 
 class _Child:
@@ -300,8 +311,8 @@ class _Child:
         with contextlib.suppress(OSError):  # The limit on pipes is lower here.
             fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
-            kind, _ = _HEADER.unpack(self.read(_HEADER.size, time.monotonic() + _START_S))
-            if kind != _READY:
+            kind, *_ = HEADER.unpack(self.read(HEADER.size, time.monotonic() + _START_S))
+            if kind != READY:
                 raise EOFError
         except (EOFError, TimeoutError):
             how = self.how_it_ended()
@@ -372,67 +383,3 @@ class _Child:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
-
-
-def serve() -> None:
-    """The child: answer each line of standard input until it ends."""
-    settings = json.loads(sys.argv[1])
-    answers = os.dup(1)
-    os.dup2(2, 1)  # Whatever a decoder prints must not end up among the answers.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to answer.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    module, _, name = settings["decode"].partition(":")
-    decode = getattr(importlib.import_module(module), name)
-    if settings["memory_bytes"] is not None:
-        # What this process has before the first clip, the decoder's own library too, is no clip's.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("decord")
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + settings["memory_bytes"]
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    _send(answers, _READY, b"")
-    for line in _lines_while_parent_lives(settings["parent"]):
-        # Without a handler the kernel ends this process, whatever the decoder is stuck in.
-        signal.setitimer(signal.ITIMER_REAL, settings["alarm_s"])
-        try:
-            frames = np.ascontiguousarray(decode(**json.loads(line)))
-            kind, payload = _FRAMES, frames.reshape(-1).data
-        except VideoError as error:
-            kind, payload = _REASON, memoryview(error.reason.encode(errors="replace"))
-        except StorageError as error:
-            kind, payload = _AWAY, memoryview(str(error).encode(errors="replace"))
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            kind, payload = _REASON, memoryview(reason.encode(errors="replace"))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(answers, kind, payload)
-
-
-def _lines_while_parent_lives(parent: int) -> Iterator[bytes]:
-    """Lines of standard input.
-
-    A process that the parent forked may hold the pipe open after the parent is gone, so the end of
-    the input alone is not enough.
-    """
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    rest = b""
-    while os.getppid() == parent:
-        if not poll.poll(2000):
-            continue
-        received = os.read(0, 1 << 16)
-        if not received:
-            return
-        *lines, rest = (rest + received).split(b"\n")
-        yield from lines
-
-
-def _send(answers: int, kind: bytes, payload: bytes | memoryview) -> None:
-    parts = [memoryview(_HEADER.pack(kind, len(payload))), memoryview(payload)]
-    while parts:
-        written = os.writev(answers, parts)
-        while parts and written >= len(parts[0]):
-            written -= len(parts.pop(0))
-        if parts:
-            parts[0] = parts[0][written:]

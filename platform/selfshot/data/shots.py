@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from selfshot.data.video import iterate_frames
+from selfshot.data.video import Decoder, iterate_frames
 
 SHOTS = "selfshot.data.shots:shot_starts"
 SIDE = 32
@@ -21,7 +21,7 @@ _FRAMES_AT_ONCE = 256
 
 
 def shot_starts(
-    path: str, *, most: int, threshold: float
+    path: str, *, most: int, threshold: float, decoder: Decoder = "decord"
 ) -> UInt8[np.ndarray, "most 8"]:
     """Times in seconds at which a shot begins, the first aside, as the bytes of float64.
 
@@ -29,9 +29,12 @@ def shot_starts(
         path: of the video.
         most: how many are given back at most; what is not used is NaN.
         threshold: see `find_cuts`.
+        decoder: what reads the video.
     """
     histograms, times = [], []
-    for frames, seconds in iterate_frames(path, SIDE, SIDE, _FRAMES_AT_ONCE):
+    for frames, seconds in iterate_frames(
+        path, SIDE, SIDE, _FRAMES_AT_ONCE, decoder=decoder
+    ):
         histograms.append(quarter_histograms(frames))
         times.append(seconds)
     cuts = find_cuts(differences(np.concatenate(histograms)), threshold)

@@ -1,6 +1,6 @@
-"""The corpus becomes vectors: Ray Data over decord and the encoder, in shards that resume.
+"""The corpus becomes vectors: Ray Data over a decoder and the encoder, in shards that resume.
 
-    manifest → rows of a batch → decode (a guarded decord in each actor)
+    manifest → rows of a batch → decode (a guarded decoder in each actor)
              → embed (one model in each actor) → here, where rows gather by shard → Parquet
 
 A shard is a fixed slice of the manifest. It appears under its name when it is whole, so a killed
@@ -25,6 +25,7 @@ import numpy as np
 from selfshot.config.paths import is_address
 from selfshot.data.corpus_manifest import Manifest, check_manifest
 from selfshot.data.storage import Storage
+from selfshot.data.video import Decoder
 from selfshot.distributed.session import Session, current_session, quieten
 from selfshot.distributed.shards import ShardWriter, Slice, make_slices, read_finished
 from selfshot.distributed.sharing import Sharing
@@ -52,6 +53,7 @@ def embed_corpus(
     clips_per_batch: int,
     clips_per_shard: int,
     shards_at_once: int = 1024,
+    decoder: Decoder = "decord",
     decode_timeout_s: float,
     decode_memory_mb: int,
     max_quarantine_share: float,
@@ -77,7 +79,7 @@ def embed_corpus(
             and digest; shards of other settings are refused.
         out: folder, or its address: receives summary.json and shard-00000.parquet … with clip_id,
             embedding (NaN for a clip that was set aside), status ("embedded", "quarantined") and
-            error.
+            error; decoded_frames and expected_frames, of the clip itself.
         num_frames: frames of a clip, sampled uniformly.
         height: of a frame.
         width: of a frame.
@@ -85,6 +87,7 @@ def embed_corpus(
         clips_per_shard: clips of a Parquet file.
         shards_at_once: shards of one pipeline; those after it are begun when it has ended, so
             this bounds what Ray and this process hold of a long manifest.
+        decoder: `decord`, and `pyav` for what it cannot read; or `pyav` alone.
         decode_timeout_s: a clip that takes longer is set aside.
         decode_memory_mb: a clip whose decoder wants more is set aside.
         max_quarantine_share: more clips set aside than this share are an error.
@@ -102,8 +105,9 @@ def embed_corpus(
         on_message: told what is worth a line.
 
     Returns:
-        what summary.json holds: clips, embedded, quarantined, clips_per_s (from the first batch
-        on, of this call), seconds (of this call), start_s (of them, until the first batch).
+        what summary.json holds: clips, embedded, quarantined, salvaged (embedded clips of which a
+        part of the frames was decoded) and salvaged_frames (those), clips_per_s (from the first
+        batch on, of this call), seconds (of this call), start_s (of them, until the first batch).
 
     Raises:
         UserError: a manifest that is no manifest, shards of other settings in `out`, or too many
@@ -118,6 +122,7 @@ def embed_corpus(
         "num_frames": num_frames,
         "height": height,
         "width": width,
+        "decoder": decoder,
         "dtype": dtype,
         "clips_per_shard": clips_per_shard,
     }
@@ -147,7 +152,11 @@ def embed_corpus(
                 encoder,
                 clips_per_batch,
                 frames,
-                {"time_limit_s": decode_timeout_s, "max_bytes": decode_memory_mb * 10**6},
+                {
+                    "decoder": decoder,
+                    "time_limit_s": decode_timeout_s,
+                    "max_bytes": decode_memory_mb * 10**6,
+                },
                 sizes,
                 use_gpu,
                 sharing,
@@ -166,13 +175,14 @@ def embed_corpus(
         else:
             if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - shards_at_once):
                 raise RuntimeError("the pipeline ended, and not every clip came out of it")
-    writer.check_whole()
+    salvaged = writer.check_whole()
     seconds = time.monotonic() - began
     start_s = seconds if writer.first_at is None else writer.first_at - began
     summary = {
         "clips": manifest.clips,
         "embedded": manifest.clips - writer.quarantined,
         "quarantined": writer.quarantined,
+        **salvaged,
         "clips_per_s": round(writer.rate() or writer.fresh / seconds, 2),
         "seconds": round(seconds, 3),
         "start_s": round(start_s, 3),

@@ -89,7 +89,10 @@ class Decode:
         self.decoder = GuardedDecoder(decode=FETCH, memory_limit_bytes=max_bytes, **settings)
 
     def __call__(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        """Frames (zeros where there is an error), errors ("" where there is none), seconds."""
+        """Frames (zeros where there is an error), errors ("" where there is none), seconds.
+
+        Of each clip also how many frames it has, `expected`, and how many of them were `decoded`.
+        """
         from selfshot.data.guard import StoredClip
 
         clips = [
@@ -107,12 +110,14 @@ class Decode:
         frames = np.zeros((len(clips), *self.decoder.shape), dtype=np.uint8)
         errors = [""] * len(clips)
         seconds = np.zeros(len(clips))
+        counts = np.zeros((2, len(clips)), dtype=np.int32)
         before = time.perf_counter()
         for index, answer in enumerate(self.decoder.decode_many(clips)):
             if isinstance(answer, Exception):
                 errors[index] = getattr(answer, "reason", None) or repr(answer)
             else:
-                frames[index] = answer
+                frames[index] = answer.frames
+                counts[:, index] = answer.decoded, answer.expected
             now = time.perf_counter()
             seconds[index], before = now - before, now
         return {
@@ -120,6 +125,8 @@ class Decode:
             "clip_id": rows["clip_id"].to_numpy().astype(object),
             "frames": frames,
             "error": np.asarray(errors, dtype=object),
+            "decoded": counts[0],
+            "expected": counts[1],
             "decode_s": seconds,
         }
 
@@ -158,6 +165,8 @@ class Embed:
             "clip_id": batch["clip_id"],
             "embedding": vectors,
             "error": errors,
+            "decoded": batch["decoded"],
+            "expected": batch["expected"],
             "decode_s": batch["decode_s"],
             "model_s": np.full(len(errors), share),
         }

@@ -86,6 +86,8 @@ class Finished:
     identity: dict[str, Any]
     settings: dict[str, Any]
     quarantined: int
+    salvaged: int
+    salvaged_frames: int
 
 
 def read_finished(storage: Storage) -> dict[str, Finished]:
@@ -104,7 +106,7 @@ def read_finished(storage: Storage) -> dict[str, Finished]:
             return None
         if said is None or said["slice"]["rows"] != metadata.num_rows:
             return None
-        return Finished(said["slice"], said["settings"], said["quarantined"])
+        return Finished(said["slice"], said["settings"], **said["counts"])
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         looked = zip(names, pool.map(look, names), strict=True)
@@ -218,16 +220,23 @@ class ShardWriter:
         """Write a shard; returns how many of its clips were set aside."""
         columns = {
             name: np.concatenate([one[name] for one in batches])
-            for name in ("row", "clip_id", "embedding", "error")
+            for name in ("row", "clip_id", "embedding", "error", "decoded", "expected")
         }
         order = np.argsort(columns["row"], kind="stable")
         if not np.array_equal(columns["row"][order], np.arange(part.start, part.stop)):
             raise RuntimeError(f"{part.name}: a clip came twice, and another did not come")
         vectors = columns["embedding"][order].astype(self.dtype)
         errors = [error or None for error in columns["error"][order]]
+        good = np.array([error is None for error in errors])
         # Not zeros, which look like vectors, and not null, which costs the column its fixed size.
-        vectors[[error is not None for error in errors]] = np.nan
-        quarantined = sum(1 for error in errors if error is not None)
+        vectors[~good] = np.nan
+        decoded, expected = (columns[name][order] for name in ("decoded", "expected"))
+        salvaged = good & (decoded < expected)
+        counts = {
+            "quarantined": int((~good).sum()),
+            "salvaged": int(salvaged.sum()),
+            "salvaged_frames": int(decoded[salvaged].sum()),
+        }
         table = pa.table(
             {
                 "clip_id": pa.array(columns["clip_id"][order].tolist(), type=pa.string()),
@@ -236,17 +245,22 @@ class ShardWriter:
                 ),
                 "status": [QUARANTINED if error else EMBEDDED for error in errors],
                 "error": pa.array(errors, type=pa.string()),
+                "decoded_frames": decoded,
+                "expected_frames": expected,
             }
         )
-        said = {"slice": part.identity, "settings": self.settings, "quarantined": quarantined}
+        said = {"slice": part.identity, "settings": self.settings, "counts": counts}
         table = table.replace_schema_metadata({_KEY: json.dumps(said)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
         self.storage.write(part.name, memoryview(sink.getvalue()))
-        return quarantined
+        return counts["quarantined"]
 
-    def check_whole(self) -> None:
+    def check_whole(self) -> dict[str, int]:
         """Every clip of the manifest is in a shard, embedded or set aside.
+
+        Returns:
+            how many clips were salvaged, and how many frames of them.
 
         Raises:
             UserError: too many were set aside.
@@ -262,6 +276,10 @@ class ShardWriter:
                 f"{rows} of {self.total} clips are in shards, {aside} of {self.quarantined} "
                 f"quarantined among them; missing: {missing[:5]}"
             )
+        return {
+            name: sum(getattr(one, name) for one in there.values())
+            for name in ("salvaged", "salvaged_frames")
+        }
 
     def _check_share(self) -> None:
         """Stop early: the clips that are to come cannot lower the number of broken ones."""

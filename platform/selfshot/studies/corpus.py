@@ -28,9 +28,11 @@ def embedding_arguments(experiment: Experiment) -> dict[str, Any]:
 
 def account(summary: dict[str, Any]) -> str:
     """The sum that must come out."""
+    count = summary["salvaged"]
+    salvaged = f"; {count} damaged clip{'s are' if count > 1 else ' is'} salvaged" * bool(count)
     return (
         f"{summary['embedded']} embedded + {summary['quarantined']} quarantined "
-        f"= {summary['clips']} clips of the manifest"
+        f"= {summary['clips']} clips of the manifest{salvaged}"
     )
 
 

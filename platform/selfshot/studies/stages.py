@@ -344,8 +344,8 @@ STAGES: tuple[Stage, ...] = (
         "backbone", 3, ("benchmark",), training_settings("backbone"), _make_backbone,
         needs_ray=lambda experiment: experiment.backbone.pretrain,
     ),
-    Stage("encoder", 2, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
-    Stage("embeddings", 1, ("benchmark", "encoder"), embeddings_settings, _make_embeddings),
+    Stage("encoder", 3, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
+    Stage("embeddings", 2, ("benchmark", "encoder"), embeddings_settings, _make_embeddings),
     Stage(
         "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,
     ),

@@ -64,7 +64,7 @@ class NeighbourProbe:
             for row, frames in zip(self.rows, decoder.decode_many(asked), strict=True):
                 if not isinstance(frames, VideoError):
                     good.append(row)
-                    clips.append(frames)
+                    clips.append(frames.frames)
         self.rows = good
         self._frames = queries, np.stack(clips)
         return self._frames

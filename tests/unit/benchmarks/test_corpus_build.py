@@ -18,7 +18,8 @@ from selfshot.benchmarks.corpus_build import Cutting, build_manifest, cut_spans
 from selfshot.benchmarks.corpus_items import of_segments, of_tars, of_uris, of_videos
 from selfshot.data import storage
 from selfshot.data.corpus_manifest import check_manifest, open_manifest, place_of
-from selfshot.data.fetch import sample_stored_frames
+from selfshot.data.fetch import sample_stored_clip
+from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import sample_frames
 from selfshot.errors import StorageError, UserError
 
@@ -135,10 +136,52 @@ def test_members_of_tars_are_addressed_where_they_are(videos: Path, tmp_path: Pa
     for row in rows:
         name = "a.mp4" if row["source_id"] == "0/a" else "deep/b c.mp4"
         span = {"start_s": row["start_s"], "end_s": row["end_s"], **SIZE}
-        frames = sample_stored_frames(
+        frames = sample_stored_clip(
             place_of(str(root), row["uri"]), offset=row["offset"], length=row["bytes"], **span
-        )
+        ).frames
         np.testing.assert_array_equal(frames, sample_frames(videos / name, **span))
+
+
+def test_every_kind_of_video_is_listed_and_the_rest_is_named(
+    videos: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "mixed"
+    root.mkdir()
+    names = ["a.mpg", "b.TS", "c.3gp", "d.gif", "e.wmv", "f.flv", "g.m2ts", "h.ogv", "i.mp4"]
+    others = ["j.json", "k.info.json", "l.tar.gz", "m.tar", "noise"]
+    for name in [*names, *others]:
+        (root / name).write_bytes((videos / "a.mp4").read_bytes())
+    set_aside: list[tuple[str, str]] = []
+    build(of_videos(str(root), set_aside), root, tmp_path / "m", cutting=Cutting(clip_s=60.0))
+    rows = rows_of(tmp_path / "m")
+    assert sorted(row["uri"] for row in rows) == names
+    assert all(row["end_s"] == pytest.approx(7.1) for row in rows), "PyAV reads their contents"
+    assert [what for what, _ in set_aside] == [
+        "corpus: 1 file without a suffix, such as noise",
+        "corpus: 2 files .json, such as j.json",
+        "corpus: 1 file .tar, such as m.tar",
+        "corpus: 1 file .tar.gz, such as l.tar.gz",
+    ]
+    assert "selfshot corpus build --tars" in set_aside[2][1]
+    set_aside.clear()
+    assert not list(of_tars(str(root), set_aside))
+    reasons = dict(set_aside)
+    assert "decompress it" in reasons["corpus: 1 file .tar.gz, such as l.tar.gz"]
+    assert "corpus: m.tar" in reasons and len(reasons) == 13
+
+
+def test_clips_are_cut_from_the_first_frame_on(shared: Path, tmp_path: Path) -> None:
+    root = shared / "failing" / "start_offset"
+    if not root.is_dir():
+        pytest.skip("no failing inputs")
+    facts = build(of_videos(str(root), []), root, tmp_path / "m", cutting=Cutting(clip_s=1.0))
+    assert facts["seconds"] == pytest.approx(2.0 + 15.125)
+    rows = rows_of(tmp_path / "m")
+    assert len([row for row in rows if row["uri"] == "offset.mkv"]) == 2
+    for row in rows:
+        clip = Clip(str(root / row["uri"]), row["start_s"], row["end_s"])
+        with GuardedDecoder(num_frames=2, height=32, width=32) as decoder:
+            assert decoder.decode(clip).shape == (2, 32, 32, 3)
 
 
 def test_lists_and_segments(videos: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from selfshot.benchmarks.manifest import (
 )
 from selfshot.config.benchmarks import FolderBenchmark
 from selfshot.config.load import load_experiment
+from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.data.ytvis import load_annotations
 from selfshot.errors import UserError
 from selfshot.ops.masks import encode_rle
@@ -395,6 +396,8 @@ def test_what_is_no_clip(plain: dict[str, Any], tmp_path: Path) -> None:
         "corpus: ring.mp4": "the link leads nowhere",
         "corpus: pipe.mp4": "it is no file",
         "corpus: ?.mp4": "its name is not UTF-8",
+        "corpus: 1 file .txt, such as notes.txt": "only files that end in "
+        f"{', '.join(VIDEO_SUFFIXES)} are read",
     }
 
 

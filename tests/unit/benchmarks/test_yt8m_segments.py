@@ -15,8 +15,8 @@ from selfshot.benchmarks.fingerprint import fingerprint
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
 from selfshot.benchmarks.self_shot import build_self_vis
 from selfshot.benchmarks.sprites.build import FPS, _encode_h264
-from selfshot.benchmarks.yt8m_segments import build_yt8m_segments, length_s
-from selfshot.data.video import sample_frames
+from selfshot.benchmarks.yt8m_segments import build_yt8m_segments
+from selfshot.data.video import duration_s, sample_frames
 from selfshot.errors import UserError
 
 CLIP = _encode_h264(np.zeros((7 * FPS, 32, 32, 3), np.uint8) + np.uint8(90))
@@ -131,8 +131,8 @@ def test_wrong_segments(videos: Path, text: str, message: str) -> None:
 
 def test_a_video_that_cannot_be_opened_is_not_checked(videos: Path) -> None:
     (videos / "broken.mp4").write_bytes(b"no video")
-    assert length_s(videos / "broken.mp4") is None
-    assert length_s(videos / "one.mp4") == pytest.approx(7, abs=0.2)
+    assert duration_s(videos / "broken.mp4") is None
+    assert duration_s(videos / "one.mp4") == pytest.approx(7, abs=0.2)
     assert build(videos, "clip,start_s\nbroken,100\n").counts["corpus_clips"] == 1
 
 

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from selfshot.data.fetch import sample_stored_frames
+from selfshot.data.fetch import sample_stored_clip
 from selfshot.data.guard import GuardedDecoder, StoredClip
 from selfshot.data.video import VideoError, sample_frames
 from selfshot.errors import StorageError
@@ -36,26 +36,26 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_member_of_a_larger_file(video: Path, tmp_path: Path) -> None:
     content = video.read_bytes()
     (tmp_path / "shard.tar").write_bytes(b"x" * 512 + content + b"y" * 700)
-    frames = sample_stored_frames(
+    frames = sample_stored_clip(
         str(tmp_path / "shard.tar"), offset=512, length=len(content), **SIZE
-    )
+    ).frames
     np.testing.assert_array_equal(frames, sample_frames(video, **SIZE))
     with pytest.raises(VideoError, match="ends 100 bytes before it does"):
-        sample_stored_frames(
+        sample_stored_clip(
             str(tmp_path / "shard.tar"), offset=512, length=len(content) + 800, **SIZE
         )
     with pytest.raises(VideoError, match="more than 0 MB"):
-        sample_stored_frames(str(tmp_path / "shard.tar"), offset=512, max_bytes=100, **SIZE)
+        sample_stored_clip(str(tmp_path / "shard.tar"), offset=512, max_bytes=100, **SIZE)
 
 
 def test_a_video_behind_an_address(video: Path) -> None:
     files = fsspec.filesystem("memory")
     files.pipe("/clips/a b.mp4", video.read_bytes())
     try:
-        frames = sample_stored_frames("memory://clips/a b.mp4", start_s=0.5, **SIZE)
+        frames = sample_stored_clip("memory://clips/a b.mp4", start_s=0.5, **SIZE).frames
         np.testing.assert_array_equal(frames, sample_frames(video, start_s=0.5, **SIZE))
         with pytest.raises(VideoError, match="cannot be read"):
-            sample_stored_frames("memory://clips/none.mp4", **SIZE)
+            sample_stored_clip("memory://clips/none.mp4", **SIZE)
     finally:
         files.rm("/clips", recursive=True)
 
@@ -65,16 +65,16 @@ def test_links_out_of_the_corpus_are_not_followed(video: Path, tmp_path: Path) -
     inside.mkdir()
     (inside / "link.mp4").symlink_to(video)
     with pytest.raises(VideoError, match="leads out of the corpus folder"):
-        sample_stored_frames(str(inside / "link.mp4"), within=str(inside), **SIZE)
+        sample_stored_clip(str(inside / "link.mp4"), within=str(inside), **SIZE)
     os.link(video, inside / "own.mp4")
-    sample_stored_frames(str(inside / "own.mp4"), within=str(inside), **SIZE)
+    sample_stored_clip(str(inside / "own.mp4"), within=str(inside), **SIZE)
 
 
 def test_a_decoder_that_wants_too_much_memory(video: Path) -> None:
     """The limit is of the child alone: this process goes on, and so does the next clip."""
     big = {"num_frames": 100, "height": 4000, "width": 4000}
     with GuardedDecoder(
-        decode="selfshot.data.fetch:sample_stored_frames", memory_limit_bytes=2 * 10**9, **big
+        decode="selfshot.data.fetch:sample_stored_clip", memory_limit_bytes=2 * 10**9, **big
     ) as decoder:
         with pytest.raises(VideoError):
             decoder.decode(StoredClip(str(video)))
@@ -95,10 +95,10 @@ def test_an_outage_is_no_broken_clip(
     with monkeypatch.context() as patched:
         patched.setattr(type(files), "_open", away)
         with pytest.raises(StorageError, match="503 Slow Down"):
-            sample_stored_frames("memory://clips/a.mp4", **SIZE)
+            sample_stored_clip("memory://clips/a.mp4", **SIZE)
     files.rm("/clips", recursive=True)
     with pytest.raises(VideoError, match="cannot be read"):
-        sample_stored_frames("http://127.0.0.1:9/clip.mp4", **SIZE)
+        sample_stored_clip("http://127.0.0.1:9/clip.mp4", **SIZE)
     # The decoder's process says which it was.
     (tmp_path / "away.py").write_text(
         "from selfshot.errors import StorageError\n"

@@ -35,13 +35,17 @@ def write_manifest(folder: Path, *lengths: int) -> Manifest:
     return open_manifest(str(folder))
 
 
-def batch(rows: list[int], broken: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+def batch(
+    rows: list[int], broken: tuple[int, ...] = (), damaged: tuple[int, ...] = ()
+) -> dict[str, np.ndarray]:
     vectors = np.array([[row + 0.25 * at for at in range(DIM)] for row in rows], np.float32)
     return {
         "row": np.array(rows),
         "clip_id": np.array([f"clip-{row:03d}" for row in rows], dtype=object),
         "embedding": vectors,
         "error": np.array(["torn" if row in broken else "" for row in rows], dtype=object),
+        "decoded": np.array([4 if row in damaged else 7 for row in rows], dtype=np.int32),
+        "expected": np.full(len(rows), 7, dtype=np.int32),
         "decode_s": np.full(len(rows), 0.5),
         "model_s": np.full(len(rows), 0.25),
     }
@@ -92,6 +96,19 @@ def test_a_clip_that_comes_twice_is_noticed(tmp_path: Path) -> None:
     writer.take(batch([0, 1]))
     with pytest.raises(RuntimeError, match="came twice"):
         writer.take(batch([1, 3]))
+
+
+def test_frames_that_were_salvaged_are_counted(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 8)
+    writer = writer_for(manifest, tmp_path / "out")
+    writer.take(batch([0, 1, 2, 3], broken=(1,), damaged=(0, 1)))
+    # A later run counts those of the shards that it finds.
+    later = resumed(manifest, tmp_path / "out")
+    later.take(batch([4, 5, 6, 7], damaged=(7,)))
+    assert later.check_whole() == {"salvaged": 2, "salvaged_frames": 8}
+    table = pq.read_table(tmp_path / "out" / "shard-00000.parquet")
+    assert table["decoded_frames"].to_pylist() == [4, 4, 7, 7]
+    assert table["expected_frames"].to_pylist() == [7, 7, 7, 7]
 
 
 def test_what_was_begun_is_forgotten_and_what_is_whole_stays(tmp_path: Path) -> None:
