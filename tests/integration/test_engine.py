@@ -105,6 +105,19 @@ def test_a_killed_worker_resumes(tmp_path: Path, undisturbed: TrainingResult) ->
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_mistake_of_one_rank_that_a_restart_mends_is_forgotten(tmp_path: Path) -> None:
+    """Another node may have what this one lacked."""
+    mistakes = tmp_path / "mistakes"
+    mistakes.mkdir()
+    for name in ("mistake 0", "mistake 1", "mistake 2"):
+        (mistakes / name).touch()
+    settings = {"steps": 6, "num_workers": 2, "max_failures": 1}
+    with pytest.raises(UserError, match="mistake 1 of rank 1"):
+        train_toy(tmp_path / "not", {"mistakes": str(mistakes)}, **settings)
+    result = train_toy(tmp_path / "mended", {"mistakes": str(mistakes)}, **settings)
+    assert not list(mistakes.iterdir()) and result.history[-1]["step"] == 6
+
+
 def train_workers() -> list[int]:
     """Process ids of Ray Train's workers below this process."""
     import psutil

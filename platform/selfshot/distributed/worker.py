@@ -77,6 +77,9 @@ def train_worker(config: dict[str, Any]) -> None:
     A mistake that a restart cannot mend (a UserError, a loss that is not finite) is written to a
     file and ends the work quietly, where an exception would be retried `max_failures` times. A
     StorageError is raised: a restart may find storage again.
+
+    Raises:
+        UserError: of one rank alone; its peers would wait for it, and a restart may mend it.
     """
     import torch.distributed
 
@@ -88,13 +91,12 @@ def train_worker(config: dict[str, Any]) -> None:
     except UserError as error:
         from selfshot.training.loop import NonFiniteLossError
 
+        # Every rank sees a loss that is not finite.
+        if torch.distributed.get_world_size() > 1 and not isinstance(error, NonFiniteLossError):
+            raise
         write_atomically(scratch / FAILURE, json.dumps({"message": str(error)}))
         if mirror is not None:
             mirror.push(f"scratch/{FAILURE}")
-        # Every rank sees a loss that is not finite; other mistakes may be of one rank alone, and
-        # its peers would wait for it.
-        if torch.distributed.get_world_size() > 1 and not isinstance(error, NonFiniteLossError):
-            raise
 
 
 def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], Mirror | None]:

@@ -89,12 +89,7 @@ def open_store(experiment: Experiment, progress: Progress | None = None) -> Stor
     root = experiment.output / "store"
     if experiment.storage is None:
         return Store(root, say)
-    from selfshot.distributed.sharing import take_turn
-
-    def exclusive(name: str) -> contextlib.AbstractContextManager[None]:
-        return take_turn(name, say or (lambda text: None))
-
-    return Store(root, say, SharedStore(Storage(experiment.storage), say), exclusive)
+    return Store(root, say, SharedStore(Storage(experiment.storage), say))
 
 
 def sharing_of(experiment: Experiment) -> Sharing | None:
@@ -137,6 +132,10 @@ def plan_experiment(experiment: Experiment, until: str | None = None) -> list[St
         store.shared.storage.look()
     stages = wanted_stages(experiment, until)
     keys = stage_keys(stages, stage_settings(stages, experiment))
+    return _statuses(store, stages, keys)
+
+
+def _statuses(store: Store, stages: Sequence[Stage], keys: Mapping[str, str]) -> list[StagePlan]:
     known: dict[str, set[str]] = {}
     return [stage_status(store, known, stage.name, keys[stage.name]) for stage in stages]
 
@@ -190,8 +189,8 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     settings = stage_settings(every, experiment)
     keys = stage_keys(every, settings)
     progress = Progress(len(stages))
-    root = open_store(experiment).root
-    missing = [one.name for one in stages if not (root / one.name / keys[one.name]).exists()]
+    plans = _statuses(open_store(experiment), stages, keys)
+    missing = [plan.stage for plan in plans if plan.status != "done"]
     waits = refuse_without_room(experiment, missing)
     if waits is not None:
         progress.note(waits)
@@ -253,7 +252,22 @@ def make_stages(
     """
     experiment = context.experiment
     with contextlib.ExitStack() as stack:
-        ray_runs = False
+
+        @functools.cache
+        def start_ray() -> None:
+            from selfshot.distributed.session import ray_session
+
+            stack.enter_context(ray_session(experiment.compute.address))
+
+        def turn(name: str) -> contextlib.AbstractContextManager[None]:
+            """Drivers on one cluster may share no file locks."""
+            from selfshot.distributed.session import cluster_address
+            from selfshot.distributed.sharing import take_turn
+
+            if cluster_address(experiment.compute.address)[0] is not None:
+                start_ray()
+            return take_turn(name, context.progress.note)
+
         for number, stage in enumerate(stages, 1):
             key = context.keys[stage.name] = keys[stage.name]
             opened = store.stage(
@@ -262,17 +276,15 @@ def make_stages(
                 settings[stage.name],
                 _inputs(stage, context.keys),
                 seeds=[experiment.seed],
+                exclusive=turn,
             )
             with opened as folder:
                 if folder.done:
                     context.progress.stage(number, stage.name, f"reused {key}")
                     context.timings.append(_timing(stage, folder, "reused"))
                 else:
-                    if stage.needs_ray(experiment) and not ray_runs:
-                        from selfshot.distributed.session import ray_session
-
-                        stack.enter_context(ray_session(experiment.compute.address))
-                        ray_runs = True
+                    if stage.needs_ray(experiment):
+                        start_ray()
                     try:
                         _make(stage, folder, context, number)
                     except Exception:

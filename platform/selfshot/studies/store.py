@@ -36,6 +36,7 @@ from selfshot.data.shared_store import MANIFEST as MANIFEST
 from selfshot.data.shared_store import SharedStore
 from selfshot.errors import StorageError
 
+Exclusive = Callable[[str], contextlib.AbstractContextManager[Any]]
 SCRATCH = "scratch"
 HEARTBEAT_S = 2.0
 _UNREADABLE = (f"it has no {MANIFEST}", f"its {MANIFEST} cannot be read")
@@ -162,7 +163,6 @@ class Store:
         root: Path,
         on_message: Message | None = None,
         shared: SharedStore | None = None,
-        exclusive: Callable[[str], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
         """Nothing is looked for yet.
 
@@ -170,11 +170,9 @@ class Store:
             root: the folder, made when needed.
             on_message: who is told of waits and damage.
             shared: what this folder is a cache of; None: nothing.
-            exclusive: a lock beside that of the file, for machines that share no folder.
         """
         self.root, self.shared = Path(root), shared
         self._say: Message = on_message or (lambda message: None)
-        self._exclusive = exclusive or (lambda name: contextlib.nullcontext())
 
     @contextlib.contextmanager
     def stage(
@@ -185,8 +183,11 @@ class Store:
         inputs: Mapping[str, str],
         *,
         seeds: Sequence[int] = (),
+        exclusive: Exclusive = contextlib.nullcontext,
     ) -> Iterator[StageFolder]:
         """Open a result, alone among all processes on it.
+
+        `exclusive` is a lock for machines that share no folder, but storage.
 
         Example:
             with store.stage("index", 1, settings, {"embeddings": key}) as folder:
@@ -212,7 +213,7 @@ class Store:
                 if here:
                     self._settle(final)
                 elif not (here := self.shared.fetch(stage, key, final)):
-                    locks.enter_context(self._exclusive(f"{stage}-{key}"))
+                    locks.enter_context(exclusive(f"{stage}-{key}"))
                     here = self.shared.fetch(stage, key, final)  # It may have come meanwhile.
             folder = StageFolder(final, facts, done=here, on_finish=self._finished)
             if folder.done:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from selfshot.errors import UserError
 from selfshot.training.loop import ParameterGroup, TrainingTask
 
 
@@ -54,12 +55,17 @@ class ToyTask:
         dropout: float = 0.1,
         seconds_per_step: float = 0.0,
         spoil_step: int | None = None,
+        mistakes: str | None = None,
     ) -> None:
-        """Args say what they are; `spoil_step` gets NaN inputs, `seconds_per_step` slows it."""
+        """Args say what they are; `spoil_step` gets NaN inputs, `seconds_per_step` slows it.
+
+        Each file in the folder `mistakes` is one that rank 1 alone makes, in one of its starts.
+        """
         torch.manual_seed(seed)
         self.module: nn.Module = ToyNetwork(width, dropout)
         self.seed, self.width, self.learning_rate = seed, width, learning_rate
         self.seconds_per_step, self.spoil_step = seconds_per_step, spoil_step
+        self.mistakes = mistakes
 
     @property
     def network(self) -> ToyNetwork:
@@ -78,6 +84,10 @@ class ToyTask:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Sixteen samples, divided among the ranks."""
+        if self.mistakes is not None and rank == 1 and step == 3:
+            for path in sorted(Path(self.mistakes).iterdir())[:1]:
+                path.unlink()
+                raise UserError(f"{path.name} of rank 1")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         inputs = torch.randn(16, 4, generator=generator)
         targets = inputs @ torch.tensor([1.0, -2.0, 0.5, 0.0])
