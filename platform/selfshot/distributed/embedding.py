@@ -268,6 +268,8 @@ def _stream(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Ray's own exception in its place would not say, across processes, what caused it.
+    context.raise_original_map_exception = True
     quieten()  # Importing ray.data made its loggers talk again.
     confined = not is_address(manifest.root)
     root = str(Path(manifest.root).resolve()) if confined else manifest.root

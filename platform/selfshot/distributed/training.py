@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,7 +346,7 @@ class _Follower:
     def __init__(self, work_dir: Path, stage: str, steps: int, on_log: OnLog) -> None:
         self.history, self.start = work_dir / HISTORY, work_dir / "scratch" / START
         self.stage, self.steps, self.on_log = stage, steps, on_log
-        self.began: dict[str, float] | None = None
+        self.began: dict[str, Any] | None = None
         self.seen, self.offset = 0, 0
 
     def read(self) -> None:
@@ -358,6 +359,11 @@ class _Follower:
             # The file was made anew before start.json was, so it is read from its beginning.
             # Step 0 is logged too, of a network that is probed before it is trained.
             self.began, self.seen, self.offset = began, int(began["step"]) or -1, 0
+            for line in began["refused"]:
+                warnings.warn(
+                    f"{self.stage}: {line}; training goes on from step {began['step']}",
+                    stacklevel=2,
+                )
         if not self.history.exists():
             return  # It comes by way of storage.
         with self.history.open("rb") as file:
@@ -371,7 +377,7 @@ class _Follower:
                 self.seen = point["step"]
                 self.on_log(self._described(point, began))
 
-    def _described(self, point: dict[str, Any], began: dict[str, float]) -> dict[str, Any]:
+    def _described(self, point: dict[str, Any], began: dict[str, Any]) -> dict[str, Any]:
         done, seconds = point["step"] - began["step"], point["time"] - began["time"]
         rate = done / max(seconds, 1e-6)
         eta = (self.steps - point["step"]) / rate if rate else float("inf")

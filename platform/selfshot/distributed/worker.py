@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 from selfshot.data.shared_store import Mirror
 from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.best import BEST, LAST, SCORES, BestExport
+from selfshot.distributed.checkpoints import CheckpointDigests, weights_only
 from selfshot.distributed.sharing import Sharing
 from selfshot.errors import UserError
 
@@ -83,11 +84,13 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     import torch.distributed
 
-    config, mirror = _on_this_node(config)
+    config, place = _on_this_node(config)
+    mirror = None if place is None else place.attempt(config["attempt"])
+    digests = CheckpointDigests(Path(config["work_dir"]), config["attempt"], place)
     scratch = Path(config["work_dir"]) / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        _train(config, scratch, mirror)
+        _train(config, scratch, mirror, digests)
     except UserError as error:
         from selfshot.training.loop import NonFiniteLossError
 
@@ -100,15 +103,17 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], Mirror | None]:
-    """The same work with the paths of this node, and where what it writes is sent."""
+    """The same work with the paths of this node, and the counterpart of its folder in storage."""
     if config["sharing"] is None:
         return config, None
     sharing = Sharing(**config["sharing"])
-    mirror = sharing.mirror(Path(config["work_dir"])).attempt(config["attempt"])
-    return {**config, **sharing.local({k: config[k] for k in PLACED})}, mirror
+    place = sharing.mirror(Path(config["work_dir"]))
+    return {**config, **sharing.local({k: config[k] for k in PLACED})}, place
 
 
-def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None:
+def _train(
+    config: dict[str, Any], scratch: Path, mirror: Mirror | None, digests: CheckpointDigests
+) -> None:
     os.environ["DS_ACCELERATOR"] = "cuda" if config["use_gpu"] else "cpu"
     import ray.train
     import torch
@@ -125,7 +130,8 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
     work_dir, steps = Path(config["work_dir"]), int(config["steps"])
     meter = loop.Meter()
     parts = engine.gradient_accumulation_steps()
-    start = _restore(engine, meter, work_dir if mirror is not None and rank == 0 else None)
+    kept_to = work_dir if mirror is not None and rank == 0 else None
+    start, refused = _restore(engine, meter, kept_to, digests)
     best = BestExport(work_dir, config["validation"]) if config["validation"] else None
     history: IO[str] | None = None
     sent_at = time.monotonic()
@@ -155,7 +161,8 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
 
     if rank == 0:
         history = _reopen_history(work_dir / HISTORY, start)
-        write_atomically(scratch / START, json.dumps({"step": start, "time": time.time()}))
+        began = {"step": start, "time": time.time(), "refused": refused}
+        write_atomically(scratch / START, json.dumps(began))
         if best is not None:
             best.start(start)
         if mirror is not None:
@@ -207,7 +214,7 @@ def _train(config: dict[str, Any], scratch: Path, mirror: Mirror | None) -> None
             if done % config["checkpoint_every"] == 0 or done == steps:
                 # On another machine it is all that there is of this run.
                 kept = work_dir if mirror is not None and rank == 0 else None
-                _checkpoint(engine, meter, done, scratch, kept)
+                _checkpoint(engine, meter, done, scratch, kept, digests)
     with _whole_weights(task.module, config["zero_stage"], change=False):
         if rank == 0 and best is None:
             _export(task, work_dir / EXPORT)
@@ -271,28 +278,55 @@ def _whole_weights(module: Any, zero_stage: int, *, change: bool) -> Iterator[No
         yield
 
 
-def _restore(engine: Any, meter: Any, kept_to: Path | None) -> int:
-    """Load the run's last checkpoint, if any; returns the steps that it has done.
+def _restore(
+    engine: Any, meter: Any, kept_to: Path | None, digests: CheckpointDigests
+) -> tuple[int, list[str]]:
+    """Load the last checkpoint that this training wrote, if any.
 
     Args:
         engine, meter: what is restored.
         kept_to: folder that gets the files of the training until then; None: they are there.
+        digests: of the checkpoints that may be loaded.
+
+    Returns:
+        the steps that it has done, 0 without one; and a message for each that was refused.
     """
+    refused: list[str] = []
+    for checkpoint in _checkpoints():
+        with checkpoint.as_directory() as folder:
+            complaint = digests.complaint_about(Path(folder))
+            if complaint is not None:
+                refused.append(f"{checkpoint.path} is not loaded: {complaint}")
+                continue
+            with weights_only():
+                _, state = engine.load_checkpoint(str(folder), tag="state")
+            if kept_to is not None and (Path(folder) / KEPT).exists():
+                shutil.copytree(Path(folder) / KEPT, kept_to, dirs_exist_ok=True)
+        meter.restore(state["meter"])
+        return int(state["steps_done"]), refused
+    return 0, refused
+
+
+def _checkpoints() -> Iterator[Any]:
+    """The run's last checkpoint and then the others that Ray still has, from the newest."""
     import ray.train
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        _, state = engine.load_checkpoint(str(folder), tag="state")
-        if kept_to is not None and (Path(folder) / KEPT).exists():
-            shutil.copytree(Path(folder) / KEPT, kept_to, dirs_exist_ok=True)
-    meter.restore(state["meter"])
-    return int(state["steps_done"])
+    last = ray.train.get_checkpoint()
+    if last is None:
+        return
+    yield last
+    for reported in reversed(ray.train.get_all_reported_checkpoints()):
+        if reported.checkpoint.path != last.path:
+            yield reported.checkpoint
 
 
 def _checkpoint(
-    engine: Any, meter: Any, done: int, scratch: Path, kept: Path | None
+    engine: Any,
+    meter: Any,
+    done: int,
+    scratch: Path,
+    kept: Path | None,
+    digests: CheckpointDigests,
 ) -> None:
     import ray.train
 
@@ -307,6 +341,7 @@ def _checkpoint(
                 place = Path(folder) / KEPT / path.relative_to(kept)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, place)
+        digests.note(Path(folder), done)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"step": done}, checkpoint=checkpoint)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 
+from selfshot.data.shared_store import Mirror
 from selfshot.data.storage import ATTEMPTS, Storage
+from selfshot.distributed.checkpoints import DIGESTS, CheckpointDigests, weights_only
 from selfshot.distributed.training import _drop_unreadable
 from selfshot.errors import StorageError
 
@@ -62,3 +67,60 @@ def test_a_list_without_its_checkpoints_is_dropped(files: Storage) -> None:
     files.remove(f"{RUN}/c2/weights")
     _drop_unreadable(files, RUN)
     assert files.sizes("", deep=True) == {}
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_what_deepspeed_loads_runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    torch.save({"a": Evil(tmp_path / "ran")}, path)
+    with weights_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=False)  # As DeepSpeed calls it.
+    assert not (tmp_path / "ran").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    store = torch.distributed.FileStore(str(tmp_path / "ranks"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_checkpoint_is_known_by_the_record_of_its_training(tmp_path: Path, fail: Any) -> None:
+    files = Storage(f"memory://{tmp_path.name}-digests")
+    here, there, made = (tmp_path / name for name in ("here", "there", "made"))
+    ours = CheckpointDigests(here, "one", Mirror(files, "work", here))
+    (made / "state").mkdir(parents=True)
+    for step in (2, 4):
+        (made / "state" / "a.pt").write_text(f"weights {step}")
+        ours.note(made, step)
+        assert ours.complaint_about(made) is None
+    # Another machine, and another attempt, know it by storage alone.
+    others = CheckpointDigests(there, "two", Mirror(files, "work", there))
+    assert others.complaint_about(made) is None
+    (made / "state" / "b.pt").write_text("more")
+    assert others.complaint_about(made) == "state/b.pt is not the file that this training wrote"
+    others.note(made, 6)
+    assert ours.complaint_about(made) is None
+    assert files.sizes("work/scratch/digests").keys() == {"one.json", "two.json"}
+    (made / DIGESTS).write_text("{}")
+    assert ours.complaint_about(made) == f"{DIGESTS} is none that this training wrote"
+    (made / DIGESTS).unlink()
+    assert ours.complaint_about(made) == f"{DIGESTS} is missing"
+    assert ours.mirror is not None
+    fail(ours.mirror.storage, OSError("503"))
+    for work in (lambda: ours.complaint_about(made), lambda: ours.note(made, 8)):
+        with pytest.raises(StorageError, match="503"):
+            work()
