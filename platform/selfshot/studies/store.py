@@ -83,6 +83,7 @@ class StageFolder:
         self.key = final.name
         self._seconds_before = 0.0
         self._began = time.monotonic()
+        self._beat, self._finishing = threading.Lock(), False
 
     @property
     def path(self) -> Path:
@@ -118,7 +119,9 @@ class StageFolder:
         if self.done:
             raise RuntimeError(f"{self.final} is finished already")
         partial = self.path
-        shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+        with self._beat:  # Time noted meanwhile would keep the folder, and change behind its hash.
+            self._finishing = True
+            shutil.rmtree(partial / SCRATCH, ignore_errors=True)
         (partial / MANIFEST).unlink(missing_ok=True)
         manifest = {
             **self.facts,
@@ -149,10 +152,11 @@ class StageFolder:
         self._began = time.monotonic()
 
     def _note_seconds(self) -> None:
-        with contextlib.suppress(OSError):  # the folder may be finished at this moment
-            temporary = self.path / SCRATCH / ".seconds"
-            temporary.write_text(f"{self.seconds:.3f}")
-            temporary.rename(temporary.with_name("seconds"))
+        with self._beat, contextlib.suppress(OSError):  # A full disk loses no more than the time.
+            if not self._finishing:
+                temporary = self.path / SCRATCH / ".seconds"
+                temporary.write_text(f"{self.seconds:.3f}")
+                temporary.rename(temporary.with_name("seconds"))
 
 
 class Store:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,7 @@ def child(tmp_path: Path, body: str) -> subprocess.Popen[str]:
     code = f"""
 import sys, time
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {str(source)!r})
 from selfshot.studies.store import Store
 store = Store(Path({str(tmp_path)!r}))
@@ -159,3 +162,23 @@ def test_hashes_of_many_files_are_right(tmp_path: Path) -> None:
     assert len(hashes) == 2000
     known = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
     assert hashes["1"] == {"bytes": 1, "sha256": known}
+
+
+def test_time_that_is_noted_while_a_stage_is_finished_is_none_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(tmp_path).stage("train", 1, {}, {}) as folder:
+        (folder.path / "weights").write_text("1")
+        remove = os.rmdir
+
+        def remove_late(*path: Any, **where: Any) -> None:
+            beat = threading.Thread(target=folder._note_seconds)
+            beat.start()
+            beat.join(0.5)
+            remove(*path, **where)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rmdir", remove_late)
+            folder.finish()
+    assert list(folder.manifest["files"]) == ["weights"]
+    assert not (folder.final / "scratch").exists()
