@@ -47,6 +47,21 @@ def reported_error(error: BaseException | None) -> UserError | StorageError | No
     return None
 
 
+def hidden_outage(error: FileNotFoundError) -> OSError | None:
+    """What a web server answered where fsspec says that there is no such file; None: it is not.
+
+    fsspec raises a `FileNotFoundError` whatever fails (a refusal, an overload, no answer), with the
+    reason as its cause.
+    """
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    of_the_web = type(cause).__module__.partition(".")[0] == "aiohttp"
+    if status in (404, 410) or not (of_the_web or isinstance(cause, TimeoutError)):
+        return None
+    kind = PermissionError if status in (401, 403) else OSError
+    return kind(str(cause) or type(cause).__name__)
+
+
 _FULL = re.compile(
     r"No space left on device|Disk quota exceeded|database or disk is full|Local disk is full"
     # NumPy and PyTorch say of a write that was cut short no more than this.

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from selfshot.config.paths import is_address
-from selfshot.errors import StorageError, UserError
+from selfshot.errors import StorageError, UserError, hidden_outage
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
@@ -77,14 +77,31 @@ class FsspecHandler(pafs.FSSpecHandler):
     """An fsspec filesystem for pyarrow, in which only a `FileNotFoundError` means "not there".
 
     pyarrow's own calls fsspec's `exists`, `isfile`, `isdir` and `find`, which say no, or leave out
-    folders, where storage fails. `info` and `ls` raise.
+    folders, where storage fails. `info` and `ls` raise; that of the web says of every failure that
+    there is no such file.
     """
 
-    def _kind(self, path: str) -> str | None:
+    def get_file_info(self, paths: list[str]) -> list[Any]:
+        """What fsspec says of each path."""
+        infos = [(path, self._info(path)) for path in paths]
+        return [
+            pafs.FileInfo(path, pafs.FileType.NotFound)
+            if info is None
+            else self._create_file_info(path, info)
+            for path, info in infos
+        ]
+
+    def _info(self, path: str) -> dict[str, Any] | None:
         try:
-            return str(self.fs.info(path)["type"])
-        except FileNotFoundError:
+            return dict(self.fs.info(path))
+        except FileNotFoundError as error:
+            if (outage := hidden_outage(error)) is not None:
+                raise outage from error
             return None
+
+    def _kind(self, path: str) -> str | None:
+        info = self._info(path)
+        return None if info is None else str(info["type"])
 
     def get_file_info_selector(self, selector: Any) -> list[Any]:
         """The files and folders of a folder."""
@@ -127,7 +144,10 @@ class FsspecHandler(pafs.FSSpecHandler):
         """A file for reading."""
         if self._kind(path) in (None, "directory"):
             raise FileNotFoundError(path)
-        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+        try:
+            return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+        except FileNotFoundError as error:  # It looks once more.
+            raise hidden_outage(error) or error from None
 
     open_input_stream = open_input_file
 

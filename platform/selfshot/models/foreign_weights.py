@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from selfshot.config.paths import is_address
-from selfshot.errors import UserError
+from selfshot.errors import Reported, StorageError, UserError, hidden_outage
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 """Keys under which training programs put the weights of a network."""
@@ -84,6 +85,7 @@ def read_foreign_weights(path: Path | str) -> dict[str, Tensor]:
 
     Raises:
         UserError: there is no such file, or it holds no weights that can be read safely.
+        StorageError: the address cannot be read.
     """
     remote = _read_remote(str(path)) if is_address(str(path)) else None
     if remote is None and not Path(path).is_file():
@@ -115,11 +117,8 @@ def read_foreign_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def _read_remote(address: str) -> bytes:
-    try:
-        with _open_remote(address) as file:
-            return bytes(file.read())
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(address, error) from None
+    with _reading(address), _open_remote(address) as file:
+        return bytes(file.read())
 
 
 def _open_remote(address: str) -> Any:
@@ -130,29 +129,50 @@ def _open_remote(address: str) -> Any:
         return filesystem.open_input_file(inside)
 
 
-def _unreadable(path: Path | str, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: it cannot be read ({error}); give a file, or an address that pyarrow or fsspec "
-        "opens"
-    )
+@contextlib.contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Only a file that is not there, or an address that nothing opens, is a person's mistake."""
+    mistakes = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError)
+    try:
+        yield
+    except Reported:
+        raise
+    except Exception as error:  # A filesystem may raise what it likes.
+        outage = hidden_outage(error) if isinstance(error, FileNotFoundError) else None
+        if isinstance(outage or error, mistakes):
+            raise UserError(
+                f"{path}: it cannot be read ({outage or error}); give a file, or an address that "
+                "pyarrow or fsspec opens"
+            ) from None
+        raise StorageError(
+            f"{path}: it cannot be read ({outage or error}); run the same command again when it "
+            "answers"
+        ) from error
 
 
 def weights_digest(path: Path | str) -> str:
     """What tells one version of a file from another: its SHA-256, or what its storage says.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: there is no such file.
+        StorageError: it cannot be read.
     """
-    try:
-        filesystem, inside = fsspec.core.url_to_fs(str(path))
+    with _reading(path):
+        try:
+            filesystem, inside = fsspec.core.url_to_fs(str(path))
+        except ImportError:
+            return hashlib.sha256(_read_remote(str(path))).hexdigest()
         if "file" in filesystem.protocol:
             with open(inside, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        return str(filesystem.ukey(inside))
-    except ImportError:
-        return hashlib.sha256(_read_remote(str(path))).hexdigest()
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        if "http" not in filesystem.protocol:
+            return str(filesystem.ukey(inside))
+        # Its ukey is the address alone, whatever is there.
+        said = filesystem.info(inside)
+        marks = [said.get(name) for name in ("ETag", "Content-MD5", "Digest", "Last-Modified")]
+        if not any(marks):
+            return hashlib.sha256(_read_remote(str(path))).hexdigest()
+        return hashlib.sha256(repr([str(path), said.get("size"), *marks]).encode()).hexdigest()
 
 
 def fit_foreign_weights(

@@ -110,3 +110,22 @@ def test_an_outage_is_no_broken_clip(
         for _ in range(2):
             with pytest.raises(StorageError, match="s3://gone cannot be read: 503"):
                 decoder.decode(StoredClip(str(video)))
+
+
+def test_a_web_server_that_is_busy_is_asked_again(
+    video: Path, web_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec says of each of these answers that there is no such file."""
+    monkeypatch.setattr("selfshot.data.storage.FIRST_WAIT_S", 0.0)
+    address, web_server.content = f"{web_server.address}/clip.mp4", video.read_bytes()
+    web_server.times = 4
+    frames = sample_stored_clip(address, **SIZE).frames
+    np.testing.assert_array_equal(frames, sample_frames(video, **SIZE))
+    web_server.times = 100
+    with pytest.raises(VideoError, match=r"cannot be read.*503"):
+        sample_stored_clip(address, **SIZE)
+    for final in (403, 404):
+        web_server.refusal, web_server.times, before = final, 100, web_server.requests
+        with pytest.raises(VideoError, match="cannot be read"):
+            sample_stored_clip(address, **SIZE)
+        assert web_server.requests - before <= 2  # HEAD, then GET.

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from selfshot.errors import UserError
+from selfshot.errors import StorageError, UserError
 from selfshot.models.backbones import build_backbone
 from selfshot.models.foreign_weights import (
     fit_foreign_weights,
@@ -121,3 +121,27 @@ def test_addresses(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
             read_foreign_weights(wrong)
     with pytest.raises(UserError, match=r"missing.pt: it cannot be read"):
         weights_digest(tmp_path / "missing.pt")
+
+
+def test_an_outage_is_no_mistake_in_the_address(web_server: Any) -> None:
+    address = f"{web_server.address}/w.pth"
+    web_server.times = 100
+    with pytest.raises(StorageError, match=r"w\.pth: it cannot be read \(503"):
+        read_foreign_weights(address)
+    with pytest.raises(StorageError, match=r"w\.pth: it cannot be read"):
+        read_foreign_weights("http://127.0.0.1:9/w.pth")
+    web_server.refusal = 404
+    with pytest.raises(UserError, match=r"w\.pth: it cannot be read"):
+        read_foreign_weights(address)
+
+
+@pytest.mark.parametrize("etags", [("", ""), ("one", "other")])
+def test_other_weights_behind_one_web_address_are_others(
+    web_server: Any, etags: tuple[str, str]
+) -> None:
+    address = f"{web_server.address}/w.pth"
+    web_server.content, web_server.etag = b"abc", etags[0]
+    first = weights_digest(address)
+    assert weights_digest(address) == first
+    web_server.content, web_server.etag = b"abd", etags[1]
+    assert weights_digest(address) != first
