@@ -43,6 +43,10 @@ class VideoError(Exception):
         return f"{self.path}: {self.reason}" if self.path else self.reason
 
 
+class NoBytesError(VideoError):
+    """A video whose bytes cannot be had, so that no other decoder can read it either."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Taken:
     """Frames that a reader gives: how many of the part it decoded, and which it had to replace."""

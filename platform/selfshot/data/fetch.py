@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from selfshot.config.paths import is_address
-from selfshot.data.video import Decoder, Sampled, VideoError, sample_clip
+from selfshot.data.video import Decoder, NoBytesError, Sampled, VideoError, sample_clip
 from selfshot.errors import StorageError
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def sample_stored_clip(
     }
     if not is_address(path):
         if within is not None and not _is_within(path, within):
-            raise VideoError("it leads out of the corpus folder", path)
+            raise NoBytesError("it leads out of the corpus folder", path)
         if offset is None:
             return sample_clip(path, **asked)
     try:
         with _in_memory(path, offset or 0, length, max_bytes) as copy:
             return sample_clip(copy, **asked)
     except VideoError as error:
-        raise VideoError(error.reason, path) from None
+        raise type(error)(error.reason, path) from None
 
 
 def _is_within(path: str, folder: str) -> bool:
@@ -134,11 +134,11 @@ def _in_memory(
             for piece in _pieces(path, offset, length):
                 copied += len(piece)
                 if max_bytes is not None and copied > max_bytes:
-                    raise VideoError(f"it has more than {max_bytes / 1e6:.0f} MB", path)
+                    raise NoBytesError(f"it has more than {max_bytes / 1e6:.0f} MB", path)
                 file.write(piece)
         except OSError as error:
             text = str(error).strip().splitlines() or [type(error).__name__]
-            raise VideoError(f"it cannot be read: {text[0][:300]}", path) from None
+            raise NoBytesError(f"it cannot be read: {text[0][:300]}", path) from None
         yield _path_of(file)
 
 
@@ -174,9 +174,9 @@ def _pieces(path: str, offset: int, length: int | None) -> Iterator[bytes]:
     except StorageError as error:
         if not path.lower().startswith(_WEB):
             raise
-        raise VideoError(f"it cannot be read: {error}", path) from None
+        raise NoBytesError(f"it cannot be read: {error}", path) from None
     if length is not None and left > 0:
-        raise VideoError(f"its file ends {left:.0f} bytes before it does", path)
+        raise NoBytesError(f"its file ends {left:.0f} bytes before it does", path)
 
 
 def _open(path: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from selfshot.data.video import Sampled, VideoError
+from selfshot.data.video import NoBytesError, Sampled, VideoError
 from selfshot.errors import StorageError
 
 # Answers begin with a kind, a length (of the frames, of a reason, which is the clip's or storage's,
@@ -64,7 +64,7 @@ def _decode(
     try:
         found = decode(**request)
         return found if isinstance(found, Sampled) else Sampled(found, 0, 0)
-    except StorageError as error:
+    except (StorageError, NoBytesError) as error:
         return error
     except Exception as error:  # Whatever a file does to a decoder, it is this file's alone.
         if request["decoder"] == "decord":

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
 from selfshot.data.decoders import DecordReader, PyavReader, Times, is_steady
+from selfshot.data.decoders import NoBytesError as NoBytesError
 from selfshot.data.decoders import VideoError as VideoError
 
 VIDEO_SUFFIXES = (
@@ -284,9 +285,9 @@ def _open(
     try:
         num_bytes = Path(path).stat().st_size
     except OSError as error:
-        raise VideoError(error.strerror or str(error), path) from None
+        raise NoBytesError(error.strerror or str(error), path) from None
     if not num_bytes:
-        raise VideoError("the file is empty", path)
+        raise NoBytesError("the file is empty", path)
     # decord cannot scale to some widths (16, 24, 48, 72, …: its lines are padded): those are
     # decoded at the next multiple of 32, by either reader, and resized by `_sized`.
     aligned = None if width is None else -(-width // DECODE_ALIGNMENT) * DECODE_ALIGNMENT

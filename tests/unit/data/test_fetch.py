@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from selfshot.data.fetch import sample_stored_clip
+from selfshot.data.fetch import FETCH, sample_stored_clip
 from selfshot.data.guard import GuardedDecoder, StoredClip
 from selfshot.data.video import VideoError, sample_frames
 from selfshot.errors import StorageError
@@ -129,3 +129,15 @@ def test_a_web_server_that_is_busy_is_asked_again(
         with pytest.raises(VideoError, match="cannot be read"):
             sample_stored_clip(address, **SIZE)
         assert web_server.requests - before <= 2  # HEAD, then GET.
+
+
+def test_what_cannot_be_fetched_is_not_fetched_again_for_the_other_decoder(
+    web_server: Any,
+) -> None:
+    web_server.refusal, web_server.times = 404, 100
+    with (
+        GuardedDecoder(decode=FETCH, **SIZE) as decoder,
+        pytest.raises(VideoError, match="cannot be read"),
+    ):
+        decoder.decode(StoredClip(f"{web_server.address}/clip.mp4"))
+    assert web_server.requests == 2  # HEAD, then GET.
