@@ -78,3 +78,10 @@ def trial_of_trials(config: dict[str, Any]) -> dict[str, Any]:
         parallel=2,
     )
     return {"sum": sum(result["square"] for result in inner)}
+
+
+def gpus_of_trial(config: dict[str, Any]) -> dict[str, Any]:
+    """The GPUs that Ray gave to a trial."""
+    import ray
+
+    return {"gpus": ray.get_runtime_context().get_accelerator_ids()["GPU"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def test_a_trial_may_run_trials(tmp_path: Path) -> None:
         out_dir=tmp_path / "outer",
         name="outer",
         parallel=2,
-        cpus_per_trial=0.0,
+        per_trial={"cpu": 0.0},
     )
     assert results == [{"sum": 5}, {"sum": 5}]
 
@@ -66,7 +68,7 @@ def test_weak_trials_are_stopped_and_stay_stopped(tmp_path: Path) -> None:
             out_dir=tmp_path / "results",
             name="asha",
             parallel=1,
-            cpus_per_trial=0.0,
+            per_trial={"cpu": 0.0},
             stopping=Stopping((1, 2, 4), "max", 2.0),
         )
 
@@ -81,3 +83,40 @@ def test_weak_trials_are_stopped_and_stay_stopped(tmp_path: Path) -> None:
     (tmp_path / "results" / "n2.budget-1.json").unlink()
     assert run() == first
     assert (tmp_path / "calls").read_text().splitlines()[len(calls) :] == ["n2.budget-1"]
+
+
+ON_GPUS = """
+import os
+from pathlib import Path
+
+os.environ["PYTHONPATH"] = os.pathsep.join([{here!r}, os.environ.get("PYTHONPATH", "")])
+import ray
+from selfshot.distributed.session import ray_session
+from selfshot.distributed.trials import run_trials
+
+# Ray counts this GPU whether or not the machine has one.
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+with ray_session():
+    for share, inner in ((0.5, ""), (0.0, ""), (0.5, "1")):
+        os.environ.pop("SELFSHOT_INSIDE_TRIAL", None)
+        if inner:
+            os.environ["SELFSHOT_INSIDE_TRIAL"] = inner
+        results = run_trials(
+            "engine_parts:gpus_of_trial",
+            [{{"trial_id": f"t{{n}}"}} for n in range(2)],
+            out_dir=Path({folder!r}) / f"{{share}}{{inner}}",
+            name="gpus",
+            parallel=2,
+            per_trial={{"cpu": 1.0, "gpu": share}},
+        )
+        print("GPUs", [result["gpus"] for result in results])
+ray.shutdown()
+"""
+
+
+def test_trials_book_a_share_of_a_gpu(tmp_path: Path) -> None:
+    code = ON_GPUS.format(here=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("GPUs")]
+    both, neither = "GPUs [['0'], ['0']]", "GPUs [[], []]"
+    assert said == [both, neither, both], done.stdout + done.stderr

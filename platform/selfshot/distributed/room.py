@@ -5,6 +5,20 @@ from __future__ import annotations
 from selfshot.distributed.session import Session
 
 
+def gpu_share(session: Session, parallel: int, *, autoscales: bool) -> float:
+    """The share of a GPU with which so many trials at a time fit on the cluster's; 0: it has none.
+
+    Args:
+        session: the running Ray.
+        parallel: trials at a time.
+        autoscales: whether nodes with GPUs come when they are asked for.
+    """
+    if not session.num_gpus:
+        return 1.0 if autoscales else 0.0
+    # Ray counts in ten-thousandths; rounded down, the last trial fits too.
+    return min(1.0, int(10_000 * session.num_gpus / parallel) / 10_000)
+
+
 def lack_of_room(
     session: Session, *, num_workers: int, threads_per_worker: int | None, use_gpu: bool
 ) -> str | None:

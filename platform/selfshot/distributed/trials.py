@@ -24,6 +24,8 @@ TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 
 INSIDE = "SELFSHOT_INSIDE_TRIAL"
 
+ONE_CORE = {"cpu": 1.0}
+
 OnResult = Callable[[str, dict[str, Any]], None]
 _LISTENERS: dict[str, Callable[[str], None]] = {}
 
@@ -67,7 +69,7 @@ def run_trials(
     out_dir: Path,
     name: str,
     parallel: int = 1,
-    cpus_per_trial: float = 1.0,
+    per_trial: Mapping[str, float] = ONE_CORE,
     max_failures: int = 0,
     on_result: OnResult | None = None,
     stopping: Stopping | None = None,
@@ -85,8 +87,9 @@ def run_trials(
         out_dir: where results go; without `sharing` it must be seen by every node.
         name: of all of them, for people.
         parallel: trials at one time.
-        cpus_per_trial: cores of a trial, which are also its threads; 0 for one that only waits
-            for what it starts on the same Ray, and must not keep a core from it.
+        per_trial: `cpu`, cores of a trial, which are also its threads; 0 for one that only waits
+            for what it starts on the same Ray, and must not keep a core from it. `gpu`, its share
+            of a GPU; none: it sees none.
         max_failures: times that a failing trial is tried again.
         on_result: called here with the trial id and result of each one that ends.
         stopping: stop weak trials early; the result of a stopped one says `stopped_at`, its last
@@ -123,13 +126,13 @@ def run_trials(
     failures: dict[str, str] = {}
     if waiting and inside_trial():
         failures = _as_tasks(
-            common, waiting, out_dir, parallel, cpus_per_trial, max_failures, on_result, mirror
+            common, waiting, out_dir, parallel, per_trial, max_failures, on_result, mirror
         )
     elif waiting:
         # Those that are done report again what they scored, for the others are ranked with them.
         all_of_them = [dict(config) for config in configs] if stopping else waiting
         failures = _tune(
-            common, all_of_them, out_dir, name, parallel, cpus_per_trial, max_failures,
+            common, all_of_them, out_dir, name, parallel, per_trial, max_failures,
             on_result, stopping, mirror,
         )  # fmt: skip
     if mirror is not None:
@@ -155,7 +158,7 @@ def _as_tasks(
     waiting: list[dict[str, Any]],
     out_dir: Path,
     parallel: int,
-    cpus: float,
+    per_trial: Mapping[str, float],
     max_failures: int,
     on_result: OnResult | None,
     mirror: Mirror | None,
@@ -164,9 +167,12 @@ def _as_tasks(
     import ray
 
     session = current_session()
-    cpus = min(cpus, session.num_cpus) if session.embedded else cpus
+    cpus = min(per_trial["cpu"], session.num_cpus) if session.embedded else per_trial["cpu"]
+    gpus = per_trial.get("gpu", 0.0)
     # A trial of Tune has a place of its own, in which its tasks would otherwise have to fit.
-    work = ray.remote(num_cpus=cpus, max_retries=max_failures, scheduling_strategy="DEFAULT")(_keep)
+    work = ray.remote(
+        num_cpus=cpus, num_gpus=gpus, max_retries=max_failures, scheduling_strategy="DEFAULT"
+    )(_keep)
     queue = list(waiting)
     running: dict[Any, tuple[dict[str, Any], int]] = {}
     failures: dict[str, str] = {}
@@ -301,7 +307,7 @@ def _tune(
     out_dir: Path,
     name: str,
     parallel: int,
-    cpus: float,
+    per_trial: Mapping[str, float],
     max_failures: int,
     on_result: OnResult | None,
     stopping: Stopping | None,
@@ -313,7 +319,10 @@ def _tune(
     quieten()
     session = current_session()
     # A trial that asks for more than an embedded Ray has would wait for ever.
-    cpus = min(cpus, session.num_cpus) if session.embedded else cpus
+    cpus = min(per_trial["cpu"], session.num_cpus) if session.embedded else per_trial["cpu"]
+    # Tune refuses to place what asks for nothing at all.
+    booked = {"cpu": cpus} if cpus else {"memory": 2.0**20}
+    booked |= {name: share for name, share in per_trial.items() if name != "cpu" and share}
     budgets = list(stopping.budgets) if stopping else []
     space = {**common, "cpus": cpus, "budgets": budgets, "trial": tune.grid_search(waiting)}
     # Tune's own records of this call; results are what resumes, so the records start anew.
@@ -341,8 +350,7 @@ def _tune(
                 on_result(trial_id, result)
 
     tuner = tune.Tuner(
-        # Tune refuses to place what asks for nothing at all.
-        tune.with_resources(_run_one, {"cpu": cpus} if cpus else {"memory": 2.0**20}),
+        tune.with_resources(_run_one, booked),
         param_space=space,
         tune_config=tune.TuneConfig(
             max_concurrent_trials=parallel,

@@ -130,8 +130,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
             `folds`, `side`, `max_queries`, `predictions` folder for the result files,
             `support_frames` of a support if it is not as long as the benchmark's clips,
-            `confidence`, see `predict_rows`, and `kept`, the folder of `KeptRows` and the `keys`
-            of networks and benchmark, if rows are to be kept.
+            `confidence`, see `predict_rows`, `device` of the models, and `kept`, the folder of
+            `KeptRows` and the `keys` of networks and benchmark, if rows are to be kept.
 
     Returns:
         `rows`: for each row its name and scores in percent (AP, AP50, … and `pooled`);
@@ -152,7 +152,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     scores = {name: kept.find(keys[name], file) for name, file in files.items()}
     left = [row for row in config["rows"] if scores[row_name(row)] is None]
     if left:
-        models = {name: load_vis(Path(path)) for name, path in config["models"].items()}
+        device = config.get("device", "cpu")
+        models = {name: load_vis(Path(path)).to(device) for name, path in config["models"].items()}
         predictions = predict_rows(
             models, fold, left, chosen, reader, support_reader, config.get("confidence", 0.0)
         )
@@ -199,7 +200,7 @@ def predict_rows(
     """Predictions of each row of the table, by its name.
 
     Args:
-        models: `vis`, and `no_fuser` where a row asks for it; in evaluation mode.
+        models: `vis`, and `no_fuser` where a row asks for it; in evaluation mode, on any device.
         fold: the queries, each a video and the name of a class.
         rows: of {supports, shots, extra}.
         chosen: query → kind → supports.
@@ -353,17 +354,18 @@ def _tracks(
     length = int(reader.valid_frames(episodes[0][0]).sum())
     foreground = outputs["foreground_logits"][:, :, :length]
     mask_logits = outputs["mask_logits"][:, :, :length]
-    every = torch.ones(len(episodes), length, dtype=torch.bool)
-    scores = track_scores(foreground, mask_logits, every)
+    every = torch.ones(len(episodes), length, dtype=torch.bool, device=foreground.device)
+    scores = track_scores(foreground, mask_logits, every).cpu()
     if trust is not None:
         scores = scores * torch.tensor(trust, dtype=scores.dtype)[:, None]
     predictions = []
     for b, (video_id, name) in enumerate(episodes):
         video = annotations.videos[video_id]
-        masks = masks_at(mask_logits[b], video.height, video.width).numpy()
         sampled = reader.frame_indices(video_id)[reader.valid_frames(video_id)]
         nearest = np.abs(np.arange(video.length)[:, None] - sampled[None]).argmin(1)
-        for score, mask in zip(scores[b].tolist(), masks, strict=True):
+        for score, logits in zip(scores[b].tolist(), mask_logits[b], strict=True):
+            # One after another: at the video's own size they are large.
+            mask = masks_at(logits, video.height, video.width).cpu().numpy()
             rles = [encode_rle(m) if m.any() else None for m in mask]
             predictions.append(
                 Prediction(

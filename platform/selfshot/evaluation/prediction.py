@@ -70,7 +70,7 @@ def predict_video(
     share; masks are written to disk as they come.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, on any device.
         video: of any length.
         frames: reads it.
         supports: its supports.
@@ -98,15 +98,15 @@ def predict_video(
             query = model.encode(torch.from_numpy(pixels)[None], is_support=False)
             outputs = model.predict(query, supports)
             logits = outputs["mask_logits"]
-            every_frame = torch.ones(1, len(part), dtype=torch.bool)
+            every_frame = torch.ones(1, len(part), dtype=torch.bool, device=logits.device)
             scores = track_scores(outputs["foreground_logits"], logits, every_frame)[0].tolist()
             rles = []
             for instance in logits[0]:
                 # One after another: at the video's own size they are large.
-                masks = masks_at(instance, video.height, video.width).numpy()
+                masks = masks_at(instance, video.height, video.width).cpu().numpy()
                 rles.append([encode_rle(mask) if mask.any() else None for mask in masks])
-            features = outputs["instances"][0].mean(1).numpy()
-            linker.add(part, (logits[0] > 0).numpy(), scores, features, rles)
+            features = outputs["instances"][0].mean(1).cpu().numpy()
+            linker.add(part, (logits[0] > 0).cpu().numpy(), scores, features, rles)
             on_window(number + 1, len(parts))
         nearest = np.minimum((np.arange(video.length) + every // 2) // every, len(looked_at) - 1)
         partial = results.with_name(f".{results.name}.partial")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -132,11 +132,17 @@ class FrozenEncoder:
         self.companion = None if companion is None else companion.eval()
         self.device = "cpu"
 
+    def to(self, device: str) -> Self:
+        """Move to a device; frames follow."""
+        self.device = device
+        for part in (self.encoder, self.head, self.companion):
+            if part is not None:
+                part.to(device)
+        return self
+
     def prepare(self, device: str) -> None:
         """Move to a device, in the form that is fastest there."""
-        self.device = device
-        self.encoder.to(device)
-        self.head.to(device)
+        self.to(device)
         for trunk in (getattr(self.encoder, "trunk", None), getattr(self.companion, "trunk", None)):
             if isinstance(trunk, EfficientNetTrunk):
                 trunk.prepare(device)

@@ -169,6 +169,7 @@ class SelfShotVIS(VisModel):
 
     def encode_together(self, clips: list[Tensor], is_support: list[bool]) -> list[ClipFeatures]:
         """`encode` of several batches of clips of one frame size with one backbone call."""
+        clips = [frames.to(self.device) for frames in clips]
         images = torch.cat([self.backbone.normalise(frames).flatten(0, 1) for frames in clips])
         tokens, fine = self._see(images)
         sizes = [frames.shape[0] * frames.shape[1] for frames in clips]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
@@ -28,6 +29,11 @@ class VisModel(nn.Module):
     object_head: nn.Linear | None
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
     def mask_stride(self) -> int:
         """Pixels of a frame to a cell of the mask logits."""
         raise NotImplementedError
@@ -40,7 +46,7 @@ class VisModel(nn.Module):
     def encode(
         self, frames: UInt8[Tensor, "batch time height width 3"], *, is_support: bool
     ) -> ClipFeatures:
-        """Clips by themselves, without padding."""
+        """Clips by themselves, without padding; frames are moved to the model's device."""
         raise NotImplementedError
 
     def predict(self, query: ClipFeatures, support: SupportFeatures | None) -> dict[str, Any]:

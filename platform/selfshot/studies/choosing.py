@@ -24,7 +24,7 @@ from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
 from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
-from selfshot.models.trained_encoder import load_encoder
+from selfshot.models.trained_encoder import FrozenEncoder
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.known import KnownClips
 from selfshot.retrieval.methods import (
@@ -76,7 +76,7 @@ def choose_supports(
     settings: SupportSettings,
     *,
     benchmark_folder: Path,
-    encoder_folder: Path,
+    encoder: FrozenEncoder,
     index_folder: Path,
     known_folder: Path | None = None,
     seeds: Sequence[int],
@@ -93,7 +93,7 @@ def choose_supports(
         folder: of the stage.
         settings: how.
         benchmark_folder: of the benchmark.
-        encoder_folder: of the trained Φ.
+        encoder: the trained Φ, on any device.
         index_folder: of the corpus index.
         known_folder: of the labelled clips of seen classes, where they count.
         seeds: of the folds.
@@ -119,7 +119,7 @@ def choose_supports(
     known = None
     if known_folder is not None:
         known = KnownClips(read_known(known_folder), settings.known_nearest, settings.known_weight)
-    described = DescribedVideos(load_encoder(encoder_folder), reader, settings.window_size, known)
+    described = DescribedVideos(encoder, reader, settings.window_size, known)
     subset = searched if settings.corpus_share < 1 else None
     power = {"global": 0.0, "windows": settings.foreground_power}
     ways = {

@@ -79,6 +79,7 @@ def write_attention(
     videos: Sequence[int],
     gallery: Sequence[GalleryItem],
     shots: int,
+    device: str,
 ) -> list[GalleryItem]:
     """Write `attention/`, a GIF and a sheet of each query, and return the items with it.
 
@@ -89,8 +90,9 @@ def write_attention(
         videos: the query of each item.
         gallery: the items; those without self-shot supports are left as they are.
         shots: supports that the model is given.
+        device: where it runs.
     """
-    model = load_vis(export)
+    model = load_vis(export).to(device)
     if not isinstance(model, SelfShotVIS):
         return list(gallery)
     target = folder / "attention"
@@ -105,7 +107,7 @@ def write_attention(
         query = model.encode(torch.from_numpy(frames)[None], is_support=False)
         encoded = [model.encode(torch.from_numpy(c)[None], is_support=True) for c in clips]
         heat = attention_maps(model, query, stack_supports([encoded]))
-        maps = [(name, one[0].numpy()) for name, one in zip(CAPTIONS, heat, strict=True)]
+        maps = [(name, one[0].cpu().numpy()) for name, one in zip(CAPTIONS, heat, strict=True)]
         draw_heatmaps(frames, maps, target / file_stem(reader.annotations.videos[video]))
         moments = np.stack([np.asarray(moment) for moment in heat_moments(frames, maps)])
         drawn.append(dataclasses.replace(item, attention=moments))

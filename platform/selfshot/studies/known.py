@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.errors import UserError
-from selfshot.models.trained_encoder import load_encoder
+from selfshot.models.trained_encoder import FrozenEncoder
 from selfshot.studies.describing import QUERIES_AT_ONCE
 
 VECTORS_FILE, VIDEOS_FILE = "known.safetensors", "known.json"
@@ -25,7 +25,7 @@ def embed_known(
     clips_per_class: int,
     *,
     benchmark_folder: Path,
-    encoder_folder: Path,
+    encoder: FrozenEncoder,
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Write the vectors of the first support videos of each class of the side `train`.
@@ -34,7 +34,7 @@ def embed_known(
         folder: of the stage.
         clips_per_class: videos of a class at most.
         benchmark_folder: of the benchmark.
-        encoder_folder: of the trained Φ.
+        encoder: the trained Φ, on any device.
         on_progress: told how many videos of how many are embedded.
 
     Returns:
@@ -54,7 +54,7 @@ def embed_known(
         raise UserError(
             "supports.known_weight: the benchmark has no support video of a seen class; set it to 0"
         )
-    reader, encoder = benchmark.reader(benchmark_folder), load_encoder(encoder_folder)
+    reader = benchmark.reader(benchmark_folder)
     vectors = []
     for start in range(0, len(videos), QUERIES_AT_ONCE):
         part = videos[start : start + QUERIES_AT_ONCE]

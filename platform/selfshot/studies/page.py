@@ -18,6 +18,7 @@ from selfshot.data.ytvis import load_results
 from selfshot.evaluation.corpus_map import draw_corpus
 from selfshot.evaluation.episodes import SupportReader, folds, row_name
 from selfshot.evaluation.pictures import contact_sheet, overlay
+from selfshot.models.device import device_for
 from selfshot.ops.masks import decode_rle
 from selfshot.retrieval.embeddings import read_embeddings
 from selfshot.studies.environment import run_environment
@@ -142,7 +143,8 @@ def _write_examples(
     write_films(folder, reader, videos, gallery[:count], predictions)
     export = folders["vis"] / "export"
     shots = row["shots"] + row["extra"]
-    drawn = write_attention(folder, export, reader, videos, gallery[:count], shots)
+    device = device_for(context.experiment.compute.use_gpu, context.progress.note)
+    drawn = write_attention(folder, export, reader, videos, gallery[:count], shots, device)
     return [*drawn, *gallery[count:]]
 
 

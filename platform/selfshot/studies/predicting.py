@@ -23,6 +23,7 @@ from selfshot.evaluation.layout import SupportClip, SupportRow
 from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
 from selfshot.evaluation.showing import Selection, show_videos
 from selfshot.models.attention_maps import attention_maps
+from selfshot.models.device import device_for
 from selfshot.models.features import SupportFeatures
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
@@ -142,10 +143,11 @@ def retrieve_supports(
     video: Video,
     frames: FrameReader,
     count: int,
+    device: str,
 ) -> list[Support]:
     """The video's own supports from the experiment's corpus, as the stage `supports` finds them."""
     section = experiment.supports
-    encoder = load_encoder(folders["encoder"] / "export")
+    encoder = load_encoder(folders["encoder"] / "export").to(device)
     index = load_index(folders["index"])
     middles = _middles(benchmark.num_frames, video.length)
     try:
@@ -230,15 +232,18 @@ def predict(
     folders = stage_folders(experiment, stages)
     benchmark = load_benchmark(folders["benchmark"])
     size = (benchmark.height, benchmark.width)
+    device = device_for(experiment.compute.use_gpu, on_message)
     video, frames = open_video(path)
     if supports:
         num_frames = experiment.evaluation.support_frames or benchmark.num_frames
         chosen = read_supports(supports, num_frames, size)
     else:
         count = shots or max(experiment.supports.shots)
-        chosen = retrieve_supports(experiment, folders, benchmark, path, video, frames, count)
+        chosen = retrieve_supports(
+            experiment, folders, benchmark, path, video, frames, count, device
+        )
     on_message(f"supports: {', '.join(one.name for one in chosen)}")
-    model = load_vis(folders["vis"] / "export")
+    model = load_vis(folders["vis"] / "export").to(device)
     if attention and not isinstance(model, SelfShotVIS):
         raise UserError(
             f"--attention: vis.method: {experiment.vis.method} has no fuser whose attention could "
@@ -299,5 +304,5 @@ def _draw_attention(
     with torch.inference_mode():
         query = model.encode(torch.from_numpy(pixels)[None], is_support=False)
         before, after = attention_maps(model, query, features)
-    maps = [("before the fuser", before[0].numpy()), ("after it", after[0].numpy())]
+    maps = [("before the fuser", before[0].cpu().numpy()), ("after it", after[0].cpu().numpy())]
     draw_heatmaps(pixels, maps, stem)

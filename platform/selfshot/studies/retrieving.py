@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from selfshot.studies.context import Context, Metrics
 from selfshot.studies.settings import kinds_on_demand
 from selfshot.studies.store import StageFolder
+
+if TYPE_CHECKING:
+    from selfshot.models.trained_encoder import FrozenEncoder
 
 
 def make_known(context: Context, folder: StageFolder) -> Metrics:
@@ -15,7 +20,7 @@ def make_known(context: Context, folder: StageFolder) -> Metrics:
         folder.path,
         context.experiment.supports.known_clips,
         benchmark_folder=context.folders["benchmark"],
-        encoder_folder=context.folders["encoder"] / "export",
+        encoder=_encoder(context),
         on_progress=context.progress.every("labelled clips of seen classes"),
     )
 
@@ -34,7 +39,7 @@ def make_supports(context: Context, folder: StageFolder) -> Metrics:
             kinds=kinds_on_demand(experiment),
         ),
         benchmark_folder=context.folders["benchmark"],
-        encoder_folder=context.folders["encoder"] / "export",
+        encoder=_encoder(context),
         index_folder=context.folders["index"],
         known_folder=context.folders.get("known"),
         seeds=experiment.evaluation.seeds,
@@ -54,3 +59,12 @@ def make_supports(context: Context, folder: StageFolder) -> Metrics:
         f"{test['excluded_same_source']} clips of a query's own source"
     )
     return metrics
+
+
+def _encoder(context: Context) -> FrozenEncoder:
+    """The trained Φ, where it runs."""
+    from selfshot.models.device import device_for
+    from selfshot.models.trained_encoder import load_encoder
+
+    device = device_for(context.experiment.compute.use_gpu, context.progress.note)
+    return load_encoder(context.folders["encoder"] / "export").to(device)

@@ -270,11 +270,19 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
 
 
 def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.distributed.room import gpu_share
+    from selfshot.distributed.session import current_session
     from selfshot.distributed.trials import run_trials
     from selfshot.studies.scores import aggregate, figure_name
 
     experiment = context.experiment
-    section = experiment.evaluation
+    section, compute = experiment.evaluation, experiment.compute
+    gpus = 0.0
+    if compute.use_gpu:
+        session, parallel = current_session(), compute.parallel_trials
+        gpus = gpu_share(session, parallel, autoscales=compute.autoscales)
+        if not gpus:
+            context.progress.note("compute.use_gpu: Ray has no GPU, so the CPU evaluates")
     models = {"vis": str(context.folders["vis"] / "export")}
     if "vis_no_fuser" in context.folders:
         models["no_fuser"] = str(context.folders["vis_no_fuser"] / "export")
@@ -296,6 +304,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "max_queries": section.max_queries_per_seed,
             "support_frames": section.support_frames,
             "confidence": section.confidence,
+            "device": "cuda" if gpus else "cpu",
             "predictions": str(folder.path.resolve() / "predictions"),
             "kept": kept,
         }
@@ -315,9 +324,9 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
         configs,
         out_dir=folder.path / "trials",
         name=f"{experiment.name}-evaluation",
-        parallel=experiment.compute.parallel_trials,
-        cpus_per_trial=1.0,
-        max_failures=experiment.compute.max_failures,
+        parallel=compute.parallel_trials,
+        per_trial={"cpu": 1.0, "gpu": gpus},
+        max_failures=compute.max_failures,
         on_result=report,
         sharing=context.sharing,
         carry=folder.path / "predictions",

@@ -247,7 +247,7 @@ def _run_trials(
                 out_dir=plan.folder / "trials",
                 name=plan.study.experiment.name,
                 parallel=parallel,
-                cpus_per_trial=0.0,
+                per_trial={"cpu": 0.0},
                 max_failures=plan.study.experiment.compute.max_failures,
                 on_result=finished,
                 stopping=stopping,

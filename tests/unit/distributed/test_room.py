@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfshot.distributed.room import lack_of_room
+from selfshot.distributed.room import gpu_share, lack_of_room
 from selfshot.distributed.session import Session
 
 HERE = Session(True, 2.0, 0.0, 2.0)
@@ -34,3 +34,20 @@ def test_what_is_missing(
         assert found is None
     else:
         assert found is not None and words in found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "autoscales", "share"),
+    [
+        (0, 2, False, 0.0),
+        (0, 2, True, 1.0),
+        (1, 1, False, 1.0),
+        (1, 3, False, 0.3333),
+        (2, 3, False, 0.6666),
+        (8, 3, False, 1.0),
+    ],
+)
+def test_trials_at_a_time_share_the_gpus(
+    gpus: float, parallel: int, autoscales: bool, share: float
+) -> None:
+    assert gpu_share(Session(True, 4.0, gpus, 4.0), parallel, autoscales=autoscales) == share

@@ -29,6 +29,7 @@ from selfshot.evaluation.confidence import support_confidence
 from selfshot.evaluation.validation import Validation
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.features import ClipFeatures
+from selfshot.models.vis import masks_at
 from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 5
@@ -266,6 +267,27 @@ def test_tracks_of_trusted_supports_come_first(folder: Path) -> None:
     assert plain["oracle_1+0"] == scaled["oracle_1+0"]
 
 
+def test_masks_are_enlarged_one_instance_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the videos' own size those of all instances together may not fit."""
+    annotations = small_annotations()
+    logits = torch.randn(2, 3, FRAMES, 7, 5, generator=torch.Generator().manual_seed(0))
+    outputs = {"foreground_logits": torch.zeros(2, 3, FRAMES, 2), "mask_logits": logits}
+    together = masks_at(logits, HEIGHT, WIDTH)
+    sizes = []
+
+    def enlarge(given: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        sizes.append(given.shape)
+        return masks_at(given, height, width)
+
+    monkeypatch.setattr(episodes, "masks_at", enlarge)
+    fold = [(1, "cat"), (2, "dog")]
+    found = episodes._tracks(outputs, annotations, reader_of(annotations), fold, CATEGORY_IDS)
+    assert sizes == 6 * [(FRAMES, 7, 5)]
+    for one, masks in zip(found, together.flatten(0, 1), strict=True):
+        shown = [decode_rle(rle, HEIGHT, WIDTH) for rle in one.segmentations if rle is not None]
+        np.testing.assert_array_equal(np.stack(shown), masks.numpy())
+
+
 def test_a_shorter_video_leaves_the_padding_out() -> None:
     annotations = small_annotations()
     logits = torch.full((1, 2, FRAMES, HEIGHT // 4, WIDTH // 4), -9.0)
@@ -345,6 +367,9 @@ class Perfect:
         self.reader, self.num_instances = reader_of(annotations), 3
         self.supports: list[tuple[int, ...] | None] = []
         self.lengths: dict[bool, set[int]] = {True: set(), False: set()}
+
+    def to(self, device: str) -> Perfect:
+        return self
 
     def encode(self, frames: torch.Tensor, *, is_support: bool) -> ClipFeatures:
         self.lengths[is_support].add(frames.shape[1])

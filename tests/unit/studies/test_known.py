@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,10 @@ def test_a_benchmark_without_labelled_supports(tmp_path: Path) -> None:
         "empty", "folder", 0, 32, 32, 3, classes=sides,
         queries=dict.fromkeys(sides, ()), supports={"train": {"cat": ()}, "test": {"dog": (1,)}},
     ).save(tmp_path)  # fmt: skip
+    unused: Any = None
     with pytest.raises(UserError, match=r"supports\.known_weight: .* no support video .* to 0"):
         embed_known(
-            tmp_path, 3, benchmark_folder=tmp_path, encoder_folder=tmp_path,
+            tmp_path, 3, benchmark_folder=tmp_path, encoder=unused,
             on_progress=lambda done, total: None,
         )  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["benchmark.json"]

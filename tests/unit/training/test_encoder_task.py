@@ -33,32 +33,11 @@ class TestEncoder:
     """Self-supervision on the corpus."""
 
     @pytest.fixture
-    def make(self, tiny_sprites: Path, backbone_folder: Path) -> Iterator[Any]:
+    def make(self, encoder_settings: dict[str, Any]) -> Iterator[Any]:
         made: list[EncoderTask] = []
 
         def build(**changes: Any) -> EncoderTask:
-            settings: dict[str, Any] = {
-                "benchmark": str(tiny_sprites),
-                "backbone": str(backbone_folder),
-                "backbone_settings": {"width": 8, "dim": 12},
-                "seed": 1,
-                "steps": 10,
-                "trunk": "backbone",
-                "dim": 12,
-                "layers": 1,
-                "heads": 2,
-                "loss": "rank",
-                "rank_temperature": 0.05,
-                "rank_form": "ap",
-                "nce_temperature": 0.1,
-                "num_frames": 2,
-                "videos_per_batch": 4,
-                "crops_per_video": 2,
-                "queue_length": 16,
-                "momentum": 0.9,
-                "learning_rate": 1e-3,
-            }
-            made.append(EncoderTask(**settings | changes))
+            made.append(EncoderTask(**encoder_settings | changes))
             return made[-1]
 
         yield build

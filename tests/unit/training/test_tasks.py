@@ -223,40 +223,10 @@ class TestVis:
     """Episodes of seen classes."""
 
     @pytest.fixture
-    def make(self, tiny_sprites: Path, backbone_folder: Path) -> Any:
+    def make(self, vis_settings: dict[str, Any]) -> Any:
         def build(model: dict[str, Any] | None = None, **changes: Any) -> VisTask:
-            shape: dict[str, Any] = {
-                "heads": 2,
-                "encoder_layers": 1,
-                "fuser_layers": 1,
-                "decoder_layers": 2,
-                "ffn_dim": 24,
-                "dropout": 0.0,
-                "num_instances": 3,
-                "deformable": False,
-                "query_positions": True,
-                "support_positions": True,
-            }
-            settings: dict[str, Any] = {
-                "benchmark": str(tiny_sprites),
-                "backbone": str(backbone_folder),
-                "seed": 1,
-                "model": (model if "method" in changes else shape | (model or {})),
-                "weights": {
-                    "foreground": 1.0,
-                    "l1": 5.0,
-                    "giou": 2.0,
-                    "dice": 2.0,
-                    "focal": 40.0,
-                    "common": 2.0,
-                    "no_object": 0.1,
-                },
-                "episodes_per_batch": 2,
-                "train_shots": 1,
-                "learning_rate": 2e-3,
-                "backbone_learning_rate": 2e-4,
-            }
-            return VisTask(**settings | changes)
+            shape = {} if "method" in changes else vis_settings["model"]
+            return VisTask(**vis_settings | {"model": shape | (model or {})} | changes)
 
         return build
 

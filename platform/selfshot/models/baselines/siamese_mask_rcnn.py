@@ -147,6 +147,7 @@ class SiameseMaskRcnn(VisModel):
 
         Its two levels are in `fine` and in `tokens`.
         """
+        frames = frames.to(self.device)
         maps, objects = self._pyramid(frames)
         batch, time = frames.shape[:2]
         every = torch.ones(batch, time, dtype=torch.bool, device=frames.device)
