@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "error: $(PYTHON) is older than 3.11; write make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-input --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[dev]'
+	  --constraint constraints.txt --editable '.[cpu,dev]'
 	@touch $@
 
 # Keeps the environment and runs/; `rm -r .venv` and `rm -r runs` are yours to say.

@@ -36,7 +36,7 @@ def check(
     loaded = load_experiment(experiment, overrides or ())
     compute = loaded.compute
     check_inputs(loaded)
-    from selfshot.distributed.checks import Finding, check_cluster, check_tracking
+    from selfshot.distributed.checks import Finding, check_cluster, check_faiss, check_tracking
     from selfshot.distributed.room import lack_of_room
 
     with ray_session(address or compute.address) as session:
@@ -57,6 +57,7 @@ def check(
         findings.append(Finding("room", "warning", f"waited for by a run: {lack}"))
     else:
         findings.append(Finding("room", "wrong", with_places(lack, experiment, overrides or ())))
+    findings.append(check_faiss(compute.use_gpu))
     findings.append(check_tracking(loaded.tracking.uri, loaded.output))
     for finding in findings:
         print(f"{finding.status:8s}{finding.what}: {finding.words}")

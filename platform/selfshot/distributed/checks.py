@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -14,8 +15,11 @@ from selfshot.config.paths import is_address
 from selfshot.data.storage import Storage
 from selfshot.distributed.sharing import CACHE
 from selfshot.errors import StorageError, UserError
+from selfshot.retrieval.index import faiss_facts, gpus, lack_of_gpus
 
-PACKAGES = ("selfshot", "ray", "torch", "deepspeed", "mlflow", "faiss-cpu", "decord", "av")
+PACKAGES = ("selfshot", "ray", "torch", "deepspeed", "mlflow", "decord", "av")
+FAISS = ("faiss-cpu", "faiss-gpu-cu12")
+"""Packages of the extras `cpu` and `gpu`; nodes may differ in which of them they have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,11 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "missing"
+    installed = []
+    for name in FAISS:
+        with contextlib.suppress(PackageNotFoundError):
+            installed.append(version(name))
+    found["faiss"] = " and ".join(sorted(set(installed))) or "missing"
     return found
 
 
@@ -151,6 +160,18 @@ def _of_nodes(
             words = f"the same versions, sees {shared}{own}, {facts['gpus']} GPUs"
             findings.append(Finding(where, "ok", words))
     return findings
+
+
+def check_faiss(use_gpu: bool) -> Finding:
+    """Whether an index can be built and searched here, and on a GPU if that is wanted."""
+    try:
+        facts = faiss_facts()
+        lack = lack_of_gpus() if use_gpu else None
+    except UserError as error:
+        return Finding("FAISS", "wrong", str(error))
+    if lack is not None:
+        return Finding("FAISS", "warning", lack)
+    return Finding("FAISS", "ok", f"{facts['faiss']}, it sees {gpus()} GPUs")
 
 
 def check_tracking(uri: str | None, output: Path) -> Finding:

@@ -72,7 +72,7 @@ def train(
     threads_per_worker: int | None = None,
     use_gpu: bool = False,
     autoscales: bool = False,
-    zero_stage: int = 1,
+    zero_stage: int = 0,
     max_failures: int = 2,
     loader_workers: int = 0,
     compile_module: bool = False,

@@ -167,6 +167,8 @@ def _train(
             best.start(start)
         if mirror is not None:
             mirror.push(HISTORY, f"scratch/{START}")
+    if start == 0:
+        _start(task, config["zero_stage"], rank)
     if start == 0 and (before := probe(0)):
         log({"step": 0, **before})
     batches_made, since = 0, time.monotonic()
@@ -179,7 +181,7 @@ def _train(
             multiplier = loop.schedule(
                 step, steps, config["warmup_steps"], config["drops"], config["drop_factor"]
             )
-            for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
+            for group, peak in zip(engine.optimizer.param_groups, peaks.values(), strict=True):
                 group["lr"] = peak * multiplier
             loop.seed_step(config["seed"], step, rank)
             metrics: dict[str, float] = {}
@@ -209,7 +211,7 @@ def _train(
             if done % config["log_every"] == 0 or done == steps or probing:
                 speed = loop.pace(task, batches_made, time.monotonic() - since)
                 means = {**meter.take(), **speed, **probe(done)}
-                log({"step": done, **means, "lr": multiplier})
+                log({"step": done, **means, **loop.learning_rates(peaks, multiplier)})
                 batches_made, since = 0, time.monotonic()
             if done % config["checkpoint_every"] == 0 or done == steps:
                 # On another machine it is all that there is of this run.
@@ -224,6 +226,24 @@ def _train(
             mirror.push(HISTORY, EXPORT, BEST, LAST, SCORES)
 
 
+def _start(task: Any, zero_stage: int, rank: int) -> None:
+    """Fit what a task fits before its first step, on rank 0, and give it to the others.
+
+    A training that goes on has it in its checkpoint.
+    """
+    import torch.distributed
+
+    from selfshot.training import loop
+
+    if not loop.starts(task):
+        return
+    with _whole_weights(task.module, zero_stage, change=False):
+        if rank == 0:
+            task.start()
+    for buffer in task.module.buffers():
+        torch.distributed.broadcast(buffer, 0)
+
+
 def _gradient_norm(engine: Any, zero_stage: int) -> float | None:
     """Of the gradients before they are clipped; the sharding stages say it after their step."""
     if zero_stage > 0 or not engine.is_gradient_accumulation_boundary():
@@ -233,7 +253,7 @@ def _gradient_norm(engine: Any, zero_stage: int) -> float | None:
     return gradient_norm(engine.module.parameters())
 
 
-def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
+def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, dict[str, float]]:
     """The DeepSpeed engine of a task, and the peak learning rate of each of its groups."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
@@ -243,7 +263,7 @@ def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
     # and a C++ compiler on every node) and load it at each (2 s).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     groups = task.parameter_groups()
-    peaks = [float(group["lr"]) for group in groups]
+    peaks = {group["name"]: float(group["lr"]) for group in groups}
     # DeepSpeed takes a group's `name` for one of its own marks.
     plain = [{key: value for key, value in group.items() if key != "name"} for group in groups]
     engine, *_ = deepspeed.initialize(
@@ -251,7 +271,7 @@ def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, list[float]]:
         model_parameters=plain,
         config=deepspeed_config(
             config["zero_stage"],
-            learning_rate=peaks[0],
+            learning_rate=max(peaks.values()),
             weight_decay=config["weight_decay"],
             clip_norm=config["clip_norm"],
             use_gpu=config["use_gpu"],

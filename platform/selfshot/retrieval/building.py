@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from selfshot.models.device import device_for
 from selfshot.retrieval.clip_ids import ClipIds, write_ids
 from selfshot.retrieval.embeddings import (
     count_embedded,
@@ -37,6 +38,7 @@ from selfshot.retrieval.index import (
     ClipIndex,
     empty_index,
     faiss_facts,
+    lack_of_gpus,
     merge_lists,
     read_index,
     train_index,
@@ -201,11 +203,14 @@ class _Build:
             _, sample = sample_embeddings(
                 self.embeddings, self.settings.training_sample, self.settings.seed
             )
+            lack = lack_of_gpus() if self.settings.use_gpu else None
+            if lack is not None:
+                self.on_message(lack)
             with self.seconds.of("train"):
                 train_index(
                     index,
                     unit_vectors(sample, [f"sample {row}" for row in range(len(sample))]),
-                    use_gpu=self.settings.use_gpu,
+                    use_gpu=self.settings.use_gpu and lack is None,
                 )
             self.seconds.save()
             write_index(index, trained)
@@ -275,7 +280,7 @@ def measure(
     unit = made_queries(
         index, unit_vectors(sample, [f"sample {row}" for row in range(len(sample))]), settings.seed
     )
-    exact = ExactSearch(unit, k, settings.use_gpu)
+    exact = ExactSearch(unit, k, device_for(settings.use_gpu, on_message))
     compared = 0.0
     for first, block in _unit_blocks(embeddings, settings.part_rows):
         began = time.perf_counter()

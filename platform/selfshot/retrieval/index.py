@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from selfshot.errors import UserError
 from selfshot.retrieval.clip_ids import ClipIds, write_ids
 from selfshot.retrieval.kinds import CODE_BITS, IndexPlan
 
@@ -22,6 +23,26 @@ FLAT = IndexPlan("flat")
 TRAINING_ROUNDS = 10
 
 Rows = Int[np.ndarray, " rows"]
+
+
+def load_faiss() -> Any:
+    """FAISS, which comes with one of two extras of the package.
+
+    Raises:
+        UserError: it is not installed, or cannot be imported.
+    """
+    try:
+        import faiss
+
+        if getattr(faiss, "__file__", "") is None:
+            raise ImportError("an uninstalled package left its folder")
+    except ImportError as error:
+        raise UserError(
+            f"FAISS cannot be imported ({error}); install selfshot[cpu], or on machines with "
+            "CUDA 12 selfshot[gpu]"
+        ) from None
+    # It declares its classes in C++, where no type checker looks.
+    return cast(Any, faiss)
 
 
 class ClipIndex:
@@ -148,8 +169,7 @@ class ClipIndex:
         return np.unique(self.clip_ids.rows(subset))
 
     def _inverted(self) -> Any:
-        import faiss
-
+        faiss = load_faiss()
         return faiss.extract_index_ivf(self._index)
 
     def _nearest(
@@ -160,33 +180,28 @@ class ClipIndex:
         effort: int,
     ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         """Cosines and rows, best first, by FAISS; -1 for rows and -inf where fewer were found."""
-        import faiss
-
-        # FAISS declares its parameters in C++, where no type checker looks.
-        api: Any = faiss
+        faiss = load_faiss()
         selector = None if chosen is None else _selector(chosen, len(self))
         given: dict[str, Any] = {} if selector is None else {"sel": selector}
         inner: Any = None
         if self.plan.kind == "flat":
-            parameters = api.SearchParameters(**given) if given else None
+            parameters = faiss.SearchParameters(**given) if given else None
         elif self.plan.kind == "hnsw":
-            parameters = api.SearchParametersHNSW(efSearch=max(effort, k), **given)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k), **given)
         else:
-            parameters = inner = api.SearchParametersIVF(nprobe=effort, **given)
+            parameters = inner = faiss.SearchParametersIVF(nprobe=effort, **given)
             if isinstance(faiss.downcast_index(self._index), faiss.IndexPreTransform):
-                parameters = api.SearchParametersPreTransform(index_params=inner)
+                parameters = faiss.SearchParametersPreTransform(index_params=inner)
         scores, found = self._index.search(unit, k, params=parameters)
         return _cosines(self._index, scores, found), found
 
     def _compare_all(
         self, unit: Float[np.ndarray, "queries dim"], k: int, chosen: Rows | None
     ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
-        import faiss
-
-        storage: Any = faiss.downcast_index(self._index.storage)
-        api: Any = faiss
+        faiss = load_faiss()
+        storage = faiss.downcast_index(self._index.storage)
         selector = None if chosen is None else _selector(chosen, len(self))
-        parameters = None if selector is None else api.SearchParameters(sel=selector)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
         scores, found = storage.search(unit, k, params=parameters)
         return _cosines(storage, scores, found), found
 
@@ -248,8 +263,7 @@ def empty_index(plan: IndexPlan, dim: int, *, construction: int = 80, seed: int 
     cosine does, and the error of a code then counts by how far it is from the query, which is
     little for those that are near.
     """
-    import faiss
-
+    faiss = load_faiss()
     if plan.kind == "flat":
         return faiss.IndexFlatIP(dim)
     if plan.kind == "hnsw":
@@ -287,12 +301,11 @@ def empty_index(plan: IndexPlan, dim: int, *, construction: int = 80, seed: int 
 
 def train_index(index: Any, sample: Float[np.ndarray, "sampled dim"], *, use_gpu: bool) -> None:
     """Find the lists and the codes; on a GPU, the k-means of the lists, which is most of it."""
-    import faiss
-
+    faiss = load_faiss()
     if index.is_trained:
         return
     inverted: Any = faiss.extract_index_ivf(index)
-    if use_gpu and gpus():
+    if use_gpu:
         on_gpu = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inverted.d))
         inverted.clustering_index = on_gpu
         inverted.referenced_objects = [on_gpu]
@@ -301,8 +314,7 @@ def train_index(index: Any, sample: Float[np.ndarray, "sampled dim"], *, use_gpu
 
 def write_index(index: Any, path: Path) -> None:
     """Write a FAISS index under its name at once."""
-    import faiss
-
+    faiss = load_faiss()
     temporary = path.with_name(f".{path.name}")
     faiss.write_index(index, str(temporary))
     with temporary.open("rb") as file:
@@ -312,8 +324,7 @@ def write_index(index: Any, path: Path) -> None:
 
 def read_index(path: Path) -> Any:
     """Read a FAISS index; lists on disk are looked for beside it, and mapped into memory."""
-    import faiss
-
+    faiss = load_faiss()
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     with _silence():
         return faiss.read_index(str(path), flags)
@@ -324,6 +335,7 @@ def merge_lists(trained: Path, parts: Sequence[Path], folder: Path) -> None:
 
     Nothing but what the system keeps of the mapped files is in memory.
     """
+    load_faiss()
     from faiss.contrib.ondisk import merge_ondisk
 
     index = read_index(trained)
@@ -353,15 +365,24 @@ def _silence() -> Iterator[None]:
 
 def gpus() -> int:
     """GPUs that FAISS can use; none with its package for processors alone."""
-    import faiss
+    faiss = load_faiss()
+    count = getattr(faiss, "get_num_gpus", None)
+    return int(count()) if count is not None and hasattr(faiss, "StandardGpuResources") else 0
 
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+def lack_of_gpus() -> str | None:
+    """What a person should know where `compute.use_gpu` is set and FAISS sees no GPU."""
+    if gpus():
+        return None
+    return (
+        "compute.use_gpu: FAISS sees no GPU, so the CPU finds the lists of an index; for GPUs "
+        "install selfshot[gpu], and not faiss-cpu beside it, which has the same files"
+    )
 
 
 def faiss_facts() -> dict[str, Any]:
     """What of FAISS a measurement depends on."""
-    import faiss
-
+    faiss = load_faiss()
     return {"faiss": faiss.__version__, "threads": int(faiss.omp_get_max_threads())}
 
 
@@ -369,37 +390,26 @@ def compare_all(
     queries: Float[np.ndarray, "queries dim"],
     unit: Float[np.ndarray, "rows dim"],
     k: int,
-    *,
-    use_gpu: bool = False,
 ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
     """Cosines and rows of the `k` nearest of some unit vectors, by comparing all."""
-    import faiss
-
-    api: Any = faiss
-    metric = faiss.METRIC_INNER_PRODUCT
-    if use_gpu and gpus():
-        scores, rows = api.knn_gpu(api.StandardGpuResources(), queries, unit, k, metric=metric)
-    else:
-        scores, rows = faiss.knn(queries, unit, k, metric=metric)
+    faiss = load_faiss()
+    scores, rows = faiss.knn(queries, unit, k, metric=faiss.METRIC_INNER_PRODUCT)
     return scores, rows
 
 
 def _selector(rows: Rows, total: int) -> Any:
     """A bit for each row of the index: constant time a row, an eighth of a byte each."""
-    import faiss
-
+    faiss = load_faiss()
     bits = np.zeros(total, bool)
     bits[rows] = True
     packed = np.packbits(bits, bitorder="little")
-    make: Any = faiss.IDSelectorBitmap
-    return make(packed)
+    return faiss.IDSelectorBitmap(packed)
 
 
 def _cosines(
     index: Any, scores: Float[np.ndarray, "queries k"], found: Int[np.ndarray, "queries k"]
 ) -> Float[np.ndarray, "queries k"]:
-    import faiss
-
+    faiss = load_faiss()
     if index.metric_type == faiss.METRIC_L2:
         scores = 1 - scores / 2
     return np.where(found < 0, -np.inf, scores).astype(np.float32)

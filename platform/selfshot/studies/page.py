@@ -85,7 +85,8 @@ def _curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
         if history is not None and history.exists():
             points = [json.loads(line) for line in history.read_text().splitlines()]
             curves[name] = [
-                {k: v for k, v in point.items() if k not in ("time", "lr")} for point in points
+                {k: v for k, v in point.items() if k != "time" and not k.startswith("lr")}
+                for point in points
             ]
     return curves
 

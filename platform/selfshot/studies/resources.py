@@ -36,6 +36,21 @@ def refuse_without_room(experiment: Experiment, missing: Collection[str]) -> str
     return words if words.endswith(WAITED) else None
 
 
+def refuse_without_faiss(missing: Collection[str]) -> None:
+    """Refuse a run that would come to an index and could not build or search it.
+
+    Args:
+        missing: stages that are to be made.
+
+    Raises:
+        UserError: FAISS is not installed.
+    """
+    if {"index", "supports"} & set(missing):
+        from selfshot.retrieval.index import load_faiss
+
+        load_faiss()
+
+
 def check_resources(experiment: Experiment) -> str:
     """Whether what the experiment asks for can be placed, in words.
 

@@ -22,7 +22,7 @@ from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 from selfshot.studies.progress import Progress
-from selfshot.studies.resources import refuse_without_room
+from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
 from selfshot.studies.stages import STAGES, Context, Stage
 from selfshot.studies.store import (
     StageFolder,
@@ -191,6 +191,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     progress = Progress(len(stages))
     plans = _statuses(open_store(experiment), stages, keys)
     missing = [plan.stage for plan in plans if plan.status != "done"]
+    refuse_without_faiss(missing)
     waits = refuse_without_room(experiment, missing)
     if waits is not None:
         progress.note(waits)

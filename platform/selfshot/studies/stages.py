@@ -162,6 +162,7 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
             context.progress.note(f"{section.weights}: {fixed.load_report}")
         if section.trains_nothing:
             context.progress.note(f"{section.trunk} is fixed: there is nothing to train")
+            fixed.start()
             (folder.path / "export").mkdir()
             fixed.export(folder.path / "export")
             return {}

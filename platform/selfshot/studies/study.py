@@ -16,7 +16,7 @@ from selfshot.errors import UserError
 from selfshot.studies.environment import run_environment
 from selfshot.studies.following import followed
 from selfshot.studies.progress import Progress
-from selfshot.studies.resources import refuse_without_room
+from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
 from selfshot.studies.run import check_storage, open_store, publish, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tables import Table
@@ -160,6 +160,7 @@ def _refuse_without_room(plan: StudyPlan) -> str | None:
         asked = (experiment.compute.model_dump_json(), frozenset(left))
         if asked not in seen:
             seen.add(asked)
+            refuse_without_faiss(left)
             words = refuse_without_room(experiment, left) or words
     return words
 

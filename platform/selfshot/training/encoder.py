@@ -86,7 +86,7 @@ class EncoderTask:
             momentum: of Φ̃ at the start.
             learning_rate: of everything that is trained.
             accumulate: parts of a batch that are computed one after another.
-            whitening: `clips` and `shrinkage` of an adapter that is fitted.
+            whitening: `clips` and `shrinkage` of an adapter that `start` fits.
             positives, positive_cosine: see `EncoderTraining`.
             augmentation: see `Augmentation`; none: mirrored or not.
             companion: see `Companion`; it is exported with Φ, and not trained.
@@ -154,8 +154,7 @@ class EncoderTask:
             weights=weights,
             checkpointing=activation_checkpointing,
         )
-        if adapter.startswith("whitened"):
-            encoder.set_whitening(self._fit_whitening(encoder, **(whitening or {})))
+        self._whitening = dict(whitening or {}) if adapter.startswith("whitened") else None
         self.module = EncoderTraining(
             encoder,
             loss=loss,
@@ -176,6 +175,15 @@ class EncoderTask:
         """A copy makes batches; it needs neither the probe nor the frames that it has read."""
         return self.__dict__ | {"_probe": None}
 
+    def start(self) -> None:
+        """Fit the whitening, of an adapter that has one."""
+        if self._whitening is None:
+            return
+        matrix = self._fit_whitening(self.module.encoder, **self._whitening)
+        encoders: tuple[Any, ...] = (self.module.encoder, self.module.momentum_encoder)
+        for encoder in encoders:
+            encoder.set_whitening(matrix)
+
     @torch.no_grad()
     def _fit_whitening(
         self, encoder: Any, *, clips: int = 1000, shrinkage: float = 1.0
@@ -187,6 +195,7 @@ class EncoderTask:
         """
         order = np.random.default_rng([self.seed, 29]).permutation(len(self.clips))[:clips]
         training, differences = encoder.training, []
+        device = next(encoder.parameters()).device
         encoder.eval()
         for number in order:
             try:
@@ -194,7 +203,7 @@ class EncoderTask:
             except VideoError as error:
                 self.broken[int(number)] = error.reason
                 continue
-            vectors = encoder(frames)
+            vectors = encoder(frames.to(device)).float().cpu()
             first, second = divmod(int((vectors @ vectors.T).argmin()), len(vectors))
             differences.append(vectors[first] - vectors[second])
         encoder.train(training)

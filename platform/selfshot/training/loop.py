@@ -101,12 +101,17 @@ def add_scalars(sums: dict[str, float], values: Mapping[str, float]) -> dict[str
 class WatchedTask(Protocol):
     """What a task may have besides, to be watched while it learns; each part by itself.
 
-    `clips_per_batch` makes clips a second of the pace; `probe_every` asks for `probe` before the
-    first step and after every so many; `describe` says what a batch was made of.
+    `clips_per_batch` makes clips a second of the pace; `start` fits what is fitted once, before the
+    first step; `probe_every` asks for `probe` before the first step and after every so many;
+    `describe` says what a batch was made of.
     """
 
     clips_per_batch: int
     probe_every: int
+
+    def start(self) -> None:
+        """Fit buffers of the module; called on rank 0, and the others receive them."""
+        ...
 
     def probe(self) -> dict[str, float]:
         """Figures of the network as it is; called on rank 0 with all weights gathered."""
@@ -115,6 +120,26 @@ class WatchedTask(Protocol):
     def describe(self, batch: Any) -> str:
         """For the message about a loss that is not finite."""
         ...
+
+
+def starts(task: TrainingTask) -> bool:
+    """Whether a task fits something before its first step."""
+    return hasattr(task, "start")
+
+
+def learning_rates(peaks: Mapping[str, float], multiplier: float) -> dict[str, float]:
+    """A step's learning rates as they are logged: `lr`, and of several groups `lr_NAME` each.
+
+    Args:
+        peaks: group → its highest rate.
+        multiplier: of the step, see `schedule`.
+
+    Returns:
+        The optimiser's rates; `lr` is the highest of all groups'.
+    """
+    rates = {name: peak * multiplier for name, peak in peaks.items()}
+    each = {f"lr_{name}": rate for name, rate in rates.items()} if len(rates) > 1 else {}
+    return {"lr": max(rates.values()), **each}
 
 
 def probe_due(task: TrainingTask, done: int) -> bool:
@@ -273,12 +298,12 @@ def run_plain(
         on_log: receives each logged point as it is made.
 
     Returns:
-        the logged points: step (1-based, steps done), lr multiplier, and metrics as means over
+        the logged points: step (1-based, steps done), learning rates, and metrics as means over
         the steps since the point before. Of a task that is probed the first point is step 0.
     """
     groups: list[dict[str, Any]] = [{**group} for group in task.parameter_groups()]
-    peaks = [float(group["lr"]) for group in groups]
-    optimiser = torch.optim.AdamW(groups, lr=peaks[0], weight_decay=weight_decay)
+    peaks = {group["name"]: float(group["lr"]) for group in groups}
+    optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
     device = parameters[0].device
     meter, history = Meter(), []
@@ -289,6 +314,8 @@ def run_plain(
             on_log(point)
 
     task.module.train()
+    if starts(task):
+        cast(WatchedTask, task).start()
     if probe_due(task, 0):
         log({"step": 0, **cast(WatchedTask, task).probe(), "time": time.time()})
     batches_made, since = 0, time.monotonic()
@@ -297,7 +324,7 @@ def run_plain(
     ) as batches:
         for step, batch in batches:
             multiplier = schedule(step, steps, warmup_steps, drops, drop_factor)
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            for group, peak in zip(optimiser.param_groups, peaks.values(), strict=True):
                 group["lr"] = peak * multiplier
             seed_step(seed, step, 0)
             metrics: dict[str, float] = {}
@@ -319,6 +346,7 @@ def run_plain(
                 speed = pace(task, batches_made, time.monotonic() - since)
                 probed = cast(WatchedTask, task).probe() if probing else {}
                 means = {**meter.take(), **speed, **probed}
-                log({"step": done, **means, "lr": multiplier, "time": time.time()})
+                rates = learning_rates(peaks, multiplier)
+                log({"step": done, **means, **rates, "time": time.time()})
                 batches_made, since = 0, time.monotonic()
     return history

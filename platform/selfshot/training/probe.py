@@ -45,6 +45,7 @@ class NeighbourProbe:
         self.rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:clips])]
         self.labels = labels
         self._frames: tuple[np.ndarray, np.ndarray] | None = None
+        self._sources: list[str] = []
 
     def _read(self) -> tuple[np.ndarray, np.ndarray]:
         """Frames of the queries, and of the clips that can be decoded."""
@@ -52,6 +53,9 @@ class NeighbourProbe:
             return self._frames
         benchmark = self.benchmark
         reader = benchmark.reader(self.folder)
+        # The annotations of a large benchmark take seconds to parse: they are read here alone.
+        videos = reader.annotations.videos
+        self._sources = [videos[video].source_id or "no source" for video, _ in self.pairs]
         queries = np.stack([_evenly(reader.frames(v), self.num_frames) for v, _ in self.pairs])
         root = (self.folder / benchmark.corpus_root).resolve()
         decoder = GuardedDecoder(
@@ -88,12 +92,12 @@ class NeighbourProbe:
         cosines = (embed(queries) @ embed(clips).T).cpu().numpy()
         for part, training in modes:
             part.train(training)
-        annotations = self.benchmark.reader(self.folder).annotations
         sources = np.array([row["source_id"] for row in self.rows])
         names = np.array([self.labels[row["clip_id"]] for row in self.rows])
         at_1, at_5, chance = [], [], []
-        for cosine, (video, wanted) in zip(cosines, self.pairs, strict=True):
-            allowed = sources != (annotations.videos[video].source_id or "no source")
+        of_queries = zip(self.pairs, self._sources, strict=True)
+        for cosine, ((_, wanted), own) in zip(cosines, of_queries, strict=True):
+            allowed = sources != own
             order = np.argsort(-cosine[allowed], kind="stable")
             right = names[allowed] == wanted
             at_1.append(right[order[:1]].mean())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpus_labels
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus, read_corpus_labels
 from selfshot.data.video import sample_frames
 from selfshot.errors import UserError
 from selfshot.models.trained_encoder import load_encoder
@@ -65,6 +65,7 @@ class TestEncoder:
     def test_batches_of_processes_are_those_of_a_thread(self, make: Any) -> None:
         """The whitening has started the decoder by then, which the workers must not share."""
         task = make(adapter="whitened")
+        task.start()
         steps = range(6)
         with load_batches(batch_maker(task, 0, 1), steps) as batches:
             expected = [batch for _, batch in batches]
@@ -228,6 +229,8 @@ class TestEncoder:
         plain = make(**more).module.encoder.eval()
         task = make(adapter="whitened", whitening={"clips": 7, "shrinkage": 0.5}, **more)
         encoder = task.module.encoder
+        assert torch.equal(encoder.adapter.map, torch.eye(32)), "it is fitted by `start` alone"
+        task.start()
         assert encoder.training and not list(encoder.adapter.parameters())
         order = np.random.default_rng([1, 29]).permutation(len(task.clips))[:7]
         second_moment = np.zeros((32, 32))
@@ -242,7 +245,25 @@ class TestEncoder:
         product = ours @ raised @ ours
         np.testing.assert_allclose(product / product[0, 0], np.eye(32), atol=2e-3)
         again = make(adapter="whitened", whitening={"clips": 7, "shrinkage": 0.5}, **more)
-        assert torch.equal(again.module.encoder.adapter.map, encoder.adapter.map)
+        again.start()
+        for one in (again.module.encoder, task.module.momentum_encoder):
+            assert torch.equal(one.adapter.map, encoder.adapter.map)
+
+    def test_a_whitening_is_fitted_once_before_the_first_step(
+        self, make: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fitted: list[EncoderTask] = []
+        fit = EncoderTask._fit_whitening
+
+        def count(task: EncoderTask, *args: Any, **kwargs: Any) -> Tensor:
+            fitted.append(task)
+            return fit(task, *args, **kwargs)
+
+        monkeypatch.setattr(EncoderTask, "_fit_whitening", count)
+        task = make(adapter="whitened_linear", layers=0, dim=32, steps=2)
+        assert not fitted
+        run_plain(task, steps=2, **LOOP)
+        assert fitted == [task]
 
     def test_the_queue_ages(self, make: Any) -> None:
         task = make(queue_length=24)
@@ -320,14 +341,17 @@ class TestEncoder:
         assert task.describe(batch) == f"clips {', '.join(ids)}"
 
     def test_the_probe_is_a_search_among_labelled_clips(
-        self, make: Any, tiny_sprites: Path
+        self, make: Any, tiny_sprites: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         probe = {"every": 2, "queries": 5, "clips": 11, "num_frames": 2}
         task = make(probe=probe, steps=4)
         task.module.train()
         found = task.probe()
         assert task.module.encoder.training and task.module.training
-        assert found == task.probe(), "nothing is drawn anew"
+        with monkeypatch.context() as patched:
+            # Parsing the annotations takes seconds in a large benchmark: once is enough.
+            patched.setattr(Benchmark, "reader", None)
+            assert found == task.probe(), "nothing is drawn anew"
         labels = read_corpus_labels(tiny_sprites)
         benchmark = load_benchmark(tiny_sprites)
         assert task._probe is not None and len(task._probe.rows) == 11

@@ -19,6 +19,7 @@ from selfshot.training.loop import (
     Meter,
     NonFiniteLossError,
     build_task,
+    learning_rates,
     resolve,
     run_plain,
     schedule,
@@ -45,7 +46,7 @@ def test_schedule_with_drops() -> None:
     assert [schedule(step, 20, 0, [0.7]) for step in (13, 14)] == pytest.approx([1.0, 0.1])
     assert schedule(9, 20, 0, []) == 1.0
     dropped = run_plain(ToyTask(seed=2), steps=10, log_every=1, drops=[0.5], **SETTINGS)
-    assert [point["lr"] for point in dropped[3:]] == pytest.approx([1.0] * 2 + [0.1] * 5)
+    assert [point["lr"] for point in dropped[3:]] == pytest.approx([1e-2] * 2 + [1e-3] * 5)
 
 
 def test_run_plain_is_adamw_written_out() -> None:
@@ -86,7 +87,8 @@ def test_history_means_and_last_step() -> None:
     assert [point["step"] for point in thirds] == [3, 6, 8]
     means = [sum(p["loss"] for p in every[a:b]) / (b - a) for a, b in ((0, 3), (3, 6), (6, 8))]
     assert [point["loss"] for point in thirds] == pytest.approx(means, rel=1e-6)
-    assert set(thirds[0]) == {"step", "loss", "error", "drift", "grad_norm", "lr", "time"}
+    rates = {"lr", "lr_head", "lr_body"}
+    assert set(thirds[0]) == {"step", "loss", "error", "drift", "grad_norm", "time"} | rates
 
 
 def test_same_seed_same_weights_and_it_learns(tmp_path: Path) -> None:
@@ -213,3 +215,22 @@ def test_to_device_keeps_structure() -> None:
     moved = to_device(batch, torch.device("meta"))
     assert moved["a"].device.type == "meta" and moved["b"][0].device.type == "meta"
     assert moved["b"][1] == ("text", 3) and moved["c"] is None
+
+
+def test_learning_rates_are_those_of_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not multiples of the peak: what AdamW had in each of its groups."""
+    had: list[list[float]] = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            had.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    task = ToyTask(learning_rate=0.02)
+    loop = {"warmup_steps": 3, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
+    history = run_plain(task, steps=7, **loop)
+    for point, (head, body) in zip(history, had, strict=True):
+        assert (point["lr"], point["lr_head"], point["lr_body"]) == (head, head, body)
+    assert history[2]["lr"] == pytest.approx(0.02) and history[2]["lr_body"] == pytest.approx(0.01)
+    assert learning_rates({"all": 0.5}, 0.25) == {"lr": 0.125}

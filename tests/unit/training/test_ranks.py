@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from selfshot.distributed.worker import _start
 from selfshot.models.projection import ProjectionHead
 from selfshot.training.contrast import EncoderTraining
 
@@ -108,3 +109,44 @@ def test_two_ranks_train_as_one(loss: str, tmp_path: Path) -> None:
             assert theirs["norm"] == pytest.approx(ours["norm"], rel=1e-9)
         for ours, theirs in zip(alone[-1]["queue"], together[-1]["queue"], strict=True):
             assert theirs[0] == ours[0] and theirs[1] == pytest.approx(ours[1], rel=1e-7)
+
+
+class Fitted(nn.Module):
+    """A module with a buffer that is fitted."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(3))
+        self.register_buffer("count", torch.tensor(0))
+
+
+class FittedTask:
+    """A task that fits its buffer, and counts how often."""
+
+    def __init__(self) -> None:
+        self.module, self.fits = Fitted(), 0
+
+    def start(self) -> None:
+        self.fits += 1
+        self.module.table.copy_(torch.rand(3))
+
+
+def _start_worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+    task = FittedTask()
+    _start(task, 0, rank)
+    torch.save({"fits": task.fits, **task.module.state_dict()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_what_is_fitted_before_the_first_step_is_fitted_by_one_rank(tmp_path: Path) -> None:
+    mp.start_processes(_start_worker, (2, str(tmp_path)), nprocs=2, start_method="fork")
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert (one["fits"], other["fits"]) == (1, 0)
+    assert torch.equal(one["table"], other["table"]) and one["table"].all()
