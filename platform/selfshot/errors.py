@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -60,6 +62,27 @@ def hidden_outage(error: FileNotFoundError) -> OSError | None:
         return None
     kind = PermissionError if status in (401, 403) else OSError
     return kind(str(cause) or type(cause).__name__)
+
+
+_AWAY = (
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EAGAIN,
+)  # fmt: skip
+
+
+def refuse_outage(error: BaseException, path: object) -> None:
+    """Raise a `StorageError` if a file is not to blame for an error in reading it.
+
+    A disk or a mount that fails, or a process that has too many files open, says nothing of what
+    the file holds. Libraries' own errors carry numbers that mean something else.
+    """
+    own = isinstance(error, OSError) and type(error).__module__ == "builtins"
+    if own and error.errno in _AWAY:  # type: ignore[attr-defined]
+        raise StorageError(
+            f"{path} cannot be read: {os.strerror(error.errno)}; "  # type: ignore[attr-defined]
+            "run the same command again when it can"
+        ) from error
 
 
 _FULL = re.compile(

@@ -29,6 +29,7 @@ from selfshot.data.guard import GuardedDecoder, Shots
 from selfshot.data.shots import SHOTS
 from selfshot.data.storage import Storage
 from selfshot.data.video import VideoError, duration_s
+from selfshot.errors import refuse_outage
 
 SCHEMA = CORPUS_SCHEMA.append(pa.field("offset", pa.int64()))
 SHORTEST_PART = 0.5
@@ -92,7 +93,8 @@ def build_manifest(
         what corpus.json holds: root, made_from, clips, sources, bytes, seconds, unread.
 
     Raises:
-        StorageError: `out`, or a video behind an address, cannot be read or written.
+        StorageError: `out`, or a video behind an address or on a disk that fails, cannot be read
+            or written.
     """
     storage = Storage(out, "--out")
     storage.remove_partial()
@@ -226,7 +228,8 @@ class _Workers:
                     if cut and item.end_s is None:
                         seconds = duration_s(content.path)
                         starts = self._shots(content.path) if cutting.shots and seconds else []
-            except (OSError, VideoError):
+            except (OSError, VideoError) as error:
+                refuse_outage(error, place)
                 size = None
         row = {
             "uri": item.uri,

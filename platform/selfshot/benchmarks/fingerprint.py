@@ -10,7 +10,7 @@ from pathlib import Path
 from selfshot.benchmarks.remote import list_clips
 from selfshot.config.paths import is_address
 from selfshot.data.storage import Storage
-from selfshot.errors import UserError
+from selfshot.errors import UserError, refuse_outage
 
 
 def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
@@ -22,6 +22,7 @@ def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
 
     Raises:
         UserError: a text cannot be read.
+        StorageError: a disk fails.
     """
     digest = hashlib.sha256()
     for field, path in files.items():
@@ -39,13 +40,17 @@ def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
 
 
 def _here(root: str | Path) -> Iterator[tuple[bytes, str]]:
-    for parent, folders, names in os.walk(root):
+    def unreadable(error: OSError) -> None:
+        refuse_outage(error, error.filename)
+
+    for parent, folders, names in os.walk(root, onerror=unreadable):
         folders.sort()
         for one in sorted(os.path.join(parent, name) for name in names):
             try:
                 state = os.stat(one)
                 facts = f"{state.st_size} {state.st_mtime_ns}"
-            except OSError:
+            except OSError as error:
+                refuse_outage(error, one)
                 facts = "unreadable"
             yield os.fsencode(os.path.relpath(one, root)), facts
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from selfshot.data.video import VIDEO_SUFFIXES
-from selfshot.errors import UserError
+from selfshot.errors import UserError, refuse_outage
 
 PROGRESS_EVERY_S = 10.0
 _COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
@@ -191,6 +191,7 @@ def walk_files(
         set_aside.append((f"corpus: {name}", reason))
 
     def unreadable(error: OSError) -> None:
+        refuse_outage(error, error.filename)
         leave(Path(error.filename), f"the folder cannot be read: {error.strerror}")
 
     for parent, folders, names in os.walk(root, onerror=unreadable):
@@ -266,13 +267,18 @@ def clip_ids(uris: Sequence[str]) -> dict[str, str]:
 
 
 def digest_file(path: Path) -> tuple[int | None, str | None]:
-    """Size and SHA-256 of a file, read piece by piece; None where it cannot be read."""
+    """Size and SHA-256 of a file, read piece by piece; None where it may not be read.
+
+    Raises:
+        StorageError: its disk fails.
+    """
     size = None
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except OSError as error:
+        refuse_outage(error, path)
         return size, None
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfshot.config.paths import is_address
 from selfshot.data.video import Decoder, NoBytesError, Sampled, VideoError, sample_clip
-from selfshot.errors import StorageError
+from selfshot.errors import StorageError, refuse_outage
 
 if TYPE_CHECKING:
     from selfshot.data.storage import Storage
@@ -74,6 +74,9 @@ def sample_stored_clip(
             return sample_clip(copy, **asked)
     except VideoError as error:
         raise type(error)(error.reason, path) from None
+    except OSError as error:
+        refuse_outage(error, path)
+        raise
 
 
 def _is_within(path: str, folder: str) -> bool:
@@ -137,6 +140,7 @@ def _in_memory(
                     raise NoBytesError(f"it has more than {max_bytes / 1e6:.0f} MB", path)
                 file.write(piece)
         except OSError as error:
+            refuse_outage(error, path)
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise NoBytesError(f"it cannot be read: {text[0][:300]}", path) from None
         yield _path_of(file)

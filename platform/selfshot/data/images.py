@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from selfshot.data.video import VideoError
+from selfshot.errors import refuse_outage
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """How the name of an image ends, in letters of either case."""
@@ -57,6 +58,7 @@ def image_names(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
 
     Raises:
         VideoError: the folder cannot be read, or two names have no order, as 1.jpg and 01.jpg.
+        StorageError: its disk fails.
     """
     try:
         names = [
@@ -65,6 +67,7 @@ def image_names(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
             if one.suffix.lower() in suffixes and not one.name.startswith(".")
         ]
     except OSError as error:
+        refuse_outage(error, folder)
         raise VideoError(f"the folder cannot be read: {error.strerror}", folder) from None
     by_key: dict[tuple[str | int, ...], str] = {}
     for name in sorted(names):
@@ -178,7 +181,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
-    """An image of one picture; errors in reading it are a VideoError."""
+    """An image of one picture; what is wrong with it is a VideoError."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             count = getattr(image, "n_frames", 1)
@@ -197,5 +200,6 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         hint = "; write / in its name, not \\" if "\\" in str(path) else ""
         raise VideoError(f"no such image{hint}", path) from None
     except _BROKEN as error:
+        refuse_outage(error, path)
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"the image cannot be read: {reason}", path) from error

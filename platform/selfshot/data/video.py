@@ -22,6 +22,7 @@ from PIL import Image
 from selfshot.data.decoders import DecordReader, PyavReader, Times, is_steady
 from selfshot.data.decoders import NoBytesError as NoBytesError
 from selfshot.data.decoders import VideoError as VideoError
+from selfshot.errors import refuse_outage
 
 VIDEO_SUFFIXES = (
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v",
@@ -285,6 +286,7 @@ def _open(
     try:
         num_bytes = Path(path).stat().st_size
     except OSError as error:
+        refuse_outage(error, path)
         raise NoBytesError(error.strerror or str(error), path) from None
     if not num_bytes:
         raise NoBytesError("the file is empty", path)
