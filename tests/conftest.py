@@ -21,6 +21,9 @@ if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
 settings.register_profile("selfshot", deadline=None)
 settings.load_profile("selfshot")
 
+# The same: a session of ours forbids Ray to start by itself.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 _OPS = Path(__file__).resolve().parents[1] / "platform" / "selfshot" / "ops"
 # Numba cannot compile what is wrapped in a check.
 _CHECKED = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,25 @@ class MeanColour:
         return (np.concatenate(quarters, axis=1) / 255 + 0.01).astype(np.float32)
 
 
+class Hanging(MeanColour):
+    """Sleeps for ever over a batch of one clip that is whole, while a file is there."""
+
+    def __init__(self, marker: Path, once: bool) -> None:
+        super().__init__(0.0)
+        self.marker, self.once = marker, once
+
+    def embed(
+        self, frames: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float[np.ndarray, "batch 12"]:
+        """Twelve numbers a clip, if at all."""
+        # Zeros are what an actor tries its encoder with.
+        if len(frames) == 1 and frames.any() and self.marker.exists():
+            if self.once:
+                self.marker.unlink()
+            time.sleep(3600)
+        return super().embed(frames)
+
+
 def mean_colour(encoder_dir: Path) -> MeanColour:
     """Dotted path of the encoder; seconds.txt in its folder slows it."""
     seconds = encoder_dir / "seconds.txt"
@@ -44,6 +65,15 @@ def trial(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("fails"):
         raise RuntimeError(f"{config['trial_id']} was told to fail")
     return {"square": config["number"] ** 2}
+
+
+def deadly(config: dict[str, Any]) -> None:
+    """Counts its calls in a file, and kills its process or raises an error."""
+    with (Path(config["folder"]) / "calls").open("a") as file:
+        file.write("called\n")
+    if config["raises"]:
+        raise RuntimeError("it was told to fail")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def budgeted_trial(config: dict[str, Any]) -> dict[str, Any]:

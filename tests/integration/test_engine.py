@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from engine_parts import mean_colour
+from engine_parts import Hanging, mean_colour
 from safetensors.torch import load_file
 
 from selfshot.data.corpus_manifest import open_manifest
@@ -189,7 +189,8 @@ def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
         "embedders": 1,
     }
     manifest = open_manifest(str(corpus / "clips.parquet"), root=str(corpus / "videos"))
-    return embed_corpus(manifest, mean_colour(corpus / "encoder"), **{**settings, **more})
+    encoder = more.pop("encoder", mean_colour(corpus / "encoder"))
+    return embed_corpus(manifest, encoder, **{**settings, **more})
 
 
 def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_path: Path) -> None:
@@ -218,6 +219,41 @@ def test_embedding_fails_when_too_much_is_broken(small_corpus: Path, tmp_path: P
     with pytest.raises(UserError, match=r"1 of 11 clips.*max_quarantine_share(.|\n)*clip-04: "):
         embed(small_corpus, tmp_path, max_quarantine_share=0.05)
     assert not (tmp_path / "shard-00001.parquet").exists()
+
+
+HUNG = {"decoders": 2, "embedders": 2, "stall_timeout_s": 30.0, "max_failures": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_pipeline_that_hangs_is_built_anew(small_corpus: Path, tmp_path: Path) -> None:
+    messages: list[str] = []
+    encoder = Hanging(tmp_path / "marker", once=True)
+    encoder.marker.touch()
+    out = tmp_path / "out"
+    summary = embed(small_corpus, out, encoder=encoder, on_message=messages.append, **HUNG)
+    assert not encoder.marker.exists()
+    hung = "no batch has finished for 30 s; not finished: clip-04, clip-05"
+    assert any(text.startswith(hung) for text in messages), messages
+    assert (summary["embedded"], summary["quarantined"]) == (10, 1)
+    assert read_embeddings(out)[0] == [f"clip-{row:02d}" for row in range(11) if row != 4]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_clip_that_always_hangs_is_named(small_corpus: Path, tmp_path: Path) -> None:
+    encoder = Hanging(tmp_path / "marker", once=False)
+    encoder.marker.touch()
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"for 30 s, 2 times.* Not finished: clip-04, clip-05"):
+        embed(small_corpus, out, encoder=encoder, **HUNG)
+    # What was finished is kept.
+    encoder.marker.unlink()
+    first = out / "shard-00000.parquet"
+    made = first.stat().st_mtime_ns
+    assert not (out / "shard-00001.parquet").exists()
+    assert embed(small_corpus, out, encoder=encoder, **HUNG)["embedded"] == 10
+    assert first.stat().st_mtime_ns == made
 
 
 def test_trials_run_once_and_failures_come_last(tmp_path: Path) -> None:

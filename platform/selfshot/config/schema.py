@@ -90,6 +90,11 @@ class EmbeddingConfig(Section):
         4096, description="a clip whose decoder wants more is set aside"
     )
     max_quarantine_share: Share = Field(0.2, description="above it the run fails with the list")
+    stall_timeout_s: Positive | None = Field(
+        None,
+        description="without progress for so long, the pipeline is built anew; none: 600 s, and "
+        "twice what a batch takes whose every clip reaches decode_timeout_s",
+    )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the stored vectors")
     decoders: Count | None = Field(None, description="decoding processes; none: one a core")
     embedders: Count | None = Field(

@@ -1,6 +1,6 @@
 """The corpus becomes vectors: Ray Data over a decoder and the encoder, in shards that resume.
 
-    manifest → rows of a batch → decode (a guarded decoder in each actor)
+    manifest → slices of a batch → read and decode (a guarded decoder in each actor)
              → embed (one model in each actor) → here, where rows gather by shard → Parquet
 
 A shard is a fixed slice of the manifest. It appears under its name when it is whole, so a killed
@@ -13,17 +13,18 @@ enough. And a vector is a thousandth of its frames: what passes through here is 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfshot.config.paths import is_address
-from selfshot.data.corpus_manifest import Manifest, check_manifest
+from selfshot.data.corpus_manifest import Manifest, check_manifest, read_rows
 from selfshot.data.storage import Storage
 from selfshot.data.video import Decoder
 from selfshot.distributed.session import Session, current_session, quieten
@@ -36,9 +37,11 @@ SUMMARY = "summary.json"
 # by the operating system; what is left over in the books lets the actors of a lost node start
 # again on those that remain.
 BOOKED_SHARE = 0.45
-# With GPUs for the network the cores are the decoders', but for reading.
+# With GPUs for the network the cores are the decoders'.
 GPU_BOOKED_SHARE = 0.9
-READ_CPUS = 0.05
+# What actors may take to start and to load the encoder.
+START_S = 600.0
+SHOWN_CLIPS = 64
 
 
 def embed_corpus(
@@ -57,6 +60,7 @@ def embed_corpus(
     decode_timeout_s: float,
     decode_memory_mb: int,
     max_quarantine_share: float,
+    stall_timeout_s: float | None = None,
     dtype: str = "float32",
     decoders: int | None = None,
     embedders: int | None = None,
@@ -91,13 +95,15 @@ def embed_corpus(
         decode_timeout_s: a clip that takes longer is set aside.
         decode_memory_mb: a clip whose decoder wants more is set aside.
         max_quarantine_share: more clips set aside than this share are an error.
+        stall_timeout_s: without progress for so long, the pipeline is built anew; none: 600 s,
+            and twice what a batch takes whose every clip reaches `decode_timeout_s`.
         dtype: of the vectors, `float32` or `float16`.
         decoders: processes that decode; none: one a core.
         embedders: copies of the encoder; none: one a GPU if there are to be any, else one a core.
         use_gpu: one GPU for each of them.
         autoscales: wait for a GPU if the cluster has none, instead of refusing.
-        max_failures: how often the pipeline is built anew after an error of the cluster that Ray
-            did not mend by itself, with no shard finished in between.
+        max_failures: how often the pipeline is built anew, with no shard finished in between, after
+            it has hung or after an error of the cluster that Ray did not mend by itself.
         retry_quarantined: embed the shards again that hold quarantined clips.
         sharing: fetches a manifest and videos that lie in a run's output folder to nodes that have
             not got them.
@@ -110,13 +116,15 @@ def embed_corpus(
         batch on, of this call), seconds (of this call), start_s (of them, until the first batch).
 
     Raises:
-        UserError: a manifest that is no manifest, shards of other settings in `out`, or too many
-            clips that cannot be decoded.
+        UserError: a manifest that is no manifest, shards of other settings in `out`, too many
+            clips that cannot be decoded, or a pipeline that hangs time after time.
     """
+    import ray.data
+    import ray.exceptions
+
     began = time.monotonic()
     check_manifest(manifest)
     storage = Storage(out, "--out")
-    frames = (num_frames, height, width, 3)
     settings = {
         **settings,
         "num_frames": num_frames,
@@ -136,7 +144,24 @@ def embed_corpus(
         on_progress=on_progress,
     )
     _take_stock(writer, storage, retry_quarantined, on_message)
+    folder, root = (
+        one if is_address(one) else str(Path(one).resolve())
+        for one in (manifest.folder, manifest.root)
+    )
+    decoding = {
+        # Of the files it need not know, and there may be many.
+        "manifest": Manifest(folder, (), root),
+        "sharing": sharing,
+        "decoder": decoder,
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+        "time_limit_s": decode_timeout_s,
+        "max_bytes": decode_memory_mb * 10**6,
+    }
+    limit_s = stall_timeout_s or START_S + 2 * clips_per_batch * decode_timeout_s
     failures = 0
+    stuck: list[Slice] = []
     while unfinished := writer.unfinished():
         session = current_session()
         if use_gpu and not session.num_gpus and not autoscales:
@@ -144,37 +169,58 @@ def embed_corpus(
                 "compute.use_gpu: true, but Ray sees no GPU; set it to false, or join a cluster "
                 "that has some"
             )
-        sizes = _pool_sizes(session, manifest.clips, clips_per_batch, decoders, embedders, use_gpu)
+        batches = [
+            batch
+            for index in unfinished[:shards_at_once]
+            for batch in slices[index].cut(clips_per_batch)
+        ]
+        sizes = _pool_sizes(session, len(batches), decoders, embedders, use_gpu)
+        embedding = {
+            "encoder": ray.put(encoder),
+            "frames": (num_frames, height, width, 3),
+            "threads": sizes["threads"],
+            "device": "cuda" if use_gpu else "cpu",
+        }
+        dataset = _pipeline(batches, decoding, embedding, sizes, use_gpu)
+        dataset.context.execution_no_progress_timeout_s = limit_s
         try:
-            stream = _stream(
-                manifest,
-                [slices[index] for index in unfinished[:shards_at_once]],
-                encoder,
-                clips_per_batch,
-                frames,
-                {
-                    "decoder": decoder,
-                    "time_limit_s": decode_timeout_s,
-                    "max_bytes": decode_memory_mb * 10**6,
-                },
-                sizes,
-                use_gpu,
-                sharing,
-            )
-            for batch in stream:
-                writer.take(batch)
+            # Left open, the pipeline would go on after Ray's end, and start another Ray.
+            with contextlib.closing(_stream(dataset)) as stream:
+                for batch in stream:
+                    writer.take(batch)
         except Exception as error:
             reported = reported_error(error)
             if reported is not None:
                 raise reported from error
+            missing = _missing(writer, batches)
             writer.forget_unfinished()
-            failures = failures + 1 if len(writer.unfinished()) == len(unfinished) else 1
-            if not _is_of_the_cluster(error) or failures > max_failures:
+            stalled = isinstance(error, ray.data.exceptions.ExecutionTimeoutError)
+            if not stalled and not _is_of_the_cluster(error):
                 raise
-            on_message(f"{_first_line(error)}; going on with what is not finished")
-        else:
-            if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - shards_at_once):
-                raise RuntimeError("the pipeline ended, and not every clip came out of it")
+            if stalled and use_gpu and autoscales and not current_session().num_gpus:
+                on_message("there is still no GPU; waiting for one")
+                continue
+            # What is not finished time after time is what the pipeline hangs on.
+            stuck = [batch for batch in stuck if batch in missing] or missing
+            what = f"no batch has finished for {limit_s:g} s" if stalled else _first_line(error)
+            failures = failures + 1 if len(writer.unfinished()) == len(unfinished) else 1
+            if failures <= max_failures:
+                on_message(
+                    f"{what}; not finished: {_clips_of(manifest, stuck, 5)}; "
+                    "going on from the finished shards"
+                )
+                continue
+            if not stalled:
+                raise
+            raise UserError(
+                f"{what}, {failures} times without a new shard. Not finished: "
+                f"{_clips_of(manifest, stuck, SHOWN_CLIPS)}. Look for them in the logs of Ray's "
+                "workers; leave them out of the manifest, or let a batch take longer with "
+                f"--set embedding.stall_timeout_s={2 * limit_s:g}",
+                setting="embedding.stall_timeout_s",
+            ) from error
+        if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - shards_at_once):
+            raise RuntimeError("the pipeline ended, and not every clip came out of it")
     salvaged = writer.check_whole()
     seconds = time.monotonic() - began
     start_s = seconds if writer.first_at is None else writer.first_at - began
@@ -230,16 +276,10 @@ def _take_stock(
 
 
 def _pool_sizes(
-    session: Session,
-    clips: int,
-    clips_per_batch: int,
-    decoders: int | None,
-    embedders: int | None,
-    use_gpu: bool,
+    session: Session, batches: int, decoders: int | None, embedders: int | None, use_gpu: bool
 ) -> dict[str, int]:
     """Actors of each kind, and threads of each embedder."""
     cores = max(1, int(session.num_cpus))
-    batches = max(1, math.ceil(clips / clips_per_batch))
     copies = embedders or (int(session.num_gpus) if use_gpu else cores)
     copies = max(1, min(copies, batches))
     return {
@@ -249,65 +289,49 @@ def _pool_sizes(
     }
 
 
-def _stream(
-    manifest: Manifest,
-    slices: Sequence[Slice],
-    encoder: Any,
-    clips_per_batch: int,
-    frames: tuple[int, ...],
+def _pipeline(
+    batches: Sequence[Slice],
     decoding: dict[str, Any],
+    embedding: dict[str, Any],
     sizes: dict[str, int],
     use_gpu: bool,
-    sharing: Sharing | None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The Ray Data pipeline: batches of row, clip_id, embedding, error and times, in any order."""
-    import ray
+) -> Any:
+    """A Ray Data set of row, clip_id, embedding, error and times; nothing is started yet.
+
+    Args:
+        batches: what to embed, a block each.
+        decoding: arguments of `Decode`.
+        embedding: arguments of `Embed`.
+        sizes: see `_pool_sizes`.
+        use_gpu: one GPU for each embedder.
+    """
     import ray.data
 
-    from selfshot.distributed.operators import Decode, Embed, SliceSource
+    from selfshot.distributed.operators import Decode, Embed
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # Ray's own exception in its place would not say, across processes, what caused it.
     context.raise_original_map_exception = True
     quieten()  # Importing ray.data made its loggers talk again.
-    confined = not is_address(manifest.root)
-    root = str(Path(manifest.root).resolve()) if confined else manifest.root
-    num_frames, height, width, _ = frames
-    # A batch is read by a task of its own. To read a shard and repartition it would ask for a
-    # whole core, and a node of one core has none to give beside its decoder: a run would wait
-    # for ever.
-    batches = [batch for part in slices for batch in part.cut(clips_per_batch)]
-    source = SliceSource(manifest, batches, sharing)
-    rows = ray.data.read_datasource(
-        source, override_num_blocks=len(batches), num_cpus=READ_CPUS
-    )
     share = GPU_BOOKED_SHARE if use_gpu else BOOKED_SHARE
     booked = share * current_session().num_cpus / sizes["decoders"]
-    decoded = rows.map_batches(
+    # Blocks of this process, not of read tasks: each of those starts a worker process, and wants
+    # some of the core that a node of one core has given to its decoder.
+    parts = ray.data.from_items(
+        [dataclasses.asdict(batch) for batch in batches], override_num_blocks=len(batches)
+    )
+    decoded = parts.map_batches(
         Decode,
-        fn_constructor_kwargs={
-            "root": root,
-            "confine": confined,
-            "sharing": sharing,
-            "num_frames": num_frames,
-            "height": height,
-            "width": width,
-            **decoding,
-        },
+        fn_constructor_kwargs=decoding,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=sizes["decoders"]),
         num_cpus=min(share if use_gpu else 1.0, int(1000 * booked) / 1000),
     )
-    embedded = decoded.map_batches(
+    return decoded.map_batches(
         Embed,
-        fn_constructor_kwargs={
-            "encoder": ray.put(encoder),
-            "frames": frames,
-            "threads": sizes["threads"],
-            "device": "cuda" if use_gpu else "cpu",
-        },
+        fn_constructor_kwargs=embedding,
         batch_size=None,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=sizes["embedders"]),
@@ -315,7 +339,30 @@ def _stream(
         num_cpus=0,
         num_gpus=1 if use_gpu else None,
     )
-    yield from embedded.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _stream(dataset: Any) -> Generator[dict[str, np.ndarray], None, None]:
+    """Batches as they are made, in any order."""
+    # Fetched ahead, a batch would be held back until the next one is made.
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+
+
+def _missing(writer: ShardWriter, batches: Sequence[Slice]) -> list[Slice]:
+    """Batches that have not come out of the pipeline, in their order."""
+    came = {int(rows["row"][0]) for part in writer.parts.values() for rows in part}
+    open_shards = {writer.slices[index].name for index in writer.unfinished()}
+    return [one for one in batches if one.name in open_shards and one.start not in came]
+
+
+def _clips_of(manifest: Manifest, batches: Sequence[Slice], most: int) -> str:
+    """The ids of so many clips of them, for people."""
+    names: list[str] = []
+    for batch in batches:
+        if len(names) < most:
+            rows = read_rows(manifest, batch.file, batch.first, batch.first + len(batch))
+            names += rows["clip_id"].to_pylist()
+    more = sum(len(batch) for batch in batches) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_of_the_cluster(error: BaseException) -> bool:

@@ -1,108 +1,67 @@
-"""The operators of the embedding job: read rows, decode them, embed the frames.
+"""The operators of the embedding job: decode a batch of clips, embed its frames.
 
-Each runs in Ray's workers with resources of its own; a block is a batch of clips.
+Each runs in actors of Ray's with resources of its own; a block is a batch of clips.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
-from selfshot.data.corpus_manifest import Manifest, place_of, read_rows
+from selfshot.config.paths import is_address
+from selfshot.data.corpus_manifest import Manifest, ManifestFile, place_of, read_rows
 from selfshot.distributed.shards import Slice
 from selfshot.distributed.sharing import Sharing
 
 
-class SliceSource(Datasource):
-    """Rows of the manifest with their numbers: a task reads those of one slice."""
-
-    def __init__(
-        self, manifest: Manifest, slices: Sequence[Slice], sharing: Sharing | None = None
-    ) -> None:
-        super().__init__()
-        self.manifest, self.slices, self.sharing = manifest, slices, sharing
-
-    def estimate_inmemory_data_size(self) -> int:
-        """About 150 bytes a row."""
-        return 150 * sum(part.stop - part.start for part in self.slices)
-
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: Any = None,
-    ) -> list[ReadTask]:
-        """One task for each slice, in their order."""
-        return [
-            ReadTask(
-                _reading(self.manifest, part, self.sharing),
-                BlockMetadata(
-                    num_rows=part.stop - part.start,
-                    size_bytes=150 * (part.stop - part.start),
-                    input_files=None,
-                    exec_stats=None,
-                ),
-            )
-            for part in self.slices
-        ]
-
-
-def _reading(
-    manifest: Manifest, part: Slice, sharing: Sharing | None
-) -> Callable[[], Iterator[pa.Table]]:
-    folder, root = manifest.folder, manifest.root
-
-    def read() -> Iterator[pa.Table]:
-        here = folder if sharing is None else sharing.local(folder)
-        # Of the other files it need not know, and there may be many.
-        alone = Manifest(here, (part.file,), root)
-        count = part.stop - part.start
-        table = read_rows(alone, part.file, part.first, part.first + count)
-        yield table.append_column("row", pa.array(range(part.start, part.stop), type=pa.int64()))
-
-    return read
-
-
 class Decode:
-    """Actor: rows to frames. A clip that cannot be decoded is marked, never dropped."""
+    """Actor: a slice of the manifest to frames.
+
+    A clip that cannot be decoded is marked, never dropped. The rows are read here: a task for each
+    slice would start a worker process for each core's share of them, for milliseconds of work.
+    """
 
     def __init__(
         self,
-        root: str,
-        confine: bool,
+        manifest: Manifest,
         max_bytes: int,
         sharing: Sharing | None = None,
         **settings: Any,
     ) -> None:
+        """Args: a manifest whose files need not be named, and the settings of the decoder."""
         from selfshot.data.fetch import FETCH
         from selfshot.data.guard import GuardedDecoder
 
-        root = root if sharing is None else sharing.local(root)
-        self.root, self.confine, self.max_bytes = root, confine, max_bytes
+        self.confine, self.max_bytes = not is_address(manifest.root), max_bytes
+        if sharing is not None:
+            folder, root = sharing.local([manifest.folder, manifest.root])
+            manifest = dataclasses.replace(manifest, folder=folder, root=root)
+        self.manifest = manifest
         self.decoder = GuardedDecoder(decode=FETCH, memory_limit_bytes=max_bytes, **settings)
 
-    def __call__(self, rows: pa.Table) -> dict[str, np.ndarray]:
+    def __call__(self, parts: pa.Table) -> dict[str, np.ndarray]:
         """Frames (zeros where there is an error), errors ("" where there is none), seconds.
 
         Of each clip also how many frames it has, `expected`, and how many of them were `decoded`.
         """
         from selfshot.data.guard import StoredClip
 
+        (part,) = (as_slice(row) for row in parts.to_pylist())
+        rows = read_rows(self.manifest, part.file, part.first, part.first + part.stop - part.start)
+        root = self.manifest.root
         clips = [
             StoredClip(
-                place_of(self.root, row["uri"]),
+                place_of(root, row["uri"]),
                 row["start_s"],
                 row["end_s"],
                 offset=row["offset"],
                 length=None if row["offset"] is None else row["bytes"],
-                within=self.root if self.confine else None,
+                within=root if self.confine else None,
                 max_bytes=self.max_bytes,
             )
             for row in rows.to_pylist()
@@ -121,7 +80,7 @@ class Decode:
             now = time.perf_counter()
             seconds[index], before = now - before, now
         return {
-            "row": rows["row"].to_numpy(),
+            "row": np.arange(part.start, part.stop),
             "clip_id": rows["clip_id"].to_numpy().astype(object),
             "frames": frames,
             "error": np.asarray(errors, dtype=object),
@@ -129,6 +88,11 @@ class Decode:
             "expected": counts[1],
             "decode_s": seconds,
         }
+
+
+def as_slice(row: dict[str, Any]) -> Slice:
+    """The slice that became a row of a block by `dataclasses.asdict`."""
+    return Slice(**{**row, "file": ManifestFile(**row["file"])})
 
 
 class Embed:

@@ -33,6 +33,8 @@ TEMP_PREFIX = "selfshot-ray-"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "DO_NOT_TRACK": "1",
+    # A call that comes when Ray has ended is an error: Ray would start another one by itself.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Its C++ parts write to this terminal; "error" still shows lines that nobody can act on.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Data's own progress bars; ours are printed by the stages.

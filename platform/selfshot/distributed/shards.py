@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,9 @@ class Slice:
     first: int
     start: int
     stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -288,13 +292,16 @@ class ShardWriter:
             return
         # The same command must decode them again once the files are mended.
         self.remove(index for index, count in self.finished.items() if count)
-        many = f"{self.quarantined} of {self.total} clips cannot be embedded"
+        reasons = "The first:\n" + "\n".join(f"  {line}" for line in self.reasons)
         if hopeless:
-            many = f"none of the first {self.fresh} clips can be embedded"
+            raise UserError(f"none of the first {self.fresh} clips can be embedded. {reasons}")
+        # Of those that were tried, so a guess, and above what there is.
+        wanted = (math.floor(10 * self.quarantined / self.done) + 1) / 10
         raise UserError(
-            f"{many}, more than embedding.max_quarantine_share: {self.max_share:g} allows; mend "
-            "the files or raise the share. The first:\n"
-            + "\n".join(f"  {line}" for line in self.reasons)
+            f"{self.quarantined} of {self.total} clips cannot be embedded, more than "
+            f"embedding.max_quarantine_share: {self.max_share:g} allows; mend the files, or allow "
+            f"more with --set embedding.max_quarantine_share={min(wanted, 1.0):g}. {reasons}",
+            setting="embedding.max_quarantine_share",
         )
 
     def remove(self, indices: Iterable[int]) -> None:

@@ -18,7 +18,6 @@ from jaxtyping import Float, UInt8
 from torch.nn import functional
 
 from selfshot.errors import UserError
-from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.trunks import EfficientNetTrunk
 
 FRAMES_AT_ONCE = 16
@@ -90,6 +89,9 @@ def open_encoder(name: str) -> Opened:
             f"--encoder: {name} is no encoder (one of {', '.join(ENCODERS)}, or a folder with "
             "encoder.safetensors, as selfshot train encoder leaves it)"
         )
+    # It imports torchvision, and torch's compiler with it: seconds in each process.
+    from selfshot.models.trained_encoder import load_encoder
+
     size = json.loads((folder / "encoder.json").read_text()).get("size") or (None, None)
     return Opened(load_encoder(folder), digest_of(folder), *size)
 
