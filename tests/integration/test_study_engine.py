@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from engine_parts import deadly
+from ray.exceptions import WorkerCrashedError
 
 from selfshot.distributed.graph import run_graph
-from selfshot.distributed.trials import Stopping, run_trials
+from selfshot.distributed.mapping import parallel_map
+from selfshot.distributed.trials import INSIDE, Stopping, TrialsFailedError, run_trials
 
 pytestmark = pytest.mark.usefixtures("ray_running")
 
@@ -39,6 +42,57 @@ def test_a_graph_runs_in_the_order_of_its_needs(tmp_path: Path) -> None:
         name: [float(one) for one in (tmp_path / name).read_text().split()] for name in "abc"
     }
     assert times["a"][1] <= times["b"][0] and times["b"][1] <= times["c"][0]
+
+
+def calls(folder: Path) -> int:
+    return len((folder / "calls").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("inside", "cpus", "raises", "attempts"),
+    [
+        (False, 1.0, False, 3),
+        (False, 1.0, True, 3),
+        # It waits for others, which are tried again by themselves.
+        (False, 0.0, False, 3),
+        (False, 0.0, True, 1),
+        (True, 1.0, False, 3),
+        (True, 1.0, True, 3),
+    ],
+)
+def test_a_trial_is_tried_so_often_and_not_more(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: bool,
+    cpus: float,
+    raises: bool,
+    attempts: int,
+) -> None:
+    if inside:  # As tasks, and not with Tune.
+        monkeypatch.setenv(INSIDE, "1")
+    config = {"trial_id": "one", "folder": str(tmp_path), "raises": raises}
+    settings = {"out_dir": tmp_path / "out", "name": "deadly", "per_trial": {"cpu": cpus}}
+    for runs in (1, 2):  # What failed is tried again by the next run, as often.
+        with pytest.raises(TrialsFailedError, match="it was told to fail" if raises else "one: "):
+            run_trials("engine_parts:deadly", [config], max_failures=2, **settings)
+        assert calls(tmp_path) == runs * attempts
+
+
+@pytest.mark.parametrize(("raises", "attempts"), [(False, 3), (True, 1)])
+def test_a_unit_whose_process_dies_is_tried_so_often_and_not_more(
+    tmp_path: Path, raises: bool, attempts: int
+) -> None:
+    config = {"folder": str(tmp_path), "raises": raises}
+    units = {"one": (config, frozenset[str]())}
+    assert run_graph("engine_parts:deadly", units, parallel=1, max_failures=2).keys() == {"one"}
+    assert calls(tmp_path) == attempts
+
+
+def test_a_unit_of_a_map_is_tried_so_often_and_not_more(tmp_path: Path) -> None:
+    units = parallel_map(max_failures=2)(deadly, [{"folder": str(tmp_path), "raises": False}])
+    with pytest.raises(WorkerCrashedError):
+        list(units)
+    assert calls(tmp_path) == 3
 
 
 def test_a_trial_may_run_trials(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def run_graph(
         units: id → its config (JSON values) and the ids that must be done before; in the order
             in which they start when several may.
         parallel: units at one time.
-        max_failures: times that a failing unit is tried again.
+        max_failures: times that a unit is tried again whose process died. What the function raises
+            is not tried again: the work that it starts has retries of its own.
         on_end: told the id of each unit that ends, with its error or None.
 
     Returns:
@@ -34,7 +35,7 @@ def run_graph(
     """
     import ray
 
-    work = ray.remote(num_cpus=0, max_retries=max_failures, retry_exceptions=False)(_call)
+    work = ray.remote(num_cpus=0, max_retries=0)(_call)
     left = dict(units)
     attempts = dict.fromkeys(units, 0)
     running: dict[Any, str] = {}
@@ -58,8 +59,9 @@ def run_graph(
         try:
             ray.get(reference)
         except Exception as error:  # whatever it is, units that do not need it go on
+            raised = isinstance(error, ray.exceptions.RayTaskError)
             attempts[name] += 1
-            if attempts[name] <= max_failures:
+            if not raised and attempts[name] <= max_failures:
                 left = {name: units[name], **left}
                 continue
             failures[name] = last_line(error)

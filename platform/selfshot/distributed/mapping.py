@@ -14,12 +14,13 @@ OnDone = Callable[[int, int], None]
 
 
 def parallel_map(
-    on_done: OnDone | None = None, *, carried: bool = False
+    on_done: OnDone | None = None, *, max_failures: int, carried: bool = False
 ) -> Callable[..., Iterable[Any]]:
     """A map over units on the running Ray, one core each, in the order in which they end.
 
     Args:
         on_done: told how many units are done, and of how many.
+        max_failures: times that a unit is tried again whose process died.
         carried: the units' `folder` and `path` are on this machine alone: a worker writes
             elsewhere, and what it wrote comes back through Ray.
     """
@@ -28,7 +29,7 @@ def parallel_map(
         import ray
 
         # Inside a trial of Tune, tasks would otherwise have to fit into the trial's own place.
-        @ray.remote(num_cpus=1, max_retries=2, scheduling_strategy="DEFAULT")
+        @ray.remote(num_cpus=1, max_retries=max_failures, scheduling_strategy="DEFAULT")
         def work(unit: Unit) -> Any:
             return _packed(function, unit) if carried else function(unit)
 

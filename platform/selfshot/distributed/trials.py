@@ -23,6 +23,7 @@ from selfshot.distributed.sharing import Sharing
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 
 INSIDE = "SELFSHOT_INSIDE_TRIAL"
+ERROR = ".error"  # Beside the results: of a trial that is not tried again.
 
 ONE_CORE = {"cpu": 1.0}
 
@@ -90,7 +91,8 @@ def run_trials(
         per_trial: `cpu`, cores of a trial, which are also its threads; 0 for one that only waits
             for what it starts on the same Ray, and must not keep a core from it. `gpu`, its share
             of a GPU; none: it sees none.
-        max_failures: times that a failing trial is tried again.
+        max_failures: times that a failing trial is tried again; one without cores only if its
+            process died, as what it waits for is tried again by itself.
         on_result: called here with the trial id and result of each one that ends.
         stopping: stop weak trials early; the result of a stopped one says `stopped_at`, its last
             budget. Results of every budget are kept, so a later call ranks as this one did.
@@ -170,8 +172,9 @@ def _as_tasks(
     cpus = min(per_trial["cpu"], session.num_cpus) if session.embedded else per_trial["cpu"]
     gpus = per_trial.get("gpu", 0.0)
     # A trial of Tune has a place of its own, in which its tasks would otherwise have to fit.
+    # Ray retries none: the loop below does.
     work = ray.remote(
-        num_cpus=cpus, num_gpus=gpus, max_retries=max_failures, scheduling_strategy="DEFAULT"
+        num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="DEFAULT"
     )(_keep)
     queue = list(waiting)
     running: dict[Any, tuple[dict[str, Any], int]] = {}
@@ -206,11 +209,23 @@ def last_line(error: BaseException) -> str:
 
 def _run_one(config: dict[str, Any]) -> None:
     """The trainable: a worker process imports the function, calls it and keeps its result."""
+    os.environ[INSIDE] = "1"
+    out_dir, mirror = _results_here(config)
+    try:
+        _run_budgets(config, out_dir, mirror)
+    except Exception as error:
+        if config["cpus"]:
+            raise  # Tune tries it again; what a trial without cores waits for has been already.
+        name = f"{config['trial']['trial_id']}{ERROR}"
+        write_atomically(out_dir / name, last_line(error))
+        if mirror is not None:
+            mirror.push(name)
+
+
+def _run_budgets(config: dict[str, Any], out_dir: Path, mirror: Mirror | None) -> None:
     from ray import tune
 
-    os.environ[INSIDE] = "1"
     trial_id = config["trial"]["trial_id"]
-    out_dir, mirror = _results_here(config)
     for budget in config["budgets"]:
         name = f"{trial_id}.budget-{budget}"
         result = _read_result(out_dir, name, mirror)
@@ -241,9 +256,7 @@ def _scheduler(stopping: Stopping | None) -> Any:
     )
 
 
-def _keep_stopped(
-    out_dir: Path, trial_id: str, stopping: Stopping, mirror: Mirror | None
-) -> None:
+def _keep_stopped(out_dir: Path, trial_id: str, stopping: Stopping, mirror: Mirror | None) -> None:
     """The result of a trial that was stopped is that of the last budget it reached."""
     if _read_result(out_dir, trial_id, mirror) is not None:
         return
@@ -324,6 +337,10 @@ def _tune(
     booked = {"cpu": cpus} if cpus else {"memory": 2.0**20}
     booked |= {name: share for name, share in per_trial.items() if name != "cpu" and share}
     budgets = list(stopping.budgets) if stopping else []
+    for stale in out_dir.glob(f"*{ERROR}"):
+        stale.unlink()
+        if mirror is not None:
+            mirror.remove(stale.name)
     space = {**common, "cpus": cpus, "budgets": budgets, "trial": tune.grid_search(waiting)}
     # Tune's own records of this call; results are what resumes, so the records start anew.
     storage = out_dir / ".tune"
@@ -381,10 +398,12 @@ def _tune(
         if result.error is not None:
             trial = (result.config or {}).get("trial", {})
             failures[str(trial.get("trial_id", "?"))] = last_line(result.error)
-    if stopping is not None:
-        for trial in waiting:
-            if str(trial["trial_id"]) not in failures:
-                _keep_stopped(out_dir, str(trial["trial_id"]), stopping, mirror)
+    for trial in waiting:
+        error = out_dir / f"{trial['trial_id']}{ERROR}"
+        if error.exists() or (mirror is not None and mirror.pull(error.name)):
+            failures[str(trial["trial_id"])] = error.read_text()
+        elif stopping is not None and str(trial["trial_id"]) not in failures:
+            _keep_stopped(out_dir, str(trial["trial_id"]), stopping, mirror)
     shutil.rmtree(storage, ignore_errors=True)
     if mirror is not None:
         mirror.remove(".tune")

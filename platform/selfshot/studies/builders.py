@@ -51,7 +51,11 @@ def build_benchmark(
         from selfshot.benchmarks.sprites.build import build_sprites
         from selfshot.distributed.mapping import parallel_map
 
-        units = parallel_map(progress.every("units composed"), carried=carried)
+        units = parallel_map(
+            progress.every("units composed"),
+            max_failures=experiment.compute.max_failures,
+            carried=carried,
+        )
         scratch = made_in.scratch / "units"
         return build_sprites(folder, scratch, units, seed=experiment.seed, **arguments)
     build = pkgutil.resolve_name(BUILDERS[section.kind])

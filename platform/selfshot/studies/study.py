@@ -41,8 +41,8 @@ class StudyRun:
 def run_study(study: Study) -> StudyRun:
     """Run a study, or go on with it: no finished stage and no finished trial is made again.
 
-    Trials that fail are tried again `compute.max_failures` times and then reported; the others
-    go on. Failed ones are tried once more by the next run.
+    What fails in a trial is tried again `compute.max_failures` times. Then the trial is reported
+    and the others go on. Failed ones are tried once more by the next run.
 
     Raises:
         UserError: an input is missing, or the cluster cannot be joined.
