@@ -341,16 +341,24 @@ class Storage:
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[Any]:
         place = self.path(name)
-        if self._appear_whole:
-            with self.filesystem.open_output_stream(place) as stream:
-                yield stream
-            return
-        folder, _, last = place.rpartition("/")
-        self.filesystem.create_dir(folder, recursive=True)
-        partial = f"{folder}/{_beside(last)}"
-        with self.filesystem.open_output_stream(partial) as stream:
+        partial = place
+        if not self._appear_whole:
+            folder, _, last = place.rpartition("/")
+            self.filesystem.create_dir(folder, recursive=True)
+            partial = f"{folder}/{_beside(last)}"
+        stream = self.filesystem.open_output_stream(partial)
+        try:
             yield stream
-        self.filesystem.move(partial, place)
+        except BaseException:
+            # pyarrow cannot abandon an upload: closing it ends it with what was written so far.
+            # If it cannot even be closed, what was there before still is.
+            with contextlib.suppress(Exception):
+                stream.close()
+                self.filesystem.delete_file(partial)
+            raise
+        stream.close()
+        if partial != place:
+            self.filesystem.move(partial, place)
 
     def tried(
         self, what: str, work: Callable[[], Result], name: str = "", attempts: int = 0

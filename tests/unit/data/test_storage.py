@@ -234,3 +234,14 @@ def test_a_query_stays_behind_the_address() -> None:
     files = object.__new__(Storage)
     files.address = "s3://bucket/here?region=eu-west-1"
     assert files.address_of("store/vis") == "s3://bucket/here/store/vis?region=eu-west-1"
+
+
+@pytest.mark.parametrize("appear_whole", [False, True], ids=["moved", "object store"])
+def test_of_an_upload_that_fails_nothing_stays(tmp_path: Path, appear_whole: bool) -> None:
+    (tmp_path / "one").write_bytes(b"1" * 1000)
+    storage = Storage(tmp_path / "there")
+    storage.write("other", b"")
+    storage._appear_whole = appear_whole
+    with pytest.raises(StorageError, match="part"):
+        storage.join([tmp_path / "one", tmp_path / "gone"], "part")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["other"]
