@@ -424,7 +424,15 @@ def _read_result(
     out_dir: Path, trial_id: str, mirror: Mirror | None = None
 ) -> dict[str, Any] | None:
     path = out_dir / f"{trial_id}.json"
-    if not path.exists() and not (mirror is not None and mirror.pull(path.name)):
-        return None
-    result: dict[str, Any] = json.loads(path.read_text())
+    result = _parsed(path)
+    if result is None and mirror is not None and mirror.pull(path.name):
+        result = _parsed(path)
     return result
+
+
+def _parsed(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # Cut short, as by a loss of power: made again.
+        return None
+    return content

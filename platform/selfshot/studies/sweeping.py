@@ -68,7 +68,7 @@ class PlannedTrial:
         """Its result, if it was finished."""
         try:
             found: dict[str, Any] = json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # Cut short, as by a loss of power: made again.
             return None
         return found
 

@@ -1,0 +1,26 @@
+"""Results of trials that are read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfshot.data.shared_store import Mirror
+from selfshot.data.storage import Storage
+from selfshot.distributed.trials import _read_result
+
+
+@pytest.mark.parametrize("content", [b"", b'{"rows": [', b"\xff"])
+def test_a_result_that_is_cut_short_is_made_again_or_fetched(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "one.json").write_bytes(content)
+    assert _read_result(tmp_path, "one") is None
+    storage = Storage(tmp_path / "there")
+    mirror = Mirror(storage, "trials", tmp_path)
+    assert _read_result(tmp_path, "one", mirror) is None
+    storage.write("trials/one.json", b'{"score": 1}')
+    assert _read_result(tmp_path, "one", mirror) == {"score": 1}
+    assert _read_result(tmp_path, "one") == {"score": 1}
+    assert _read_result(tmp_path, "two", mirror) is None
