@@ -264,6 +264,11 @@ def _drop_unreadable(files: Storage, run: str) -> None:
         readable = False
     if readable and all(files.sizes(f"{run}/{name}", deep=True) for name in names):
         return
+    warnings.warn(
+        f"{files.address_of(run)}: the list of checkpoints is cut short, lacks some of them or is "
+        "of another version of Ray; they are removed, and the training starts from step 0",
+        stacklevel=2,
+    )
     files.remove_folder(run)
 
 
