@@ -112,7 +112,16 @@ def _root_of(storage: Storage) -> str:
     """The folder of the videos, as the files beside the list say it; else the list's own."""
     there = storage.sizes()
     named = ((FACTS, "root"), ("benchmark.json", "corpus_root"))
-    root = next((json.loads(storage.read(n))[key] for n, key in named if n in there), "")
+    name, key = next(((n, key) for n, key in named if n in there), ("", ""))
+    try:
+        root = json.loads(storage.read(name))[key] if name else ""
+        if not isinstance(root, str):
+            raise TypeError(f"{key}: {root!r} is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{storage.path(name)}: cannot be read as the facts of a corpus ({error!r}); make it "
+            "again, or say with --root where the videos are"
+        ) from None
     if is_address(root) or root.startswith("/"):
         return str(root)
     return f"{storage.address}/{root}" if root else storage.address

@@ -125,3 +125,13 @@ def test_places() -> None:
     assert place_of("/clips/", "a/b.mp4") == "/clips/a/b.mp4"
     assert place_of("s3://bucket/x", "a.mp4") == "s3://bucket/x/a.mp4"
     assert place_of("/clips", "s3://other/a.mp4") == "s3://other/a.mp4"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"clips": 3}', b'{"root": 3}', b'{"root": null}']
+)
+def test_facts_that_cannot_be_read(folder: Path, content: bytes) -> None:
+    (folder / "corpus.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"corpus\.json: cannot be read .*--root"):
+        open_manifest(str(folder))
+    assert open_manifest(str(folder), root="videos").root == "videos"
