@@ -132,6 +132,11 @@ def build_manifest(
         match = re.fullmatch(r"clips-(\d+)\.parquet", name)
         if match and int(match[1]) >= files:
             storage.remove(name)  # There were more videos once.
+    if pool.without_shots:
+        on_message(
+            f"the shots of {len(pool.without_shots)} videos cannot be found, so their clips may "
+            f"reach over cuts; the first: {pool.without_shots[0]}"
+        )
     if kept:
         on_message(f"{kept} of {files} manifest files were there")
     facts = {"root": root, "made_from": made_from, **counts}
@@ -200,6 +205,7 @@ class _Workers:
     def __init__(self, root: str, cutting: Cutting, workers: int) -> None:
         self.root, self.cutting = root, cutting
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="corpus")
+        self.without_shots: list[VideoError] = []
         self.decoder = GuardedDecoder(decode=SHOTS, time_limit_s=cutting.shots_timeout_s)
 
     def __enter__(self) -> _Workers:
@@ -250,7 +256,8 @@ class _Workers:
     def _shots(self, path: str) -> list[float]:
         try:
             found = self.decoder.decode(Shots(path, MOST_SHOTS, self.cutting.shot_threshold))
-        except VideoError:
+        except VideoError as error:
+            self.without_shots.append(error)
             return []
         times = found.reshape(-1).view(np.float64)
         return [float(time) for time in times[~np.isnan(times)]]

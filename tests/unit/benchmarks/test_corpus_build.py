@@ -53,10 +53,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(items: Any, root: Path | str, out: Path | str, **more: Any) -> dict[str, Any]:
-    settings = {"items_per_file": 2, "workers": 2, "made_from": "a test", "cutting": Cutting()}
-    return build_manifest(
-        items, str(root), str(out), on_message=lambda text: None, **{**settings, **more}
-    )
+    settings = {"items_per_file": 2, "workers": 2, "made_from": "a test", "cutting": Cutting(),
+                "on_message": lambda text: None}  # fmt: skip
+    return build_manifest(items, str(root), str(out), **{**settings, **more})
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -281,3 +280,12 @@ def test_an_outage_is_no_unread_video(
 )
 def test_spans(seconds: float, shots: list[float], clip_s: float | None, expected: Any) -> None:
     assert list(cut_spans(seconds, shots, clip_s, 1.0)) == expected
+
+
+def test_videos_that_are_cut_without_their_shots_are_counted(
+    videos: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    cutting = Cutting(shots=True, shots_timeout_s=1e-6)
+    build(of_videos(str(videos), []), videos, tmp_path, cutting=cutting, on_message=told.append)
+    assert any("the shots of 2 videos cannot be found" in line for line in told), told
