@@ -250,6 +250,8 @@ def embed(place: Place) -> Any:
                 "clip_id": np.array([f"clip-{row}" for row in rows], dtype=object),
                 "embedding": np.stack([rows, rows + 0.5], axis=1).astype(np.float32),
                 "error": np.array([""] * len(rows), dtype=object),
+                "decoded": np.full(len(rows), 3),
+                "expected": np.full(len(rows), 3),
                 "decode_s": np.zeros(len(rows)),
                 "model_s": np.zeros(len(rows)),
             }
