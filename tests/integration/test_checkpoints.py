@@ -111,7 +111,7 @@ def cut_off(place: Place) -> list[Path]:
     ("damage", "storage"),
     [
         (add, False),
-        (exchange_with_digests, True),
+        pytest.param(exchange_with_digests, True, marks=pytest.mark.slow),
         pytest.param(exchange, True, marks=pytest.mark.slow),
         pytest.param(tear, False, marks=pytest.mark.slow),
         pytest.param(strip, False, marks=pytest.mark.slow),
@@ -129,6 +129,7 @@ def test_the_checkpoint_before_a_damaged_one_is_loaded(
     same_weights(mended, undisturbed)
 
 
+@pytest.mark.slow
 def test_without_a_sound_one_training_begins_anew(
     tmp_path: Path, undisturbed: TrainingResult
 ) -> None:
@@ -141,6 +142,7 @@ def test_without_a_sound_one_training_begins_anew(
     same_weights(mended, undisturbed)
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_by_what_storage_has(
     tmp_path: Path, undisturbed: TrainingResult
 ) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +105,7 @@ def test_a_killed_worker_resumes(tmp_path: Path, undisturbed: TrainingResult) ->
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_rank_that_a_restart_mends_is_forgotten(tmp_path: Path) -> None:
     """Another node may have what this one lacked."""
     mistakes = tmp_path / "mistakes"
@@ -305,7 +305,5 @@ def test_session_within_a_session_and_addresses_that_do_not_answer() -> None:
 def test_wrong_addresses(address: str, message: str) -> None:
     from selfshot.distributed.session import _join
 
-    began = time.monotonic()
-    with pytest.raises(UserError, match=message):
-        _join(address, worker_logs=False)
-    assert time.monotonic() - began < 6
+    with pytest.raises(UserError, match=f"RAY_ADDRESS: .*{message}"):
+        _join(address, "RAY_ADDRESS", worker_logs=False)

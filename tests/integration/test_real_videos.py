@@ -53,6 +53,7 @@ def corpus(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_real_videos(
     shared: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

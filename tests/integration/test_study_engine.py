@@ -60,6 +60,7 @@ def calls(folder: Path) -> int:
         (True, 1.0, True, 3),
     ],
 )
+@pytest.mark.slow
 def test_a_trial_is_tried_so_often_and_not_more(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

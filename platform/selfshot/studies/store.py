@@ -322,6 +322,7 @@ def _heartbeat(folder: StageFolder) -> Iterator[None]:
     ended = threading.Event()
 
     def beat() -> None:
+        folder._note_seconds()  # At once: it says when the stage began.
         while not ended.wait(HEARTBEAT_S):
             folder._note_seconds()
 

@@ -29,7 +29,7 @@ from selfshot.distributed.mlflow_runs import Record, RunTree, Target, flatten
 from selfshot.distributed.tracking import Tracker, locked, token_of
 from selfshot.studies.environment import run_environment
 from selfshot.studies.scores import figure_name
-from selfshot.studies.store import MANIFEST, Store, git_revision
+from selfshot.studies.store import MANIFEST, SCRATCH, Store, git_revision
 from selfshot.studies.tables import Table, shown, to_markdown
 
 if TYPE_CHECKING:
@@ -220,12 +220,22 @@ def _stage(tree: RunTree, name: str, final: Path, finished: bool) -> Iterator[Re
     if not (finished and tree.has(token)):
         tags = {"selfshot.kind": "stage", "selfshot.key": final.name}
         points = _history(final)
-        running = Record(token, name, tree.token, start=time.time(), tags=tags, points=points)
+        begun = _begun_at(_partial(final))
+        running = Record(token, name, tree.token, start=begun, tags=tags, points=points)
         yield _ended(running, final) if finished else running
     for path in sorted((here / "trials").glob("*.json")):
         fold = f"{token}/{path.stem}"
         if not tree.has(fold):
             yield _fold(fold, token, f"{name}.{path.stem}", path)
+
+
+def _begun_at(partial: Path) -> float:
+    """When a stage began that is being made, killed attempts included, by the time it has noted."""
+    noted = partial / SCRATCH / "seconds"
+    try:
+        return noted.stat().st_mtime - float(noted.read_text())
+    except (FileNotFoundError, ValueError):  # It has just begun, or has just ended.
+        return time.time()
 
 
 def _ended(running: Record, final: Path) -> Record:
