@@ -68,6 +68,8 @@ def test_who_says_which_cluster_is_joined(
 def test_an_address_that_is_wrong_is_blamed_on_who_gave_it(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
+    # Other tests of this process may have left Ray running, and that one would be taken.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         pytest.raises(UserError, match=rf"^compute\.address: .*{address}.*leave it out to run on"),
