@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
@@ -93,27 +93,10 @@ def duration_s(path: Path | str) -> float | None:
 
 
 def sample_frames(
-    path: Path | str,
-    *,
-    num_frames: int,
-    height: int,
-    width: int,
-    start_s: float | None = None,
-    end_s: float | None = None,
-    least_frames: int = 1,
-    decoder: Decoder = "decord",
+    path: Path | str, **sampling: Any
 ) -> UInt8[np.ndarray, "num_frames height width 3"]:
-    """The frames of `sample_clip`."""
-    return sample_clip(
-        path,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        start_s=start_s,
-        end_s=end_s,
-        least_frames=least_frames,
-        decoder=decoder,
-    ).frames
+    """The frames of `sample_clip`, which says what its arguments and errors are."""
+    return sample_clip(path, **sampling).frames
 
 
 def sample_clip(
