@@ -45,10 +45,18 @@ VOLATILE = re.compile(r"history\.jsonl|summary\.json|metadata\.json|report\.(htm
 """Files that hold times."""
 
 
-@app.command("until", hidden=True)
-def until_command(stage: str, settings: list[str]) -> None:
-    """Runs the toy up to a stage, with the messages and exit codes of the program."""
-    run_until(TOY, settings, False, stage)
+@contextlib.contextmanager
+def until_command() -> Iterator[None]:
+    """A command for the toy up to a stage, with the messages and exit codes of the program."""
+
+    def until(stage: str, settings: list[str]) -> None:
+        run_until(TOY, settings, False, stage)
+
+    app.command("until")(until)
+    try:
+        yield
+    finally:
+        app.registered_commands.pop()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,9 @@ class Toys:
         said = io.StringIO()
         faulthandler.dump_traceback_later(HANGS_S, exit=True, file=sys.__stderr__)
         try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with (
+                until_command(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)
+            ):  # fmt: skip
                 code = main(words)
         finally:
             faulthandler.cancel_dump_traceback_later()
