@@ -21,6 +21,7 @@ from selfshot.errors import UserError
 
 pytestmark = [
     pytest.mark.usefixtures("ray_running"),
+    pytest.mark.slow,
     pytest.mark.filterwarnings("always:toy. .*is not loaded"),
 ]
 
@@ -111,10 +112,10 @@ def cut_off(place: Place) -> list[Path]:
     ("damage", "storage"),
     [
         (add, False),
-        pytest.param(exchange_with_digests, True, marks=pytest.mark.slow),
-        pytest.param(exchange, True, marks=pytest.mark.slow),
-        pytest.param(tear, False, marks=pytest.mark.slow),
-        pytest.param(strip, False, marks=pytest.mark.slow),
+        (exchange_with_digests, True),
+        (exchange, True),
+        (tear, False),
+        (strip, False),
     ],
 )
 def test_the_checkpoint_before_a_damaged_one_is_loaded(
@@ -129,7 +130,6 @@ def test_the_checkpoint_before_a_damaged_one_is_loaded(
     same_weights(mended, undisturbed)
 
 
-@pytest.mark.slow
 def test_without_a_sound_one_training_begins_anew(
     tmp_path: Path, undisturbed: TrainingResult
 ) -> None:
@@ -142,7 +142,6 @@ def test_without_a_sound_one_training_begins_anew(
     same_weights(mended, undisturbed)
 
 
-@pytest.mark.slow
 def test_another_machine_goes_on_by_what_storage_has(
     tmp_path: Path, undisturbed: TrainingResult
 ) -> None:
@@ -162,7 +161,6 @@ def test_another_machine_goes_on_by_what_storage_has(
     assert anew.resumed_from == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_the_parts_of_two_ranks_are_one_checkpoint(tmp_path: Path, zero_stage: int) -> None:
     two = {"num_workers": 2, "zero_stage": zero_stage}

@@ -143,6 +143,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
     assert not train_workers()
 
 
+@pytest.mark.slow
 def test_after_a_loss_that_is_not_finite_the_last_checkpoint_is_there(
     tmp_path: Path, undisturbed: TrainingResult
 ) -> None:

@@ -169,6 +169,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_trials_book_a_share_of_a_gpu(tmp_path: Path) -> None:
     code = ON_GPUS.format(here=str(Path(__file__).parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
