@@ -116,7 +116,7 @@ def kill(run: Run, kind: str, chance: random.Random) -> str:
     """Kill one process; returns which kind it was: before Ray runs there is only the driver."""
     run.below += run.children("")
     victims = {
-        "worker": run.children(r"ray::(?!IDLE|\w+Agent)|\S*python\S* -\S* selfshot\.data\.guard"),
+        "worker": run.children(r"ray::(?!IDLE|\w+Agent)|\S*python\S* -c .*selfshot\.data\.serving"),
         "raylet": run.children(r"\S*raylet/raylet "),
         "driver": [],
     }[kind]
