@@ -273,7 +273,7 @@ def test_figure_2_loses_a_node_and_then_its_driver(cluster: Cluster) -> None:
     assert len(trials(cluster, "figure02")) == TRIALS
     assert made.items() <= stages(cluster).items(), "a finished stage was made again"
     assert of_stage(stages(cluster)) == {
-        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1,
+        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1,
         "vis": 1, "supports": TRIALS, "evaluation": TRIALS,
     }  # fmt: skip
     assert f"figure02: {TRIALS} trials, {len(some)} of them done" in again.read_text()
@@ -312,7 +312,7 @@ def test_table_1_takes_what_figure_2_made(cluster: Cluster) -> None:
     assert some.items() <= trials(cluster, "table01").items()
     # The ranking loss's encoder and all below it were there, as was the transformer.
     assert of_stage(stages(cluster)) - of_stage(before) == {
-        "encoder": 1, "embeddings": 1, "index": 1, "known": 1, "supports": 2, "evaluation": 2,
+        "encoder": 1, "embeddings": 1, "index": 1, "supports": 2, "evaluation": 2,
     }  # fmt: skip
     report = cluster.output / "table01" / "report"
     text = (report / "table.md").read_text()

@@ -28,7 +28,7 @@ backbone.optimiser.steps=90 backbone.optimiser.checkpoint_every=7 backbone.optim
 vis.optimiser.steps=30 vis.optimiser.checkpoint_every=4 vis.optimiser.log_every=1
 evaluation.seeds=[0,1,2] compute.parallel_trials=1
 """
-STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "known", "supports", "vis",
+STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "seen", "supports", "vis",
           "vis_no_fuser", "evaluation")  # fmt: skip
 GONE_S = 90.0
 """Two agents of a killed Ray try for a minute to tell its server, which is dead as well."""

@@ -100,7 +100,7 @@ def test_workers_of_another_node_fetch_their_inputs(
     assert not [name for name in Storage(storage).sizes("", deep=True) if ".partial/" in name]
 
     # A study's trials run on that node, and its driver has an empty folder.
-    sweep = ("name=toys", "sweep.over={supports.foreground_power: [0.0, 1.0]}")
+    sweep = ("name=toys", "sweep.over={supports.expand_by: [0, 1]}")
     run(tmp_path / "second", storage, *joined, *sweep)
     results = sorted((tmp_path / "second" / "toys" / "trials").glob("*.json"))
     logs = sorted((tmp_path / "node" / "toys" / "logs").glob("*.log"))

@@ -29,7 +29,7 @@ LONGER = [
     "vis.optimiser.steps=20",
     "vis.optimiser.log_every=1",
 ]
-STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "known", "supports", "vis",
+STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "seen", "supports", "vis",
           "vis_no_fuser", "evaluation")  # fmt: skip
 WAYS = ((signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True))
 """A terminal signals all of a process group, as `timeout` does; Slurm and docker one process."""

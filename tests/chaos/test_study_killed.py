@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "tests" / "integration" / "toy.yaml"
 SETTINGS = [
     "name=study",
-    "evaluation.supports=[random, oracle]",
-    "sweep.over={supports.foreground_power: [0.0, 0.5, 1.0], supports.window_size: [2, 3]}",
+    "evaluation.supports=[random, seen_penalty]",
+    "sweep.over={supports.expand_by: [0, 1, 2], supports.window_size: [2, 3]}",
     "sweep.parallel=1",
     "sweep.stopping.budgets=[]",
 ]
@@ -66,7 +66,7 @@ def test_a_study_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert stages.items() <= made().items()
     counts = [path.parts[-3] for path in made()]
     assert {stage: counts.count(stage) for stage in counts} == {
-        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1,
+        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "seen": 1,
         "vis": 1, "supports": 6, "evaluation": 6,
     }  # fmt: skip
     summary = json.loads((output / "study" / "report" / "results.json").read_text())

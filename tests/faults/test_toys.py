@@ -21,8 +21,8 @@ TOY = Path(__file__).parents[1] / "integration" / "toy.yaml"
 STAGES = [stage.name for stage in wanted_stages(load_experiment(TOY))]
 # They make the calls that the backbone makes, and take as long.
 TRAININGS = ("encoder", "vis", "vis_no_fuser")
-STUDY = ["name=toystudy", "evaluation.supports=[random,oracle]",
-         "sweep.over={supports.foreground_power: [0.0, 1.0]}"]  # fmt: skip
+STUDY = ["name=toystudy", "evaluation.supports=[random,seen_penalty]",
+         "sweep.over={supports.expand_by: [0, 1]}"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

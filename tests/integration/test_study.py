@@ -19,7 +19,7 @@ pytestmark = [
 TOY = Path(__file__).parent / "toy.yaml"
 SWEEP = [
     "name=toystudy",
-    "evaluation.supports=[random,oracle]",
+    "evaluation.supports=[random,seen_penalty]",
     "sweep.over={supports.shots: [[1], [1, 2]], vis.query_positions: [true, false]}",
 ]
 
@@ -46,14 +46,14 @@ def test_every_trial_is_done_and_shared_stages_are_made_once(output: Path, first
     assert first.failures == {} and len(first.results) == 4
     made = [path.parts[-3] for path in manifests(output)]
     assert {stage: made.count(stage) for stage in made} == {
-        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1,
+        "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "seen": 1,
         "supports": 2, "vis": 2, "evaluation": 4,
     }  # fmt: skip
     assert all(trial.done for trial in plan_study(loaded(output)).trials)
     for result in first.results:
         statuses = {entry["stage"]: entry["status"] for entry in result["timings"]}
         assert statuses.pop("evaluation") == "made" and set(statuses.values()) == {"reused"}
-        assert {row["supports"] for row in result["rows"]} == {"random", "oracle"}
+        assert {row["supports"] for row in result["rows"]} == {"random", "seen_penalty"}
 
 
 def test_the_report(output: Path, first: StudyRun) -> None:

@@ -385,7 +385,7 @@ def test_where_a_stage_lies(say) -> None:
         say("where", "good.yaml", "vis"), ["good: vis is not done in runs", "selfshot run"]
     )
     assert_refused(
-        say("where", "good.yaml", "known"), ["STAGE: known is not allowed (benchmark, backbone, "]
+        say("where", "good.yaml", "seen"), ["STAGE: seen is not allowed (benchmark, backbone, "]
     )
     (plan,) = plan_experiment(load_experiment(Path("good.yaml")), "benchmark")
     plan.path.mkdir(parents=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
 
@@ -52,9 +52,6 @@ class SupportsConfig(Section):
         "windows", description="one vector a query (the paper), or its foreground windows"
     )
     window_size: Count = Field(3, description="side of a window in tokens")
-    foreground_power: NonNegative = Field(
-        0.0, description="a window's cosine counts times its foreground to this power"
-    )
     duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
     expand_by: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
         0, description="clips found first, with which the query asks again; 0: it asks once"
@@ -72,11 +69,12 @@ class SupportsConfig(Section):
     candidates: Count = Field(
         50, description="clips that each video of semi_shot, or search of expand_by, proposes"
     )
-    known_weight: Annotated[NonNegative, LATER] = Field(
-        0.0, description="how much a window's nearness to labelled clips of seen classes takes off"
+    seen_penalty: NonNegative = Field(
+        0.75,
+        description="of the row seen_penalty: what nearness to labelled clips of seen classes "
+        "takes off a window's cosine",
     )
-    known_nearest: Annotated[Count, LATER] = Field(5, description="such clips that nearness is of")
-    known_clips: Annotated[Count, LATER] = Field(12, description="such clips of each seen class")
+    seen_clips: Count = Field(12, description="labelled clips of each seen class, for it")
     crop_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="Table 13: share of the query's length, or of each side, in a crop"
     )
@@ -86,12 +84,3 @@ class SupportsConfig(Section):
     gallery_queries: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
         12, description="queries drawn with what was found for them"
     )
-
-    @model_validator(mode="after")
-    def _known(self) -> SupportsConfig:
-        if self.known_weight and self.vectors == "global":
-            raise ValueError(
-                f"known_weight: {self.known_weight:g} needs vectors: windows; what is taken off "
-                "a query's one vector changes no order"
-            )
-        return self

@@ -29,6 +29,7 @@ SupportKind = Literal[
     "spatial_crops",
     "random",
     "self_shot",
+    "seen_penalty",
     "semi_shot",
     "oracle",
 ]
@@ -331,6 +332,11 @@ class Experiment(Section):
                 f"{max(self.supports.extra)} ask for {most} supports, and a benchmark fixes "
                 f"{PAIRED_SUPPORTS} for the row 'oracle'; lower them, or take 'oracle' out of "
                 "evaluation.supports"
+            )
+        if "seen_penalty" in self.evaluation.supports and self.supports.vectors == "global":
+            raise ValueError(
+                "supports.vectors: global is not for the row 'seen_penalty' of "
+                "evaluation.supports (windows): a penalty on a query's one vector changes no order"
             )
         labelled = max((number for number, _ in self.supports.semi_shot), default=0)
         if "semi_shot" in self.evaluation.supports and not 1 <= labelled <= PAIRED_SUPPORTS:

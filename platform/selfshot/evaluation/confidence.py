@@ -9,7 +9,7 @@ import numpy as np
 from selfshot.benchmarks.manifest import query_key
 from selfshot.errors import UserError
 
-COMPARED = ("self_shot", "random")
+COMPARED = ("self_shot", "seen_penalty", "random")
 """Supports whose clips were compared with their query when they were chosen."""
 
 

@@ -92,7 +92,7 @@ class RandomClips:
             return ()
         described = self.describe(query.video)
         windows = unit_vectors(described.vectors, [query.key] * len(described.vectors))
-        scores = described.scores(windows @ self.index.vectors(clips).T, 0.0)
+        scores = described.scores(windows @ self.index.vectors(clips).T)
         return tuple(round(float(score), 6) for score in scores.max(0))
 
 
@@ -117,7 +117,6 @@ class RetrievedClips:
     index: ClipIndex
     describe: Describe
     duplicate_cosine: float
-    foreground_power: float = 0.0
     searched: Int[np.ndarray, " rows"] | None = None
     expand_by: int = 0
     candidates: int = 50
@@ -131,7 +130,6 @@ class RetrievedClips:
         given: dict[str, Any] = {
             "duplicate_cosine": self.duplicate_cosine,
             "own_source": query.own_source,
-            "foreground_power": self.foreground_power,
             "searched": self.searched,
         }
         if self.expand_by:
@@ -151,7 +149,6 @@ class SemiShot:
     labelled: int
     candidates: int
     duplicate_cosine: float
-    foreground_power: float = 0.0
     searched: Int[np.ndarray, " rows"] | None = None
 
     def __call__(self, queries: Sequence[Asked], count: int) -> list[Chosen]:
@@ -167,7 +164,6 @@ class SemiShot:
                 candidates=self.candidates,
                 duplicate_cosine=self.duplicate_cosine,
                 own_source=own,
-                foreground_power=self.foreground_power,
                 searched=self.searched,
             )
             clips = found.clip_ids[: count - len(videos)]

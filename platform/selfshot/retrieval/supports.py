@@ -17,7 +17,7 @@ class Retrieved:
 
     Attributes:
         clip_ids: of the corpus.
-        scores: the cosine that each was chosen by, less its window's handicap.
+        scores: the cosine that each was chosen by, less its window's penalty.
         near_duplicates: clips left out because they were nearly the query itself.
         own_source: clips of the corpus left out because they come from the query's own source
             video, near or far.
@@ -35,18 +35,15 @@ class Described:
 
     Attributes:
         vectors: (windows, dim); one row for Eq. 3 as printed.
-        foreground: (windows,), mean foreground probability of each.
-        handicap: (windows,), what is taken off the score of all that a window finds; none: 0.
+        penalty: (windows,), what is taken off the score of all that a window finds; none: 0.
     """
 
     vectors: np.ndarray
-    foreground: np.ndarray
-    handicap: np.ndarray | None = None
+    penalty: np.ndarray | None = None
 
-    def scores(self, cosines: np.ndarray, foreground_power: float) -> np.ndarray:
-        """Cosine × foreground ** foreground_power − handicap, for cosines (windows, clips)."""
-        scores = cosines * (np.asarray(self.foreground, np.float32) ** foreground_power)[:, None]
-        return scores if self.handicap is None else scores - self.handicap[:, None]
+    def scores(self, cosines: np.ndarray) -> np.ndarray:
+        """Cosine − penalty, for cosines (windows, clips)."""
+        return cosines if self.penalty is None else cosines - self.penalty[:, None]
 
 
 def retrieve(
@@ -56,13 +53,12 @@ def retrieve(
     *,
     duplicate_cosine: float,
     own_source: Collection[str] = (),
-    foreground_power: float = 0.0,
     searched: Int[np.ndarray, " rows"] | None = None,
 ) -> Retrieved:
     """self-shot(q) = kNN(Φ(q), Φ(S)), for a query of one vector or of several windows.
 
     With several windows a clip's score is its best: the maximum over windows of
-    cosine × foreground ** foreground_power − handicap. Every window asks the index for enough
+    cosine − penalty. Every window asks the index for enough
     neighbours that the result is that of scoring the whole corpus.
 
     Args:
@@ -71,7 +67,6 @@ def retrieve(
         count: supports wanted.
         duplicate_cosine: a clip of a higher cosine is a near duplicate and left out.
         own_source: clips of the query's own source video, left out.
-        foreground_power: how much a window's foreground counts.
         searched: rows of the index, without repetition, that are searched; none: all.
     """
     total = len(index) if searched is None else len(searched)
@@ -82,9 +77,7 @@ def retrieve(
     while total:
         k = min(total, count + spare + len(own))
         cosines, rows = index.search_rows(query.vectors, k, searched)
-        best = _best_of_each(
-            rows, cosines, query.scores(cosines, foreground_power), query.scores(cosines, 0.0)
-        )
+        best = _best_of_each(rows, cosines, query.scores(cosines))
         allowed = ~(np.isin(best.rows, own) | best.above(duplicate_cosine))
         duplicates = best.above(duplicate_cosine)
         enough = allowed.sum() >= count and duplicates.sum() <= spare
@@ -94,12 +87,12 @@ def retrieve(
     else:
         return Retrieved((), (), 0, 0)
     names = index.clip_ids.at(best.rows[allowed])
-    scores, told = best.scores[allowed], best.told[allowed]
+    scores = best.scores[allowed]
     # Ties are settled by name, whatever the order of the index.
     order = np.lexsort((names.astype(str), -scores))[:count]
     return Retrieved(
         clip_ids=tuple(names[order].tolist()),
-        scores=tuple(round(float(one), 6) for one in told[order]),
+        scores=tuple(round(float(one), 6) for one in scores[order]),
         near_duplicates=int((duplicates & ~np.isin(best.rows, own)).sum()),
         own_source=len(own),
     )
@@ -107,11 +100,10 @@ def retrieve(
 
 @dataclasses.dataclass(frozen=True)
 class _Best:
-    """For each row that any window found: its best score, what is told of it, its best cosine."""
+    """For each row that any window found: its best score, and its best cosine."""
 
     rows: np.ndarray
     scores: np.ndarray
-    told: np.ndarray
     highest: np.ndarray
 
     def above(self, cosine: float) -> np.ndarray:
@@ -122,7 +114,6 @@ def _best_of_each(
     rows: Int[np.ndarray, "windows k"],
     cosines: Float[np.ndarray, "windows k"],
     scores: Float[np.ndarray, "windows k"],
-    told: Float[np.ndarray, "windows k"],
 ) -> _Best:
     flat, cosine, score = rows.reshape(-1), cosines.reshape(-1), scores.reshape(-1)
     window = np.repeat(np.arange(len(rows)), rows.shape[1])
@@ -132,7 +123,6 @@ def _best_of_each(
     return _Best(
         rows=flat[order][firsts],
         scores=score[order][firsts],
-        told=told.reshape(-1)[order][firsts],
         highest=np.maximum.reduceat(cosine[order], firsts),
     )
 
@@ -146,7 +136,6 @@ def retrieve_expanded(
     candidates: int,
     duplicate_cosine: float,
     own_source: Collection[str] = (),
-    foreground_power: float = 0.0,
     searched: Int[np.ndarray, " rows"] | None = None,
 ) -> Retrieved:
     """Retrieve, then ask again with what the first clips have in common.
@@ -163,7 +152,6 @@ def retrieve_expanded(
         candidates: clips that each of the two searches proposes.
         duplicate_cosine: see `retrieve`; of the query's own windows.
         own_source: see `retrieve`.
-        foreground_power: see `retrieve`.
         searched: see `retrieve`.
     """
     most = max(count, candidates)
@@ -173,19 +161,18 @@ def retrieve_expanded(
         most,
         duplicate_cosine=duplicate_cosine,
         own_source=own_source,
-        foreground_power=foreground_power,
         searched=searched,
     )
     if not first.clip_ids:
         return first
     unit = unit_vectors(query.vectors, ["the query"] * len(query.vectors))
     head = index.vectors(first.clip_ids[:by])
-    finders = unit[query.scores(unit @ head.T, foreground_power).argmax(0)]
+    finders = unit[query.scores(unit @ head.T).argmax(0)]
     asked = unit_vectors((finders.mean(0) + head.mean(0))[None] / 2, ["the expanded query"])
     # Nothing is a duplicate of a mean; those of the query are left out below.
     second = retrieve(
         index,
-        Described(asked, np.ones(1, np.float32)),
+        Described(asked),
         most,
         duplicate_cosine=np.inf,
         own_source=own_source,
@@ -194,7 +181,7 @@ def retrieve_expanded(
     names = np.array(sorted({*first.clip_ids, *second.clip_ids}), dtype=object)
     corpus = index.vectors(names.tolist())
     cosines = unit @ corpus.T
-    scores = (query.scores(cosines, foreground_power).max(0) + (asked @ corpus.T)[0]) / 2
+    scores = (query.scores(cosines).max(0) + (asked @ corpus.T)[0]) / 2
     kept = cosines.max(0) <= duplicate_cosine
     order = [row for row in np.lexsort((names.astype(str), -scores)) if kept[row]][:count]
     return dataclasses.replace(
@@ -212,7 +199,6 @@ def retrieve_together(
     candidates: int,
     duplicate_cosine: float,
     own_source: Collection[str] = (),
-    foreground_power: float = 0.0,
     searched: Int[np.ndarray, " rows"] | None = None,
 ) -> Retrieved:
     """Clips that are near to several videos at once: a query and its labelled supports (Table 5).
@@ -227,7 +213,6 @@ def retrieve_together(
         candidates: clips that each video proposes; all of them are compared with all videos.
         duplicate_cosine: see `retrieve`, for the query.
         own_source: clips of any member's own source video, left out.
-        foreground_power: see `retrieve`.
         searched: see `retrieve`.
     """
     found = [
@@ -237,7 +222,6 @@ def retrieve_together(
             max(candidates, count),
             duplicate_cosine=duplicate_cosine,
             own_source=own_source,
-            foreground_power=foreground_power,
             searched=searched,
         )
         for member in members
@@ -250,7 +234,7 @@ def retrieve_together(
     for member in members:
         cosines = unit_vectors(member.vectors, [""] * len(member.vectors)) @ corpus.T
         near |= cosines.max(0) > duplicate_cosine
-        scores += member.scores(cosines, foreground_power).max(0) / len(members)
+        scores += member.scores(cosines).max(0) / len(members)
     # A clip that is nearly one of the labelled supports brings nothing new either.
     order = [row for row in np.lexsort((names.astype(str), -scores)) if not near[row]][:count]
     return Retrieved(

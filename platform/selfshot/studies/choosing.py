@@ -26,7 +26,6 @@ from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
 from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
 from selfshot.models.trained_encoder import FrozenEncoder
 from selfshot.retrieval.building import load_index
-from selfshot.retrieval.known import KnownClips
 from selfshot.retrieval.methods import (
     Asked,
     Chosen,
@@ -38,8 +37,8 @@ from selfshot.retrieval.methods import (
     SemiShot,
     Support,
 )
-from selfshot.studies.describing import QUERIES_AT_ONCE, WAYS, DescribedVideos
-from selfshot.studies.known import read_known
+from selfshot.studies.describing import QUERIES_AT_ONCE, WAYS, DescribedVideos, SeenClasses
+from selfshot.studies.seen import read_seen
 
 SHEET_FILE = "gallery.png"
 
@@ -55,7 +54,6 @@ class SupportSettings:
     count: int
     vectors: str
     window_size: int
-    foreground_power: float
     duplicate_cosine: float
     expand_by: int = 0
     suspect_cosine: float = 0.9
@@ -64,8 +62,7 @@ class SupportSettings:
     kinds: Sequence[str] = ()
     semi_shot: Sequence[tuple[int, int]] = ()
     candidates: int = 50
-    known_weight: float = 0.0
-    known_nearest: int = 5
+    seen_penalty: float = 0.0
     crop_share: float = 0.5
     judged_ranks: int = 50
     gallery_queries: int = 12
@@ -78,7 +75,7 @@ def choose_supports(
     benchmark_folder: Path,
     encoder: FrozenEncoder,
     index_folder: Path,
-    known_folder: Path | None = None,
+    seen_folder: Path | None = None,
     seeds: Sequence[int],
     max_queries: int | None,
     on_message: Callable[[str], None],
@@ -87,7 +84,9 @@ def choose_supports(
 
     `random` is drawn with the seed of the query's fold; `oracle` takes the first of the pairs that
     the benchmark fixes; `self_shot` reads no label of the corpus and
-    of no unseen class. Labels of the corpus, where there are any, only measure the retrieval.
+    of no unseen class, and `seen_penalty`
+    those of seen classes besides. Labels of the corpus, where there are any, only measure the
+    retrieval.
 
     Args:
         folder: of the stage.
@@ -95,7 +94,7 @@ def choose_supports(
         benchmark_folder: of the benchmark.
         encoder: the trained Φ, on any device.
         index_folder: of the corpus index.
-        known_folder: of the labelled clips of seen classes, where they count.
+        seen_folder: of the labelled clips of seen classes, for the kind `seen_penalty`.
         seeds: of the folds.
         max_queries: of a fold.
         on_message: told of what is set aside.
@@ -116,23 +115,22 @@ def choose_supports(
     if settings.corpus_share < 1:
         on_message(f"{len(searched):,} of {len(index):,} clips are searched")
     corpus = _Corpus(benchmark_folder, reader, set(index.clip_ids.at(searched).tolist()))
-    known = None
-    if known_folder is not None:
-        known = KnownClips(read_known(known_folder), settings.known_nearest, settings.known_weight)
-    described = DescribedVideos(encoder, reader, settings.window_size, known)
+    seen = None
+    if seen_folder is not None:
+        seen = SeenClasses(read_seen(seen_folder), settings.seen_penalty)
+    described = DescribedVideos(encoder, reader, settings.window_size, seen)
     subset = searched if settings.corpus_share < 1 else None
-    power = {"global": 0.0, "windows": settings.foreground_power}
     ways = {
         way: RetrievedClips(
             index,
             described.by(way),
             settings.duplicate_cosine,
-            power[way],
             subset,
             settings.expand_by,
             settings.candidates,
         )
         for way in WAYS
+        if way != "seen_penalty" or seen is not None
     }
     test = [
         (Asked(query_key(video, name), video, seed, corpus.own_source(video)), name)
@@ -164,8 +162,7 @@ def choose_supports(
     for labelled in semi_shot:
         made[f"semi_shot_{labelled}"] = SemiShot(
             index, described.by(settings.vectors), benchmark.pairs["test"], corpus.own_source,
-            labelled, settings.candidates, settings.duplicate_cosine,
-            power[settings.vectors], subset,
+            labelled, settings.candidates, settings.duplicate_cosine, subset,
         )  # fmt: skip
     counts = {
         f"semi_shot_{labelled}": labelled + most for labelled, most in semi_shot.items()
@@ -176,7 +173,10 @@ def choose_supports(
         for query in queries:
             mine = found[settings.vectors][query.key]
             short += len(mine.supports) < settings.count
-            for kind, one in (("self_shot", mine), ("random", drawn[query.key])):
+            compared = {"self_shot": mine, "random": drawn[query.key]}
+            if seen is not None:
+                compared["seen_penalty"] = found["seen_penalty"][query.key]
+            for kind, one in compared.items():
                 chosen[query.key][kind] = _filled(one.supports, settings.count)
                 chosen[query.key][f"{kind}_scores"] = list(one.scores[: settings.count])
         if semi_shot:
@@ -316,7 +316,7 @@ def _diagnose(
         },
         "judged_ranks": depth,
         "random": scores["random"],
-        "alternatives": {way: scores[way] for way in WAYS},
+        "alternatives": {way: scores[way] for way in WAYS if way in scores},
     }
 
 

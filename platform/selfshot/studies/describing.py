@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -10,40 +11,54 @@ from jaxtyping import UInt8
 
 from selfshot.data.clips import ClipReader
 from selfshot.models.trained_encoder import FrozenEncoder
-from selfshot.retrieval.known import KnownClips
 from selfshot.retrieval.methods import Describe
+from selfshot.retrieval.seen import seen_similarity
 from selfshot.retrieval.supports import Described
 
-WAYS = ("global", "windows")
+WAYS = ("global", "windows", "seen_penalty")
+"""One vector a video; its windows; its windows, penalised for what is near to seen classes."""
 
 QUERIES_AT_ONCE = 8
-DESCRIBED_KEPT = 256  # videos whose vectors are kept, for those that help several queries
+DESCRIBED_KEPT = 256  # videos whose vectors are kept, for those that support several queries
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenClasses:
+    """Labelled clips of seen classes, and the weight of the penalty.
+
+    Attributes:
+        vectors: (clips, dim), Φ of each.
+        penalty: λ, see `seen_similarity`.
+    """
+
+    vectors: np.ndarray
+    penalty: float
 
 
 def describe_clips(
     encoder: FrozenEncoder,
     frames: UInt8[np.ndarray, "clips time height width 3"],
     window_size: int,
-    known: KnownClips | None,
+    seen: SeenClasses | None,
 ) -> list[dict[str, Described]]:
-    """Each clip in both of the `WAYS`.
+    """Each clip in all of the `WAYS`, without the last if nothing is penalised.
 
     Args:
         encoder: Φ.
         frames: of the clips.
         window_size: side of a window in tokens.
-        known: what handicaps windows that it explains; a single vector is not handicapped, as
-            that would change no order.
+        seen: what windows are penalised for.
     """
-    windows, mass = encoder.windows(frames, window_size)
+    windows, _ = encoder.windows(frames, window_size)
     whole = encoder.embed(frames)[:, None]
-    return [
-        {
-            "global": Described(one, np.ones(1, np.float32)),
-            "windows": Described(some, masses, None if known is None else known.handicap(some)),
-        }
-        for one, some, masses in zip(whole, windows, mass, strict=True)
-    ]
+    described = []
+    for one, some in zip(whole, windows, strict=True):
+        ways = {"global": Described(one), "windows": Described(some)}
+        if seen is not None:
+            penalty = seen.penalty * seen_similarity(some, seen.vectors)
+            ways["seen_penalty"] = Described(some, penalty)
+        described.append(ways)
+    return described
 
 
 class DescribedVideos:
@@ -54,11 +69,11 @@ class DescribedVideos:
         encoder: FrozenEncoder,
         reader: ClipReader,
         window_size: int,
-        known: KnownClips | None = None,
+        seen: SeenClasses | None = None,
     ) -> None:
         """Args: see `describe_clips`; the reader is of the annotated videos."""
         self._encoder, self._reader = encoder, reader
-        self._window_size, self._known = window_size, known
+        self._window_size, self._seen = window_size, seen
         self._kept: OrderedDict[int, dict[str, Described]] = OrderedDict()
 
     def by(self, way: str) -> Describe:
@@ -76,7 +91,7 @@ class DescribedVideos:
         for start in range(0, len(missing), QUERIES_AT_ONCE):
             part = missing[start : start + QUERIES_AT_ONCE]
             frames = np.stack([self._reader.frames(video) for video in part])
-            described = describe_clips(self._encoder, frames, self._window_size, self._known)
+            described = describe_clips(self._encoder, frames, self._window_size, self._seen)
             self._kept.update(zip(part, described, strict=True))
         for video in videos:
             self._kept.move_to_end(video)

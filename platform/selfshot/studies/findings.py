@@ -25,6 +25,7 @@ LABELS: dict[str, str] = {
     "spatial_crops": "Parts of the query's frames",
     "random": "Random",
     "self_shot": "Self-shot",
+    "seen_penalty": "Self-shot, seen-class penalty",
     "semi_shot": "Semi-shot",
     "oracle": "Oracle",
 }
@@ -37,6 +38,7 @@ MEANINGS: dict[str, str] = {
     "spatial_crops": "random cut-outs of the query's frames stand in for supports",
     "random": "clips drawn blindly from the unlabelled corpus",
     "self_shot": "clips retrieved from the unlabelled corpus",
+    "seen_penalty": "the same, by windows that labelled clips of seen classes do not explain",
     "semi_shot": "labelled clips, and unlabelled ones (+n) retrieved with their help",
     "oracle": "clips picked by their class label: what few-shot learning assumes",
 }

@@ -29,11 +29,10 @@ from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
 from selfshot.retrieval.building import load_index
-from selfshot.retrieval.known import KnownClips
 from selfshot.retrieval.methods import Asked, RetrievedClips
-from selfshot.studies.describing import describe_clips
+from selfshot.studies.describing import SeenClasses, describe_clips
 from selfshot.studies.finished import stage_folders
-from selfshot.studies.known import read_known
+from selfshot.studies.seen import read_seen
 
 RESULTS = "results.json"
 
@@ -154,16 +153,14 @@ def retrieve_supports(
         clip = frames.read(video, middles, benchmark.height, benchmark.width)[None]
     except VideoError as error:
         raise UserError(f"--video: {error}") from None
-    known = None
-    if "known" in folders:
-        vectors = read_known(folders["known"])
-        known = KnownClips(vectors, section.known_nearest, section.known_weight)
-    described = describe_clips(encoder, clip, section.window_size, known)[0][section.vectors]
+    seen, way = None, section.vectors
+    if "seen" in folders:
+        seen, way = SeenClasses(read_seen(folders["seen"]), section.seen_penalty), "seen_penalty"
+    described = describe_clips(encoder, clip, section.window_size, seen)[0][way]
     found = RetrievedClips(
         index,
         lambda _: described,
         section.duplicate_cosine,
-        section.foreground_power if section.vectors == "windows" else 0.0,
         expand_by=section.expand_by,
         candidates=section.candidates,
     )([Asked(str(path), 0, 0)], count)[0]
@@ -185,7 +182,8 @@ def retrieve_supports(
 
 def retrieval_stages(experiment: Experiment) -> list[str]:
     """The stages that `retrieve_supports` reads."""
-    return ["encoder", "index", *(["known"] if experiment.supports.known_weight else [])]
+    penalised = "seen_penalty" in experiment.evaluation.supports
+    return ["encoder", "index", *(["seen"] if penalised else [])]
 
 
 def predict(

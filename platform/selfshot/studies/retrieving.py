@@ -1,4 +1,4 @@
-"""The two stages of retrieval: what is known already, and each query's supports."""
+"""The two stages of retrieval: the labelled clips of seen classes, and each query's supports."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from selfshot.models.trained_encoder import FrozenEncoder
 
 
-def make_known(context: Context, folder: StageFolder) -> Metrics:
+def make_seen(context: Context, folder: StageFolder) -> Metrics:
     """Φ of labelled clips of the seen classes."""
-    from selfshot.studies.known import embed_known
+    from selfshot.studies.seen import embed_seen
 
-    return embed_known(
+    return embed_seen(
         folder.path,
-        context.experiment.supports.known_clips,
+        context.experiment.supports.seen_clips,
         benchmark_folder=context.folders["benchmark"],
         encoder=_encoder(context),
         on_progress=context.progress.every("labelled clips of seen classes"),
@@ -34,14 +34,14 @@ def make_supports(context: Context, folder: StageFolder) -> Metrics:
     metrics = choose_supports(
         folder.path,
         SupportSettings(
-            **section.model_dump(exclude={"shots", "extra", "known_clips"}),
+            **section.model_dump(exclude={"shots", "extra", "seen_clips"}),
             count=max(section.shots) + max(section.extra),
             kinds=kinds_on_demand(experiment),
         ),
         benchmark_folder=context.folders["benchmark"],
         encoder=_encoder(context),
         index_folder=context.folders["index"],
-        known_folder=context.folders.get("known"),
+        seen_folder=context.folders.get("seen"),
         seeds=experiment.evaluation.seeds,
         max_queries=experiment.evaluation.max_queries_per_seed,
         on_message=context.progress.note,

@@ -131,7 +131,7 @@ def index_settings(experiment: Experiment) -> dict[str, Any]:
     return {**settings, "seed": experiment.seed}
 
 
-_CHOSEN_ON_DEMAND = ("temporal_crops", "spatial_crops", "semi_shot")
+_CHOSEN_ON_DEMAND = ("temporal_crops", "spatial_crops", "semi_shot", "seen_penalty")
 
 
 def kinds_on_demand(experiment: Experiment) -> list[str]:
@@ -139,9 +139,9 @@ def kinds_on_demand(experiment: Experiment) -> list[str]:
     return [kind for kind in _CHOSEN_ON_DEMAND if kind in experiment.evaluation.supports]
 
 
-def known_settings(experiment: Experiment) -> dict[str, Any]:
-    """Of the labelled clips that retrieval looks away from."""
-    return {"clips": experiment.supports.known_clips}
+def seen_settings(experiment: Experiment) -> dict[str, Any]:
+    """Of the labelled clips of seen classes."""
+    return {"clips": experiment.supports.seen_clips}
 
 
 def supports_settings(experiment: Experiment) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def supports_settings(experiment: Experiment) -> dict[str, Any]:
     if section.corpus_share == 1:
         unread += ["corpus_seed"]
     # How many labelled clips there are is in the key of their own stage.
-    unread += ["known_clips"] if section.known_weight else ["known_clips", "known_nearest"]
+    unread += ["seen_clips"] if "seen_penalty" in kinds else ["seen_clips", "seen_penalty"]
     settings = {name: value for name, value in settings.items() if name not in unread}
     if kinds:
         settings["kinds"] = kinds

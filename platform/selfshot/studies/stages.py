@@ -20,15 +20,15 @@ from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
 from selfshot.studies.corpus import account, embedding_arguments
-from selfshot.studies.retrieving import make_known, make_supports
+from selfshot.studies.retrieving import make_seen, make_supports
 from selfshot.studies.settings import (
     benchmark_settings,
     embeddings_settings,
     evaluation_settings,
     index_settings,
-    known_settings,
     model_settings,
     network_settings,
+    seen_settings,
     supports_settings,
     table_rows,
     training_settings,
@@ -360,11 +360,11 @@ STAGES: tuple[Stage, ...] = (
         "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,
     ),
     Stage(
-        "known", 1, ("benchmark", "encoder"), known_settings, make_known, needs_ray=_never,
-        wanted=lambda experiment: experiment.supports.known_weight > 0,
+        "seen", 1, ("benchmark", "encoder"), seen_settings, make_seen, needs_ray=_never,
+        wanted=lambda experiment: "seen_penalty" in experiment.evaluation.supports,
     ),
     Stage(
-        "supports", 2, ("benchmark", "encoder", "index", "known"), supports_settings,
+        "supports", 3, ("benchmark", "encoder", "index", "seen"), supports_settings,
         make_supports, needs_ray=_never,
     ),
     Stage("vis", 3, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),

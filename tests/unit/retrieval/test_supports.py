@@ -25,9 +25,8 @@ def random_index(rng: np.random.Generator, clips: int) -> tuple[ClipIndex, np.nd
 def brute_force(
     corpus: np.ndarray,
     windows: np.ndarray,
-    foreground: np.ndarray,
+    penalty: np.ndarray,
     count: int,
-    power: float,
     duplicate: float,
     own: set[int],
 ) -> tuple[list[str], int]:
@@ -40,60 +39,42 @@ def brute_force(
         if max(cosines) > duplicate:
             duplicates += 1
             continue
-        best = max(c * f**power for c, f in zip(cosines, foreground, strict=True))
+        best = max(c - p for c, p in zip(cosines, penalty, strict=True))
         scored.append((-best, f"clip-{row:04d}"))
     return [name for _, name in sorted(scored)[:count]], duplicates
 
 
 @pytest.mark.parametrize("windows", [1, 5, 11])
 @pytest.mark.parametrize("clips", [13, 101, 997])
-@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
-def test_equals_scoring_the_whole_corpus(windows: int, clips: int, power: float) -> None:
+@pytest.mark.parametrize("most", [0.0, 0.5, 2.0])
+def test_equals_scoring_the_whole_corpus(windows: int, clips: int, most: float) -> None:
     rng = np.random.default_rng([windows, clips])
     index, corpus = random_index(rng, clips)
     for count in (1, 3, 7):
         queries = rng.normal(size=(windows, DIM)).astype(np.float32)
-        foreground = rng.uniform(0.05, 1, windows).astype(np.float32)
+        penalty = rng.uniform(0, most, windows).astype(np.float32)
         own = {int(row) for row in rng.choice(clips, 2, replace=False)}
         found = retrieve(
             index,
-            Described(queries, foreground),
+            Described(queries, penalty),
             count,
             duplicate_cosine=0.9,
             own_source={f"clip-{row:04d}" for row in own},
-            foreground_power=power,
         )
-        wanted, duplicates = brute_force(corpus, queries, foreground, count, power, 0.9, own)
+        wanted, duplicates = brute_force(corpus, queries, penalty, count, 0.9, own)
         assert list(found.clip_ids) == wanted
         assert found.near_duplicates == duplicates
 
 
-def test_scores_are_cosines_whatever_the_foreground() -> None:
+def test_scores_are_cosines_less_the_penalty() -> None:
     rng = np.random.default_rng(3)
     index, corpus = random_index(rng, 23)
     query = rng.normal(size=(1, DIM)).astype(np.float32)
-    settings: dict[str, Any] = {"duplicate_cosine": 1.0, "foreground_power": 3.0}
-    found = retrieve(index, Described(query, np.array([0.5], np.float32)), 5, **settings)
     cosines = np.sort(corpus @ unit(query)[0])[::-1][:5]
-    np.testing.assert_allclose(found.scores, cosines, atol=2e-6)
-
-
-def test_a_window_of_much_foreground_wins() -> None:
-    """Cosine 0.8 at foreground 0.9 before cosine 1 at foreground 0.1; without power after it."""
-    index = build_index(np.eye(3, dtype=np.float32), ["a", "b", "c"])
-    windows = np.array([[1, 0, 0], [0, 0.8, 0.6]], np.float32)
-    foreground = np.array([0.1, 0.9], np.float32)
-    settings: dict[str, Any] = {"duplicate_cosine": 1.0}
-    with_power = retrieve(
-        index, Described(windows, foreground), 3, foreground_power=1.0, **settings
-    )
-    assert with_power.clip_ids == ("b", "c", "a")
-    assert with_power.scores == pytest.approx((0.8, 0.6, 1.0))
-    assert retrieve(index, Described(windows, foreground), 3, **settings).clip_ids == (
-        "a",
-        "b",
-        "c",
-    )
+    for penalty in (None, np.array([0.25], np.float32)):
+        found = retrieve(index, Described(query, penalty), 5, duplicate_cosine=1.0)
+        wanted = cosines - (0 if penalty is None else 0.25)
+        np.testing.assert_allclose(found.scores, wanted, atol=2e-6)
 
 
 def test_near_duplicates_and_own_source_are_left_out_and_counted() -> None:
@@ -101,14 +82,12 @@ def test_near_duplicates_and_own_source_are_left_out_and_counted() -> None:
     index, corpus = random_index(rng, 19)
     query = corpus[[4]]
     own = ("clip-0002", "clip-0011", "clip-0017")
-    found = retrieve(
-        index, Described(query, np.ones(1, np.float32)), 19, duplicate_cosine=0.995, own_source=own
-    )
+    found = retrieve(index, Described(query), 19, duplicate_cosine=0.995, own_source=own)
     assert len(found.clip_ids) == 15 and found.near_duplicates == 1 and found.own_source == 3
     assert not {"clip-0004", *own} & set(found.clip_ids)
     both = retrieve(
         index,
-        Described(query, np.ones(1, np.float32)),
+        Described(query),
         5,
         duplicate_cosine=0.995,
         own_source=["clip-0004"],
@@ -122,10 +101,10 @@ def test_own_source_is_counted_however_far_its_clips_are() -> None:
     angles = np.linspace(0, np.pi / 2, 101)
     vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
     index = build_index(vectors, [f"{row:03d}" for row in range(101)])
-    query, foreground = np.array([[1, -0.5]], np.float32), np.ones(1, np.float32)
+    query = np.array([[1, -0.5]], np.float32)
     found = retrieve(
         index,
-        Described(query, foreground),
+        Described(query),
         2,
         duplicate_cosine=1.0,
         own_source=["099", "100", "elsewhere"],
@@ -148,8 +127,8 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
         return search(queries, k, subset)
 
     index.search_rows = counted  # type: ignore[method-assign, assignment]
-    found = retrieve(index, Described(query, np.ones(1, np.float32)), 3, duplicate_cosine=0.99)
-    wanted, duplicates = brute_force(corpus, query, np.ones(1), 3, 0.0, 0.99, set())
+    found = retrieve(index, Described(query), 3, duplicate_cosine=0.99)
+    wanted, duplicates = brute_force(corpus, query, np.zeros(1), 3, 0.99, set())
     assert list(found.clip_ids) == wanted and found.near_duplicates == duplicates >= copies
     assert len(asked) == times
     assert asked == sorted(asked) and asked[-1] <= len(index)
@@ -158,14 +137,10 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
 def test_fewer_clips_than_wanted() -> None:
     rng = np.random.default_rng(7)
     index, corpus = random_index(rng, 5)
-    found = retrieve(
-        index, Described(corpus[[0]], np.ones(1, np.float32)), 11, duplicate_cosine=0.999
-    )
+    found = retrieve(index, Described(corpus[[0]]), 11, duplicate_cosine=0.999)
     assert len(found.clip_ids) == 4 == len(found.scores) and found.near_duplicates == 1
     alone = build_index(corpus[:1], ["only"])
-    nothing = retrieve(
-        alone, Described(corpus[[0]], np.ones(1, np.float32)), 1, duplicate_cosine=0.999
-    )
+    nothing = retrieve(alone, Described(corpus[[0]]), 1, duplicate_cosine=0.999)
     assert nothing.clip_ids == () and nothing.near_duplicates == 1
 
 
@@ -176,7 +151,7 @@ def test_ties_are_settled_by_name() -> None:
     for order in (range(6), reversed(range(6))):
         rows = list(order)
         index = build_index(vectors[rows], [names[row] for row in rows])
-        found = retrieve(index, Described(query, np.ones(1, np.float32)), 6, duplicate_cosine=1.0)
+        found = retrieve(index, Described(query), 6, duplicate_cosine=1.0)
         assert found.clip_ids == ("b", "f", "a", "e", "c", "d")
 
 

@@ -39,14 +39,13 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("benchmark.corpus_clips=25", ALL),
         ("backbone.temperature=0.2", ALL - {"benchmark"}),
         ("backbone.optimiser.steps=7", ALL - {"benchmark"}),
-        ("encoder.momentum=0.9", {"encoder", "known", *RETRIEVED}),
+        ("encoder.momentum=0.9", {"encoder", "seen", *RETRIEVED}),
         ("embedding.num_frames=2", RETRIEVED),
         ("embedding.dtype=float16", RETRIEVED),
         ("supports.shots=[1, 3]", {"supports", *EVALUATED}),
         ("supports.window_size=2", {"supports", *EVALUATED}),
-        ("supports.known_weight=0.25", {"supports", *EVALUATED}),
-        ("supports.known_nearest=1", {"supports", *EVALUATED}),
-        ("supports.known_clips=1", {"known", "supports", *EVALUATED}),
+        ("supports.seen_penalty=0.25", {"supports", *EVALUATED}),
+        ("supports.seen_clips=1", {"seen", "supports", *EVALUATED}),
         ("supports.extra=[0, 1]", {"supports", *EVALUATED}),
         ("supports.corpus_share=0.5", {"supports", *EVALUATED}),
         ("supports.judged_ranks=7", {"supports", *EVALUATED}),
@@ -63,7 +62,7 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         # Seeds and the size of a fold decide which queries there are supports for.
         ("evaluation.seeds=[0, 2]", {"supports", *EVALUATED}),
         ("evaluation.max_queries_per_seed=2", {"supports", *EVALUATED}),
-        ("evaluation.supports=[no_fuser, oracle]", EVALUATED),
+        ("evaluation.supports=[no_fuser, seen_penalty, oracle]", EVALUATED),
         ("report.gallery_queries=1", set()),
         ("description=other words", set()),
         ("name=other", set()),
@@ -119,14 +118,14 @@ def test_the_weights_that_a_training_goes_on_from_are_in_its_key(tmp_path: Path)
         check_inputs(load_experiment(TOY, [f"vis.initial={tmp_path / 'none'}"]))
 
 
-def test_without_weight_nothing_known_is_read(tmp_path: Path) -> None:
-    plan = keys(tmp_path, "supports.known_weight=0")
-    assert set(plan) == ALL - {"known"}
-    others = ("supports.known_nearest=1", "supports.known_clips=1")
-    assert keys(tmp_path, "supports.known_weight=0", *others) == plan
-    alone = keys(tmp_path, "supports.known_weight=0", "supports.vectors=global")
+def test_without_its_row_the_seen_classes_are_not_read(tmp_path: Path) -> None:
+    without = "evaluation.supports=[no_fuser, self_shot]"
+    plan = keys(tmp_path, without)
+    assert set(plan) == ALL - {"seen"}
+    assert keys(tmp_path, without, "supports.seen_penalty=1", "supports.seen_clips=1") == plan
+    alone = keys(tmp_path, without, "supports.vectors=global")
     assert {name for name in plan if plan[name] != alone[name]} == {"supports", *EVALUATED}
-    with pytest.raises(UserError, match=r"known_weight: 0\.5 needs vectors: windows"):
+    with pytest.raises(UserError, match=r"supports\.vectors: global is not for the row"):
         load_experiment(TOY, ["supports.vectors=global"])
 
 
@@ -158,7 +157,7 @@ def test_the_two_vis_models_have_keys_of_their_own(tmp_path: Path) -> None:
 
 def test_without_the_row_there_is_no_model_without_fuser(tmp_path: Path) -> None:
     plan = keys(tmp_path, "evaluation.supports=[random, oracle]")
-    assert set(plan) == ALL - {"vis_no_fuser"}
+    assert set(plan) == ALL - {"vis_no_fuser", "seen"}
     assert plan["vis"] == keys(tmp_path)["vis"]
 
 
@@ -279,7 +278,7 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
         ("none", 0, 0),
         ("no_fuser", 0, 0),
         ("query_itself", 1, 0),
-        *[(kind, *n) for kind in ("random", "self_shot", "oracle") for n in THREE],
+        *[(kind, *n) for kind in ("random", "self_shot", "seen_penalty", "oracle") for n in THREE],
     ]
 
 

@@ -26,7 +26,7 @@ TOY = Path(__file__).parents[2] / "integration" / "toy.yaml"
 
 
 def study(output: Path, *overrides: str) -> Study:
-    return load_study(TOY, [f"output={output}", "evaluation.supports=[random]", *overrides])
+    return load_study(TOY, [f"output={output}", "evaluation.supports=[random, seen_penalty]", *overrides])
 
 
 def planned(output: Path, *overrides: str) -> StudyPlan:
@@ -38,7 +38,7 @@ def shared(plan: StudyPlan) -> dict[str, int]:
     return {stage: stages.count(stage) for stage in stages}
 
 
-TRAINED = {"benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "known": 1}
+TRAINED = {"benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "seen": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The stage `known`: Φ of labelled clips of the seen classes, which retrieval looks away from."""
+"""The stage `seen`: Φ of labelled clips of the seen classes, for the seen-class penalty."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from selfshot.errors import UserError
 from selfshot.models.trained_encoder import FrozenEncoder
 from selfshot.studies.describing import QUERIES_AT_ONCE
 
-VECTORS_FILE, VIDEOS_FILE = "known.safetensors", "known.json"
+VECTORS_FILE, VIDEOS_FILE = "seen.safetensors", "seen.json"
 
 
-def embed_known(
+def embed_seen(
     folder: Path,
     clips_per_class: int,
     *,
@@ -52,7 +52,8 @@ def embed_known(
     videos = sorted({video for some in by_class.values() for video in some})
     if not videos:
         raise UserError(
-            "supports.known_weight: the benchmark has no support video of a seen class; set it to 0"
+            "evaluation.supports: 'seen_penalty' needs labelled videos of seen classes, and the "
+            "benchmark has no support video of one; take the row out"
         )
     reader = benchmark.reader(benchmark_folder)
     vectors = []
@@ -68,8 +69,8 @@ def embed_known(
     return {"clips": len(videos), "classes": len(by_class)}
 
 
-def read_known(folder: Path) -> Float[np.ndarray, "clips dim"]:
-    """The vectors that `embed_known` wrote.
+def read_seen(folder: Path) -> Float[np.ndarray, "clips dim"]:
+    """The vectors that `embed_seen` wrote.
 
     Raises:
         UserError: they cannot be read.

@@ -1,4 +1,4 @@
-"""The labelled clips that retrieval looks away from: what is wrong is told."""
+"""The labelled clips of seen classes: what is wrong is told."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.errors import UserError
-from selfshot.studies.known import VECTORS_FILE, embed_known, read_known
+from selfshot.studies.seen import VECTORS_FILE, embed_seen, read_seen
 
 
 def test_a_benchmark_without_labelled_supports(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_a_benchmark_without_labelled_supports(tmp_path: Path) -> None:
         queries=dict.fromkeys(sides, ()), supports={"train": {"cat": ()}, "test": {"dog": (1,)}},
     ).save(tmp_path)  # fmt: skip
     unused: Any = None
-    with pytest.raises(UserError, match=r"supports\.known_weight: .* no support video .* to 0"):
-        embed_known(
+    with pytest.raises(UserError, match=r"evaluation\.supports: .* no support video .* out"):
+        embed_seen(
             tmp_path, 3, benchmark_folder=tmp_path, encoder=unused,
             on_progress=lambda done, total: None,
         )  # fmt: skip
@@ -31,5 +31,5 @@ def test_a_benchmark_without_labelled_supports(tmp_path: Path) -> None:
 def test_vectors_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / VECTORS_FILE).write_bytes(content)
-    with pytest.raises(UserError, match=r"known\.safetensors: it cannot be read: .* again"):
-        read_known(tmp_path)
+    with pytest.raises(UserError, match=r"seen\.safetensors: it cannot be read: .* again"):
+        read_seen(tmp_path)
