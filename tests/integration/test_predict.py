@@ -162,7 +162,7 @@ def test_frames_and_supports_of_any_format(
     assert f"supports: 0{suffix}, frames" in said
     video, reader = predicting.open_video(folder)
     assert reader.read(video, range(12), 1, 1)[:, 0, 0, 0].tolist() == [20 * t for t in range(12)]
-    supports = predicting.read_supports([folder, folder / f"11{suffix}"], 3, (8, 8))
+    supports = predicting.read_clips([folder, folder / f"11{suffix}"], 3, (8, 8), "--supports")
     assert [one.frames[:, 4, 4, 1].tolist() for one in supports] == [[40, 120, 200], [220]]
 
 

@@ -12,6 +12,7 @@ from selfshot.cli import (
     index,
     predict,
     scores,
+    search,
     show,
     track,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "main",
     "predict",
     "scores",
+    "search",
     "show",
     "track",
 ]

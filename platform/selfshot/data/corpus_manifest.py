@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -189,6 +189,16 @@ def _batches(manifest: Manifest) -> Iterator[tuple[str, int, pa.Table]]:
             for batch in parquet.iter_batches(_READ_ROWS, columns=columns):
                 yield file.name, row, _typed(pa.Table.from_batches([batch]))
                 row += len(batch)
+
+
+def find_clips(manifest: Manifest, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The rows of clips by their ids, in the list's order; the list is read once, in pieces."""
+    wanted = pa.array(sorted(clip_ids), pa.string())
+    found: dict[str, dict[str, Any]] = {}
+    for _, _, table in _batches(manifest):
+        rows = table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
+        found |= {row["clip_id"]: row for row in rows}
+    return found
 
 
 def check_manifest(manifest: Manifest, hashes_at_once: int = _HASHES_AT_ONCE) -> None:

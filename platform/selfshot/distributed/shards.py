@@ -117,6 +117,12 @@ def read_finished(storage: Storage) -> dict[str, Finished]:
         return {name: finished for name, finished in looked if finished is not None}
 
 
+def made_with(storage: Storage) -> dict[str, Any]:
+    """The settings of a folder's shards: the encoder's digest, the frames' number and size."""
+    finished = read_finished(storage)
+    return next(iter(finished.values())).settings if finished else {}
+
+
 class ShardWriter:
     """Rows come in any order; a shard is written once its last row is there.
 

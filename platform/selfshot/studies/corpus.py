@@ -208,6 +208,8 @@ def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, A
     Raises:
         UserError: there is nothing to index, `out` is there already, or the kind does not fit.
     """
+    from selfshot.data.storage import Storage
+    from selfshot.distributed.shards import made_with
     from selfshot.retrieval.building import BuildSettings, build_from_embeddings
     from selfshot.retrieval.embeddings import shard_paths
 
@@ -225,7 +227,11 @@ def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, A
     )
     partial = out.with_name(f"{out.name}.partial")
     said = partial / "settings.json"
-    wanted = {**experiment.index.model_dump(mode="json"), "embeddings": str(embeddings.resolve())}
+    wanted = {
+        **experiment.index.model_dump(mode="json"),
+        "embeddings": str(embeddings.resolve()),
+        "vectors": made_with(Storage(str(embeddings))),
+    }
     if partial.exists() and (not said.exists() or json.loads(said.read_text()) != wanted):
         shutil.rmtree(partial)  # Begun with other settings: nothing of it can be gone on with.
     (partial / "scratch").mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
 from selfshot.config.schema import Experiment
@@ -29,7 +30,7 @@ from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
 from selfshot.retrieval.building import load_index
-from selfshot.retrieval.methods import Asked, RetrievedClips
+from selfshot.retrieval.methods import Asked, Chosen, RetrievedClips
 from selfshot.studies.describing import SeenClasses, describe_clips
 from selfshot.studies.finished import stage_folders
 from selfshot.studies.seen import read_seen
@@ -38,8 +39,8 @@ RESULTS = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Support:
-    """A support of the video.
+class NamedClip:
+    """A clip that a person named, or a support that was found.
 
     Attributes:
         name: for the picture: of its file or of its clip.
@@ -97,8 +98,16 @@ def _decoder(num_frames: int, size: tuple[int, int]) -> GuardedDecoder:
     return GuardedDecoder(num_frames=num_frames, height=height, width=width, time_limit_s=60.0)
 
 
-def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int]) -> list[Support]:
-    """Supports that a person names: clips or folders of frames, sampled evenly, or single images.
+def read_clips(
+    paths: Sequence[Path], num_frames: int, size: tuple[int, int], option: str
+) -> list[NamedClip]:
+    """Clips that a person names: videos or folders of frames, sampled evenly, or single images.
+
+    Args:
+        paths: of them.
+        num_frames: of each but single images, which are one.
+        size: height and width of a frame.
+        option: what named them, for messages.
 
     Raises:
         UserError: one of them cannot be read.
@@ -108,7 +117,7 @@ def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int])
     for path in paths:
         if not path.exists():
             raise UserError(
-                f"--supports: {path} does not exist (allowed: a video, an image or a folder of "
+                f"{option}: {path} does not exist (allowed: a video, an image or a folder of "
                 "frames)"
             )
         try:
@@ -123,8 +132,8 @@ def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int])
                 allowed = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
                 raise VideoError(f"it is neither an image nor a video (allowed: {allowed})", path)
         except VideoError as error:
-            raise UserError(f"--supports: {error}; leave it out, or replace it") from None
-        found.append(Support(path.name, frames))
+            raise UserError(f"{option}: {error}; leave it out, or replace it") from None
+        found.append(NamedClip(path.name, frames))
     decoder.close()
     return found
 
@@ -132,6 +141,38 @@ def read_supports(paths: Sequence[Path], num_frames: int, size: tuple[int, int])
 def _middles(num_frames: int, length: int) -> np.ndarray:
     """The middle frame of each of `num_frames` equal parts of a video of `length` frames."""
     return ((np.arange(num_frames) + 0.5) / num_frames * length).astype(np.int64)
+
+
+def retrieve_clips(
+    experiment: Experiment,
+    folders: Mapping[str, Path],
+    clips: UInt8[np.ndarray, "clips time height width 3"],
+    count: int,
+    device: str,
+) -> list[Chosen]:
+    """Clips of an experiment's corpus for clips of one's own, as the stage `supports` finds them.
+
+    Args:
+        experiment: whose settings count.
+        folders: of its `retrieval_stages`.
+        clips: of the queries.
+        count: clips wanted of each.
+        device: where the encoder runs.
+    """
+    section = experiment.supports
+    encoder = load_encoder(folders["encoder"] / "export").to(device)
+    seen, way = None, section.vectors
+    if "seen" in folders:
+        seen, way = SeenClasses(read_seen(folders["seen"]), section.seen_penalty), "seen_penalty"
+    described = describe_clips(encoder, clips, section.window_size, seen)
+    retrieve = RetrievedClips(
+        load_index(folders["index"]),
+        lambda place: described[place][way],
+        section.duplicate_cosine,
+        expand_by=section.expand_by,
+        candidates=section.candidates,
+    )
+    return retrieve([Asked(str(place), place, 0) for place in range(len(clips))], count)
 
 
 def retrieve_supports(
@@ -143,27 +184,14 @@ def retrieve_supports(
     frames: FrameReader,
     count: int,
     device: str,
-) -> list[Support]:
+) -> list[NamedClip]:
     """The video's own supports from the experiment's corpus, as the stage `supports` finds them."""
-    section = experiment.supports
-    encoder = load_encoder(folders["encoder"] / "export").to(device)
-    index = load_index(folders["index"])
     middles = _middles(benchmark.num_frames, video.length)
     try:
-        clip = frames.read(video, middles, benchmark.height, benchmark.width)[None]
+        clip = frames.read(video, middles, benchmark.height, benchmark.width)
     except VideoError as error:
         raise UserError(f"--video: {error}") from None
-    seen, way = None, section.vectors
-    if "seen" in folders:
-        seen, way = SeenClasses(read_seen(folders["seen"]), section.seen_penalty), "seen_penalty"
-    described = describe_clips(encoder, clip, section.window_size, seen)[0][way]
-    found = RetrievedClips(
-        index,
-        lambda _: described,
-        section.duplicate_cosine,
-        expand_by=section.expand_by,
-        candidates=section.candidates,
-    )([Asked(str(path), 0, 0)], count)[0]
+    (found,) = retrieve_clips(experiment, folders, clip[None], count, device)
     if not found.supports:
         raise UserError(
             f"--video: {path}: the corpus of {experiment.name} holds nothing but near duplicates "
@@ -175,13 +203,13 @@ def retrieve_supports(
     )
     supports = []
     for clip_id, score in zip(found.supports, found.scores, strict=True):
-        supports.append(Support(f"{clip_id} {score:.2f}", reader.frames(clip_id)))
+        supports.append(NamedClip(f"{clip_id} {score:.2f}", reader.frames(clip_id)))
     reader.decoder.close()
     return supports
 
 
 def retrieval_stages(experiment: Experiment) -> list[str]:
-    """The stages that `retrieve_supports` reads."""
+    """The stages that `retrieve_clips` reads."""
     penalised = "seen_penalty" in experiment.evaluation.supports
     return ["encoder", "index", *(["seen"] if penalised else [])]
 
@@ -234,7 +262,7 @@ def predict(
     video, frames = open_video(path)
     if supports:
         num_frames = experiment.evaluation.support_frames or benchmark.num_frames
-        chosen = read_supports(supports, num_frames, size)
+        chosen = read_clips(supports, num_frames, size, "--supports")
     else:
         count = shots or max(experiment.supports.shots)
         chosen = retrieve_supports(

@@ -26,7 +26,8 @@ TOY = Path(__file__).parents[2] / "integration" / "toy.yaml"
 
 
 def study(output: Path, *overrides: str) -> Study:
-    return load_study(TOY, [f"output={output}", "evaluation.supports=[random, seen_penalty]", *overrides])
+    rows = "evaluation.supports=[random, seen_penalty]"
+    return load_study(TOY, [f"output={output}", rows, *overrides])
 
 
 def planned(output: Path, *overrides: str) -> StudyPlan:

@@ -1,0 +1,95 @@
+"""`selfshot search`: the clips of a corpus that are nearest to a video or an image."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfshot.cli.app import Overrides, app
+from selfshot.cli.corpus import DEFAULT_ENCODER
+from selfshot.cli.experiments import load_checked
+from selfshot.config.printable import printable
+from selfshot.errors import UserError
+
+
+@app.command()
+def search(
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[EXPERIMENT.yaml]",
+            help="A finished experiment: its encoder, its index, its corpus. Leave it out with "
+            "--index.",
+        ),
+    ] = None,
+    query: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--query", metavar="FILE", help="A video, an image or a folder of frames; repeatable."
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="FOLDER", help="As selfshot index --embeddings made it."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="NAME|FOLDER",
+            help=f"Of --index: what embedded the corpus. [{DEFAULT_ENCODER}]",
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="MANIFEST",
+            help="Of --index: the corpus, so that paths are told and frames drawn; needless "
+            "after selfshot embed of a folder of videos.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("-k", "--count", min=1, help="Clips of each query.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where results.json and nearest.png go."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print, and with --out draw, the clips of a corpus that are nearest to a query."""
+    if not query:
+        raise UserError("--query: missing (allowed: a video, an image or a folder of frames)")
+    if (experiment is None) == (index is None):
+        raise UserError("search: give an experiment's file, or --index; one of them")
+    of_index = {"--encoder": encoder, "--corpus": corpus}
+    for name, value in of_index.items():
+        if experiment is not None and value is not None:
+            raise UserError(f"{name}: {value} goes with --index, not with an experiment's file")
+    if index is not None and overrides:
+        raise UserError(f"--set {overrides[0]}: goes with an experiment's file, not with --index")
+    from selfshot.studies import searching
+
+    manifest: searching.Manifest | None
+    if experiment is not None:
+        found, manifest = searching.search_experiment(
+            load_checked(experiment, overrides), query, count,
+            lambda text: print(text, file=sys.stderr),
+        )  # fmt: skip
+    else:
+        assert index is not None
+        found, manifest = searching.search_index(
+            index, query, count, encoder=encoder or DEFAULT_ENCODER, corpus=corpus
+        )
+    for one in found:
+        print(printable(one.name))
+        for hit in one.hits:
+            times = "" if hit.start_s is None else f"  {hit.start_s:g} s"
+            times += "" if hit.end_s is None else f" to {hit.end_s:g} s"
+            print(printable(f"  {hit.score:6.3f}  {hit.clip_id}  {hit.uri or ''}{times}".rstrip()))
+    if out is not None:
+        searching.write_results(out, found, manifest)
+        drawn = "" if manifest is None else f" and {out / searching.SHEET}"
+        print(f"{out / searching.RESULTS}{drawn}")
