@@ -18,7 +18,7 @@ from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpu
 from selfshot.config.load import load_experiment
 from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.ranking import Ranking, ranking_scores
-from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
+from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.methods import Asked, RandomClips, RetrievedClips
@@ -93,16 +93,15 @@ def main() -> None:
         source = videos[query.video].source_id
         print(f"{source} ({name}): {len(near)} above {given.near}: {near[:6]}")
         frames = reader.frames(query.video)
-        panels = []
+        tiles = []
         for clip, score in zip(one.supports[:SHOWN], one.scores, strict=False):
             label = labels.get(str(clip))
             picture = supports.frames(clip)
             right = None if label is None else label == same.get(name, name)
-            panels.append(
-                Panel(picture[len(picture) // 2], f"{label or '?'} {score:.3f}\n{clip}", right)
-            )
-        rows.append((Panel(frames[len(frames) // 2], f"{source}: {name}\n"), panels))
-    draw_support_sheet(given.out, rows)
+            caption = f"{label or '?'} {score:.3f}\n{clip}"
+            tiles.append(Tile(picture[len(picture) // 2], caption, right))
+        rows.append((Tile(frames[len(frames) // 2], f"{source}: {name}"), tiles))
+    query_sheet(rows).save(given.out)
     print(f"drawn: {given.out}")
 
 

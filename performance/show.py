@@ -1,10 +1,10 @@
 """How fast are annotations drawn over their frames?
 
 Claim: at 640 × 360 and on one core, `selfshot show` draws hundreds of frames a second, and with its
-films and contact sheets goes through 60 and more; most of the time is the encoder's. Decoding the
+videos and contact sheets goes through 60 and more; most of the time is the encoder's. Decoding the
 frames is what no drawing can do without. Reads annotations and frames that the reader has, by
 default the real videos of the folder of shared inputs. Prints frames and videos a second of each
-part, and the ratio of a film with its contact sheet to decoding alone.
+part, and the ratio of a video with its contact sheet to decoding alone.
 
     python performance/show.py [INSTANCES.json FRAMES]
 """
@@ -20,9 +20,8 @@ from pathlib import Path
 
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations, Video, load_annotations
-from selfshot.evaluation.drawing import track_instances
-from selfshot.evaluation.layout import Panel, Scene, panel_size
-from selfshot.evaluation.showing import show_videos
+from selfshot.evaluation.rendering.painting import track_instances
+from selfshot.evaluation.rendering.videos import Panel, Scene, panel_size, show_videos
 
 ROUNDS = 3
 

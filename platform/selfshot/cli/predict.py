@@ -48,10 +48,10 @@ def predict(
         float, typer.Option("--min-score", min=0, max=1, help="Of a track, to be kept and drawn.")
     ] = 0.1,
     top: Annotated[int, typer.Option("--top", min=1, help="Tracks that are drawn at most.")] = 5,
-    fps: Annotated[float, typer.Option("--fps", min=0.1, max=240, help="Of the film.")] = 8.0,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, max=240, help="Of the video.")] = 8.0,
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="Of the pictures; repeatable. Else a film and a sheet."),
+        typer.Option("--format", help="Of the pictures; repeatable. Else mp4 and png."),
     ] = None,
     attention: Annotated[
         bool,

@@ -76,7 +76,7 @@ class ReadingProgress:
 
     def _move_bar(self, begins: bool, done: int, total: int) -> None:
         if self.bars is None:
-            self.bars = _bars()
+            self.bars = bars()
             self.bars.start()
         if begins or self.task is None:
             if self.task is not None:
@@ -88,14 +88,17 @@ class ReadingProgress:
             self.bars.refresh()
 
 
-def _bars() -> Progress:
+def bars() -> Progress:
+    """Bars on standard error, where that is a terminal; they are gone when all is done."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfshot.cli.app import app
+from selfshot.cli.reading import bars
 from selfshot.config.printable import printable
 from selfshot.errors import UserError
 
@@ -76,7 +77,7 @@ def show(
         float, typer.Option("--fps", metavar="F", help="Frames a second of mp4 and gif.")
     ] = 6.0,
 ) -> None:
-    """Draw annotations and results over their frames: films, contact sheets and a page."""
+    """Draw annotations and results over their frames: videos, contact sheets and a page."""
     if not math.isfinite(min_score):
         raise UserError(f"--min-score: {min_score} is not allowed (a finite number)")
     if top < 1:
@@ -90,7 +91,7 @@ def show(
     from selfshot.data.frames import FrameReader
     from selfshot.data.images import is_sorted_as_text
     from selfshot.data.ytvis import load_annotations, load_results
-    from selfshot.evaluation.showing import Selection, show_videos
+    from selfshot.evaluation.rendering.videos import Selection, show_videos
 
     loaded = load_annotations(source)
     selection = None
@@ -106,7 +107,8 @@ def show(
 
         chosen = ChosenSupports(supports, benchmark, manifest, manifest.reader(benchmark))
     wanted = _wanted(loaded, videos, chosen.queries if chosen else list(loaded.videos), source)
-    with _Progress(len(wanted)) as progress:
+    with bars() as shown:
+        task = shown.add_task("", total=len(wanted))
         drawn, left_out = show_videos(
             loaded,
             FrameReader(frames_root),
@@ -117,7 +119,7 @@ def show(
             results=selection,
             supports=chosen.rows if chosen else None,
             title=" and ".join(str(path) for path in (benchmark or source, results) if path),
-            on_video=progress.done,
+            on_video=lambda name: shown.update(task, advance=1, description=name),
         )
     if not drawn:
         name, reason = left_out[0]
@@ -193,7 +195,7 @@ def _wanted(
     Raises:
         UserError: a video that was asked for is none of the file's, or the file has none.
     """
-    from selfshot.evaluation.showing import video_name
+    from selfshot.evaluation.rendering.videos import video_name
 
     if not otherwise:
         raise UserError(f"{source}: it has no videos; give annotations of some")
@@ -212,39 +214,3 @@ def _wanted(
             raise UserError(f"--video: {word} is no video of {source} ({hint})")
         wanted += by_word[word]
     return list(dict.fromkeys(wanted))
-
-
-class _Progress:
-    """A bar on standard error, where that is a terminal."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self._bar = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total)
-
-    def done(self, name: str) -> None:
-        self._bar.update(self._task, advance=1, description=name)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -72,6 +72,25 @@ def folds(benchmark: Benchmark, side: str, count: int, most: int | None) -> list
     ]  # fmt: skip
 
 
+def first_of_each_class(queries: Sequence[tuple[Any, str]], count: int) -> list[tuple[Any, str]]:
+    """The first query of each class, then the second, until there are enough: nobody chose them.
+
+    Args:
+        queries: whatever asks, and the class that it asks for.
+        count: how many.
+    """
+    by_class: dict[str, list[tuple[Any, str]]] = {}
+    for query, name in queries:
+        by_class.setdefault(name, []).append((query, name))
+    turns = max((len(some) for some in by_class.values()), default=0)
+    return [
+        by_class[name][turn]
+        for turn in range(turns)
+        for name in sorted(by_class)
+        if turn < len(by_class[name])
+    ][:count]
+
+
 class SupportReader:
     """Frames of supports, from the corpus by clip id or from annotated videos by video id."""
 

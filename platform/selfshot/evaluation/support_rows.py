@@ -11,7 +11,7 @@ from selfshot.data.json_entries import is_finite, kind, read_json, short
 from selfshot.data.video import VideoError
 from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader
-from selfshot.evaluation.layout import SupportClip, SupportRow
+from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
 from selfshot.retrieval.methods import Support
 
 MOST_SUPPORTS = 5

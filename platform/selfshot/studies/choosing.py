@@ -21,9 +21,9 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.sources import fold_source
 from selfshot.data.video import VideoError
 from selfshot.errors import UserError
-from selfshot.evaluation.episodes import SupportReader, folds
+from selfshot.evaluation.episodes import SupportReader, first_of_each_class, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores
-from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
+from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.trained_encoder import FrozenEncoder
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.methods import (
@@ -213,7 +213,7 @@ def choose_supports(
             )
     (folder / "retrieval.json").write_text(json.dumps(metrics, indent=1))
     if settings.gallery_queries:
-        shown = _first_of_each_class(test, settings.gallery_queries)
+        shown = first_of_each_class(test, settings.gallery_queries)
         _draw_gallery(
             folder / SHEET_FILE, shown, found[settings.vectors], corpus, reader,
             SupportReader(benchmark_folder, benchmark, reader),
@@ -320,22 +320,6 @@ def _diagnose(
     }
 
 
-def _first_of_each_class(
-    test: Sequence[tuple[Asked, str]], count: int
-) -> list[tuple[Asked, str]]:
-    """The first query of each class, then the second, until there are enough: nobody chose them."""
-    by_class: dict[str, list[tuple[Asked, str]]] = {}
-    for query, name in test:
-        by_class.setdefault(name, []).append((query, name))
-    turns = max((len(some) for some in by_class.values()), default=0)
-    return [
-        by_class[name][turn]
-        for turn in range(turns)
-        for name in sorted(by_class)
-        if turn < len(by_class[name])
-    ][:count]
-
-
 def _draw_gallery(
     path: Path,
     shown: Sequence[tuple[Asked, str]],
@@ -351,20 +335,16 @@ def _draw_gallery(
         mine = found[query.key]
         left_out = mine.near_duplicates + mine.own_source
         frames = reader.frames(query.video)
-        caption = f"{name}, video {query.video}" + (f"\n{left_out} left out" if left_out else "\n")
-        panels = []
+        caption = f"{name}, video {query.video}" + (f"\n{left_out} left out" if left_out else "")
+        tiles = []
         for clip, score in zip(mine.supports[:most], mine.scores, strict=False):
             label = corpus.labels.get(str(clip))
             try:
-                frame = supports.frames(clip)
+                clip_frames = supports.frames(clip)
+                frame = clip_frames[len(clip_frames) // 2]
             except VideoError:
                 frame = None
-            panels.append(
-                Panel(
-                    None if frame is None else frame[len(frame) // 2],
-                    f"{label or 'unknown'} {score:.3f}\n{str(clip)[-28:]}",
-                    None if label is None else label == name,
-                )
-            )
-        rows.append((Panel(frames[len(frames) // 2], caption), panels))
-    draw_support_sheet(path, rows)
+            caption_of_clip = f"{label or 'unknown'} {score:.3f}\n{str(clip)[-28:]}"
+            tiles.append(Tile(frame, caption_of_clip, None if label is None else label == name))
+        rows.append((Tile(frames[len(frames) // 2], caption), tiles))
+    query_sheet(rows).save(path)

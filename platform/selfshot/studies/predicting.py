@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
@@ -19,13 +18,11 @@ from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader
-from selfshot.evaluation.heatmaps import draw_heatmaps
-from selfshot.evaluation.layout import SupportClip, SupportRow
 from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
-from selfshot.evaluation.showing import Selection, show_videos
-from selfshot.models.attention_maps import attention_maps
+from selfshot.evaluation.rendering.heatmaps import draw_attention
+from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
+from selfshot.evaluation.rendering.videos import Selection, show_videos
 from selfshot.models.device import device_for
-from selfshot.models.features import SupportFeatures
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
@@ -235,7 +232,7 @@ def predict(
     Args:
         experiment: whose trained model, and whose corpus.
         path: a video file, or a folder of frames.
-        out: folder for `results.json`, the film, the contact sheet and the page.
+        out: folder for `results.json`, the video, the contact sheet and the page.
         supports: files or folders of supports; none: they are retrieved from the experiment's
             corpus.
         shots: how many are retrieved; none: the largest of `supports.shots`.
@@ -243,7 +240,7 @@ def predict(
         every: only each so many-th frame is looked at.
         min_score: of an instance that starts a track, and of what is drawn.
         top: tracks that are drawn.
-        fps: of the film.
+        fps: frames in a second of the video.
         formats: of the pictures.
         attention: draw where the instances of the first window look, before and after the fuser.
         on_message: told what is done.
@@ -297,7 +294,8 @@ def predict(
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
     if attention and isinstance(model, SelfShotVIS):
-        _draw_attention(model, benchmark, video, frames, features, every, out / "attention")
+        first = np.arange(0, video.length, every)[: benchmark.num_frames]
+        draw_attention(model, frames.read(video, first, *size), features, out / "attention")
     annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
     row = SupportRow("supports", tuple(SupportClip(one.name, one.frames) for one in chosen))
     show_videos(
@@ -313,22 +311,3 @@ def predict(
     )
     frames.close()
     return count
-
-
-def _draw_attention(
-    model: SelfShotVIS,
-    benchmark: Benchmark,
-    video: Video,
-    frames: FrameReader,
-    features: SupportFeatures | None,
-    every: int,
-    stem: Path,
-) -> None:
-    """Figure 5 for the first window of a video."""
-    window = np.arange(0, video.length, every)[: benchmark.num_frames]
-    pixels = frames.read(video, window, benchmark.height, benchmark.width)
-    with torch.inference_mode():
-        query = model.encode(torch.from_numpy(pixels)[None], is_support=False)
-        before, after = attention_maps(model, query, features)
-    maps = [("before the fuser", before[0].cpu().numpy()), ("after it", after[0].cpu().numpy())]
-    draw_heatmaps(pixels, maps, stem)

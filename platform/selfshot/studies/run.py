@@ -222,7 +222,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         make_stages(stages, settings, keys, context, store)
         if until is not None or "evaluation" not in context.folders:
             return context.folders[stages[-1].name]
-        from selfshot.studies.page import make_page
+        from selfshot.studies.reports.page import make_page
 
         context.tracking["run_id"] = run.tracker.run_id() or "not known yet"
         report = output / "report"

@@ -18,7 +18,7 @@ from selfshot.data.corpus_manifest import Manifest, find_clips, open_manifest, p
 from selfshot.data.fetch import FETCH
 from selfshot.data.guard import GuardedDecoder, StoredClip
 from selfshot.errors import UserError
-from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
+from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.device import device_for
 from selfshot.models.encoders import open_encoder
 from selfshot.retrieval.building import load_index
@@ -174,15 +174,15 @@ def write_results(out: Path, found: Sequence[Found], manifest: Manifest | None) 
     frames = _middle_frames(manifest, found)
     rows = [
         (
-            Panel(one.frame, one.name[-28:]),
+            Tile(one.frame, one.name[-28:]),
             [
-                Panel(frames.get(hit.clip_id), f"{hit.score:.3f}\n{hit.clip_id[-28:]}")
+                Tile(frames.get(hit.clip_id), f"{hit.score:.3f}\n{hit.clip_id[-28:]}")
                 for hit in one.hits
             ],
         )
         for one in found
     ]
-    draw_support_sheet(out / SHEET, rows)
+    query_sheet(rows).save(out / SHEET)
 
 
 def _middle_frames(

@@ -14,12 +14,11 @@ from selfshot.config.load import resolved_yaml
 from selfshot.config.sweep import Study
 from selfshot.errors import UserError
 from selfshot.studies.environment import run_environment
-from selfshot.studies.following import followed
-from selfshot.studies.progress import Progress
+from selfshot.studies.progress import Progress, followed
+from selfshot.studies.reports.tables import Table
 from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
 from selfshot.studies.run import check_storage, open_store, publish, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
-from selfshot.studies.tables import Table
 from selfshot.studies.tracking import results_of_study, tracked
 
 
@@ -130,7 +129,7 @@ def report_study(study: Study) -> Path:
 
 def write_report(plan: StudyPlan, failures: Mapping[str, str]) -> list[Table]:
     """The report of what is done; trials that are not are listed with the reason."""
-    from selfshot.studies.study_page import write_study_report
+    from selfshot.studies.reports.page import write_study_report
 
     experiment = plan.study.experiment
     write = functools.partial(

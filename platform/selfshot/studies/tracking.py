@@ -28,9 +28,9 @@ from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.mlflow_runs import Record, RunTree, Target, flatten
 from selfshot.distributed.tracking import Tracker, locked, token_of
 from selfshot.studies.environment import run_environment
+from selfshot.studies.reports.tables import Table, shown, to_markdown
 from selfshot.studies.scores import figure_name
 from selfshot.studies.store import MANIFEST, SCRATCH, Store, git_revision
-from selfshot.studies.tables import Table, shown, to_markdown
 
 if TYPE_CHECKING:
     from selfshot.distributed.sharing import Sharing

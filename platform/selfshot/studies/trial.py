@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.config.load import parse_experiment
 from selfshot.config.schema import Experiment
+from selfshot.data.ytvis import load_results
 from selfshot.errors import UserError
 from selfshot.studies.builders import known_digests
 from selfshot.studies.progress import Progress
@@ -70,8 +73,6 @@ def run_trial(config: dict[str, Any]) -> dict[str, Any]:
     context = make_until(config)
     found = gather(context.experiment, context.folders, context.keys)
     if config["breakdown"] and "rows" in found:
-        from selfshot.studies.difficulty import add_difficulty
-
         section = context.experiment.evaluation
         found["rows"] = add_difficulty(
             found["rows"],
@@ -125,3 +126,59 @@ def gather(
         for stage, folder in folders.items()
     }
     return found | {"metrics": metrics}
+
+
+def add_difficulty(
+    rows: Sequence[dict[str, Any]],
+    benchmark_folder: Path,
+    evaluation_folder: Path,
+    num_folds: int,
+    max_queries: int | None,
+) -> list[dict[str, Any]]:
+    """Rows of results with their `breakdown` (Table 4): AP50 in percent and videos of each bin.
+
+    What counts is everything that is annotated in the video, not only the class that is asked
+    for; each bin is scored on its videos alone, all folds together.
+    """
+    from selfshot.evaluation.breakdown import CLASS_BINS, INSTANCE_BINS
+    from selfshot.evaluation.episodes import episode_truth, folds, row_name
+    from selfshot.evaluation.video_ap import episode_scores
+
+    benchmark = load_benchmark(benchmark_folder)
+    annotations = benchmark.reader(benchmark_folder).annotations
+    dealt = folds(benchmark, "test", num_folds, max_queries)
+    queries = [pair for fold in dealt for pair in fold]
+    shown = {
+        video: [track for track in annotations.tracks_of(video) if not track.iscrowd]
+        for video, _ in queries
+    }
+    counts = {
+        "instances": {video: len(tracks) for video, tracks in shown.items()},
+        "classes": {v: len({track.category_id for track in ts}) for v, ts in shown.items()},
+    }
+    bins = {"instances": INSTANCE_BINS, "classes": CLASS_BINS}
+    found = []
+    for row in rows:
+        predictions = [
+            prediction
+            for number in range(num_folds)
+            for prediction in load_results(
+                evaluation_folder / "predictions" / f"{row_name(row)}.fold{number}.json",
+                annotations,
+            )
+        ]
+        breakdown: dict[str, dict[str, Any]] = {}
+        for kind, limits in bins.items():
+            breakdown[kind] = {}
+            for label, (low, high) in limits.items():
+                part = [(v, name) for v, name in queries if low <= counts[kind][v] <= high]
+                videos = {video for video, _ in part}
+                truth = episode_truth(annotations, part)
+                own = [one for one in predictions if one.video_id in videos]
+                score = episode_scores(truth, own)["AP50"] if part else -1.0
+                breakdown[kind][label] = {
+                    "AP50": 100 * score if score >= 0 else -1.0,
+                    "videos": len(videos),
+                }
+        found.append({**row, "breakdown": breakdown})
+    return found

@@ -111,6 +111,14 @@ def test_folds_that_are_cut_keep_every_class() -> None:
     assert episodes.folds(benchmark(many_queries()), "test", 2, 100) == whole
 
 
+def test_the_first_query_of_each_class_then_the_second() -> None:
+    queries = [(1, "emu"), (2, "cat"), (3, "emu"), (4, "emu"), (5, "dog"), (6, "cat")]
+    order = [(2, "cat"), (5, "dog"), (1, "emu"), (6, "cat"), (3, "emu"), (4, "emu")]
+    for count in (0, 1, 4, 6, 9):
+        assert episodes.first_of_each_class(queries, count) == order[:count]
+    assert episodes.first_of_each_class([], 3) == []
+
+
 def moving_square(number: int, length: int, absent: int | None = None) -> np.ndarray:
     """An 8 × 8 square that moves to the right from one frame to the next."""
     masks = np.zeros((length, HEIGHT, WIDTH), bool)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from selfshot.evaluation.ranking import (
     Ranking,
@@ -15,7 +12,6 @@ from selfshot.evaluation.ranking import (
     ranking_scores,
     recall_at,
 )
-from selfshot.evaluation.support_sheet import Panel, draw_support_sheet
 
 FOUND = [
     Ranking(["dog", "cat", "dog"], "dog", 4),
@@ -58,17 +54,3 @@ def test_all_scores() -> None:
     assert set(scores) == {"precision_at", "recall_at", "mAP"}
     assert set(scores["precision_at"]) == {"1", "5"} and set(scores["recall_at"]) == {"1", "3", "5"}
     assert scores["mAP"] == pytest.approx(((1 + 2 / 3) / 3 + 0 + 0 + 1) / 4)
-
-
-def test_a_sheet_has_a_row_a_query(tmp_path: Path) -> None:
-    frame = np.full((20, 30, 3), 200, np.uint8)
-    row = (Panel(frame, "query"), [Panel(frame, "right", True), Panel(None, "unreadable", False)])
-    sizes = []
-    for rows in (1, 3):
-        draw_support_sheet(tmp_path / "sheet.png", [row] * rows)
-        with Image.open(tmp_path / "sheet.png") as picture:
-            sizes.append(picture.size)
-            colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-            assert (abs(colours.astype(int) - (46, 160, 87)).sum(1) < 20).any()
-    assert sizes[1][0] == sizes[0][0] and sizes[1][1] == pytest.approx(3 * sizes[0][1], abs=3)
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]

@@ -11,9 +11,13 @@ import yaml
 from selfshot.config.studies import PaperTable
 from selfshot.config.sweep import Study, load_study
 from selfshot.errors import UserError
-from selfshot.studies.published import published_content, published_rows, published_table
+from selfshot.studies.reports.tables import (
+    paper_table,
+    published_content,
+    published_rows,
+    published_table,
+)
 from selfshot.studies.settings import table_rows
-from selfshot.studies.tables import paper_table
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "experiments" / "paper").glob("*.yaml"))

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfshot.studies import charts, findings, gallery, report
+from selfshot.data.ytvis import Prediction, Track
+from selfshot.ops.masks import encode_rle
+from selfshot.studies.reports import figures, findings, gallery, page
 
 NASTY = "<script>alert('x')</script> | \"quoted\""
 PUBLISHED = [
@@ -44,24 +46,31 @@ def good_rows() -> list[dict[str, Any]]:
     ]
 
 
-def item(*, title: str = "first", query_class: str = "kite") -> report.GalleryItem:
+def item(*, title: str = "first", query_class: str = "kite") -> gallery.GalleryItem:
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 255, (3, 16, 20, 3), dtype=np.uint8)
-    truth = np.zeros((1, 3, 16, 20), dtype=bool)
-    truth[0, :, 4:12, 4:12] = True
+    mask = np.zeros((16, 20), dtype=bool)
+    mask[4:12, 4:12] = True
+    masks, nothing = (encode_rle(mask),) * 3, (None,) * 3
     clips = [
-        report.Support(frames, query_class, 0.912, True, "clip-1"),
-        report.Support(frames, None, float("nan"), None, "clip-2"),
-        report.Support(frames, "other", None, False, "clip-3"),
+        gallery.Support(frames, query_class, 0.912, True, "clip-1"),
+        gallery.Support(frames, None, float("nan"), None, "clip-2"),
+        gallery.Support(frames, "other", None, False, "clip-3"),
     ]
-    empty = (np.zeros((0, 3, 16, 20), dtype=bool), np.zeros(0))
-    return report.GalleryItem(
-        title,
-        query_class,
-        frames,
-        truth,
-        {"random": [], "self_shot": clips},
-        {"self_shot": (truth, np.array([0.9])), "random": empty, "odd": (truth, np.array([0.1]))},
+    return gallery.GalleryItem(
+        video=1,
+        fold=0,
+        title=title,
+        query_class=query_class,
+        frames=frames,
+        mask_size=(16, 20),
+        truth=[Track(1, 1, 2, masks, nothing, nothing)],
+        supports={"random": [], "self_shot": clips},
+        predictions={
+            "self_shot": [Prediction(1, 2, 0.9, masks), Prediction(1, 2, 0.2, masks)],
+            "random": [],
+            "odd": [Prediction(1, 2, 0.1, masks)],
+        },
     )
 
 
@@ -79,7 +88,7 @@ def write(folder, **changes: Any) -> str:
         "mlflow": {},
         "environment": {},
     }
-    report.write_report(folder, **(arguments | changes))
+    page.write_report(folder, **(arguments | changes))
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -167,32 +176,32 @@ def test_results_json_takes_numpy_and_is_strict_json(tmp_path):
 
 
 def test_page_shows_each_row_with_the_papers_figure(tmp_path):
-    page = Page(full_page(tmp_path))
-    cells = [[re.sub(r"\s+", " ", text).strip() for text in line] for line in page.rows]
+    shown = Page(full_page(tmp_path))
+    cells = [[re.sub(r"\s+", " ", text).strip() for text in line] for line in shown.rows]
     line = next(line for line in cells if line[0].startswith("Self-shot") and "1 shot" in line[1])
     assert line[2] == "63.0 ± 2.0"
     assert line[-1] == "51.4"
     assert next(line for line in cells if line[0].startswith("No supports"))[-1] == "–"
-    assert not page.open  # every element is closed
+    assert not shown.open  # every element is closed
     html = (tmp_path / "report.html").read_text()
     assert "the figures themselves cannot" in html
     assert "YouTube-VIS" in html
 
 
 def test_page_is_one_file_and_fetches_nothing(tmp_path):
-    page = Page(full_page(tmp_path))
-    addresses = [value for _, name, value in page.attributes if name in ("src", "href", "srcset")]
+    shown = Page(full_page(tmp_path))
+    addresses = [value for _, name, value in shown.attributes if name in ("src", "href", "srcset")]
     assert addresses
     assert all(value.startswith(("data:", "#")) for value in addresses)
-    assert "script" not in page.tags
+    assert "script" not in shown.tags
     html = (tmp_path / "report.html").read_text()
     assert "@import" not in html
     assert "url(" not in html
     images = [
-        i for i, (tag, name, _) in enumerate(page.attributes) if (tag, name) == ("img", "alt")
+        i for i, (tag, name, _) in enumerate(shown.attributes) if (tag, name) == ("img", "alt")
     ]
-    assert len(images) == page.tags.count("img") > 0
-    assert all(page.attributes[i][2] for i in images)
+    assert len(images) == shown.tags.count("img") > 0
+    assert all(shown.attributes[i][2] for i in images)
 
 
 def test_moving_pictures_in_the_page_decode(tmp_path):
@@ -313,8 +322,8 @@ def test_missing_numbers_are_dashes(tmp_path, missing):
     rows[3]["AP75"] = {"mean": missing, "std": missing, "per_seed": [missing] * 3}
     rows[2]["AR10"] = missing
     del rows[1]["AP"]
-    page = Page(write(tmp_path, rows=rows))
-    line = next(line for line in page.rows if line[0].startswith("Self-shot"))
+    shown = Page(write(tmp_path, rows=rows))
+    line = next(line for line in shown.rows if line[0].startswith("Self-shot"))
     assert line[4].strip() == "–"
     assert "nan" not in (tmp_path / "report.md").read_text().lower()
 
@@ -332,8 +341,8 @@ def test_missing_numbers_are_dashes(tmp_path, missing):
     ],
 )
 def test_any_rows_make_a_page(tmp_path, rows, published):
-    page = Page(write(tmp_path, rows=rows, published=published))
-    assert not page.open
+    shown = Page(write(tmp_path, rows=rows, published=published))
+    assert not shown.open
     assert (tmp_path / "report.md").read_text().startswith("# a run\n")
 
 
@@ -349,12 +358,13 @@ def test_gallery_marks_and_captions():
     predictions = {one["kind"]: one for one in view["predictions"]}
     assert list(predictions) == ["random", "self_shot", "odd"]
     assert predictions["self_shot"]["iou"] == 1.0
+    assert predictions["self_shot"]["scores"] == ["0.90"]
     assert predictions["random"]["iou"] == 0.0
     assert predictions["odd"]["scores"] == ["0.10"]  # the strongest, though below the threshold
 
 
 def test_interval_chart_places_figures_in_percent_of_its_width():
-    chart = charts.interval_chart([row("random", 1, 30, 50), row("none", 0, 20)])
+    chart = figures.interval_chart([row("random", 1, 30, 50), row("none", 0, 20)])
     assert chart["ticks"][-1] == {"value": 60, "x": 100.0}
     first, second = chart["lines"]
     assert first["x"] == pytest.approx(100 * 40 / 60, abs=0.01)
@@ -368,7 +378,7 @@ def test_learning_curves_keep_the_ends_and_drop_what_is_not_finite():
     points[501]["loss"] = "text"
     points[502]["loss"] = None
     points[503]["loss"] = np.float32(2.5)
-    (stage,) = charts.learning_curves({"vis": points, "nothing": [{"step": 1}]})
+    (stage,) = figures.learning_curves({"vis": points, "nothing": [{"step": 1}]})
     pairs = stage["main"]["path"].split()
     assert len(pairs) <= 301
     assert pairs[0] == "0.00,0.00"

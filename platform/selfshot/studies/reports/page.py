@@ -1,6 +1,6 @@
-"""An experiment's report: results.json for programs, report.md for a terminal, report.html to read.
+"""The pages that people read, each with results.json for programs and report.md for a terminal.
 
-The page is one file: pictures are data URIs, styles are inline, nothing is fetched.
+A page is one file: pictures are data URIs, styles are inline, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -9,17 +9,124 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus_labels
+from selfshot.config.load import resolved_yaml
 from selfshot.config.printable import printable
-from selfshot.studies import charts, findings
-from selfshot.studies.gallery import SHOWN_SCORE, GalleryItem, Support, gallery_view
+from selfshot.models.device import device_for
+from selfshot.retrieval.embeddings import read_embeddings
+from selfshot.studies.environment import run_environment
+from selfshot.studies.reports import figures, findings, tables
+from selfshot.studies.reports.gallery import (
+    KIND,
+    SHOWN_SCORE,
+    GalleryItem,
+    build_gallery,
+    data_uri,
+    fewest_shots,
+    gallery_view,
+    read_predictions,
+    write_attention,
+    write_sheet,
+    write_videos,
+)
+from selfshot.studies.reports.tables import Table
 
-__all__ = ["GalleryItem", "Support", "write_report"]
+if TYPE_CHECKING:
+    from selfshot.studies.context import Context
 
 _TEMPLATES = Path(__file__).parent / "templates"
+Result = Mapping[str, Any]
+
+
+def make_page(context: Context, folder: Path) -> None:
+    """Write the report of an experiment whose stages are done into `folder`."""
+    experiment, folders = context.experiment, context.folders
+    benchmark = load_benchmark(folders["benchmark"])
+    rows = json.loads((folders["evaluation"] / "results.json").read_text())
+    retrieval = json.loads((folders["supports"] / "retrieval.json").read_text())
+    gallery = build_gallery(
+        folders, benchmark, rows, experiment.evaluation, experiment.report.gallery_queries
+    )
+    examples = min(experiment.report.films, len(gallery))
+    if examples:
+        drawn = _write_examples(context, folder, benchmark, rows, gallery[:examples])
+        gallery = [*drawn, *gallery[examples:]]
+    write_report(
+        folder,
+        title=experiment.name,
+        description=experiment.description,
+        rows=rows,
+        retrieval=retrieval["test"],
+        benchmark={
+            "name": benchmark.name,
+            "counts": benchmark.counts,
+            "classes": {side: list(names) for side, names in benchmark.classes.items()},
+        },
+        gallery=gallery,
+        curves=_curves(folders),
+        timings=context.timings,
+        published=tables.published_rows(),
+        mlflow=context.tracking,
+        environment={
+            **run_environment(),
+            "stage keys": "\n".join(f"{name}: {key}" for name, key in context.keys.items()),
+            "settings": resolved_yaml(experiment),
+        },
+    )
+    write_sheet(folder / "gallery.png", gallery)
+    figures.draw_corpus(
+        folder / "corpus.png",
+        *read_embeddings(folders["embeddings"]),
+        read_corpus_labels(folders["benchmark"]),
+    )
+
+
+def _curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    curves = {}
+    for name in ("backbone", "encoder", "vis", "vis_no_fuser"):
+        history = folders[name] / "history.jsonl" if name in folders else None
+        if history is not None and history.exists():
+            points = [json.loads(line) for line in history.read_text().splitlines()]
+            curves[name] = [
+                {k: v for k, v in point.items() if k != "time" and not k.startswith("lr")}
+                for point in points
+            ]
+    return curves
+
+
+def _write_examples(
+    context: Context,
+    folder: Path,
+    benchmark: Benchmark,
+    rows: Sequence[Mapping[str, Any]],
+    gallery: Sequence[GalleryItem],
+) -> Sequence[GalleryItem]:
+    """Figures 3 and 5 as files, where the table has a row of self-shot supports."""
+    folders = context.folders
+    row = fewest_shots(rows, KIND)
+    if row is None:
+        context.progress.note(f"report.films: the table has no row {KIND}, so none is drawn")
+        return gallery
+    reader = benchmark.reader(folders["benchmark"])
+    predictions = [
+        one
+        for fold in sorted({item.fold for item in gallery})
+        for one in read_predictions(folders["evaluation"], row, fold, reader.annotations)
+    ]
+    write_videos(folder / "films", reader, gallery, predictions)
+    device = device_for(context.experiment.compute.use_gpu, context.progress.note)
+    return write_attention(
+        folder / "attention",
+        folders["vis"] / "export",
+        reader,
+        gallery,
+        row["shots"] + row["extra"],
+        device,
+    )
 
 
 def write_report(
@@ -67,9 +174,9 @@ def write_report(
         "has_pooled": any(findings.figure(row, "pooled_AP50").mean is not None for row in rows),
         "has_published": bool(published),
         "meanings": findings.MEANINGS,
-        "chart": charts.interval_chart(_sorted(rows)),
+        "chart": figures.interval_chart(_sorted(rows)),
         "gauges": [
-            charts.gauge(findings.gap_share(rows, s, published)) for s in findings.settings(rows)
+            figures.gauge(findings.gap_share(rows, s, published)) for s in findings.settings(rows)
         ],
         "differences": _differences(rows),
         "retrieval": _retrieval(retrieval, benchmark),
@@ -77,7 +184,7 @@ def write_report(
         "gallery": items,
         "strip": _strip(items),
         "shown_score": SHOWN_SCORE,
-        "curves": charts.learning_curves(curves),
+        "curves": figures.learning_curves(curves),
         "timings": _timings(timings),
         "mlflow": mlflow,
         "environment": environment,
@@ -86,6 +193,111 @@ def write_report(
     (out_dir / "results.json").write_text(results, encoding="utf-8")
     (out_dir / "report.md").write_text(_render("report.md.jinja", view), encoding="utf-8")
     (out_dir / "report.html").write_text(_render("report.html.jinja", view), encoding="utf-8")
+
+
+def write_study_report(
+    folder: Path,
+    *,
+    title: str,
+    description: str,
+    table: str,
+    results: Sequence[Result],
+    unfinished: Sequence[tuple[str, str]],
+    settings: str,
+    environment: Mapping[str, str],
+) -> list[Table]:
+    """Write report.md, report.html, table.md / .csv / .tex, results.json and the figure.
+
+    Args:
+        folder: made if need be.
+        title: the study's name.
+        description: what it is.
+        table: the paper's table or figure whose form is taken; empty: every point in a row.
+        results: of the finished trials.
+        unfinished: label of each other trial, and why it is not there.
+        settings: the resolved YAML.
+        environment: what it was made with.
+
+    Returns:
+        the tables.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = _tables(title, table, results)
+    words: list[str] = []
+    numbers: dict[str, Any] = {}
+    drawn = False
+    if table == "figure02":
+        published = tables.published_content()["figure02"]
+        words, numbers = figures.figure_2(folder, results, published)
+        drawn = bool(numbers)
+    elif not table:
+        drawn = figures.axis_figure(folder, results)
+    over = {cell.over for one in made for _, cells in one.rows for cell in cells if cell.over}
+    meaning = _deviation(over, any(one.has_published for one in made))
+    titled = (f"{one.title}\n\n{tables.to_markdown(one)}" for one in made)
+    (folder / "table.md").write_text("\n".join(titled), encoding="utf-8")
+    (folder / "table.csv").write_text("\n".join(map(tables.to_csv, made)), encoding="utf-8")
+    (folder / "table.tex").write_text("\n".join(map(tables.to_latex, made)), encoding="utf-8")
+    summary = {
+        "study": title,
+        "table": table,
+        "figure": numbers,
+        "trials": [dict(result) for result in results],
+        "unfinished": [list(one) for one in unfinished],
+    }
+    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    view = {
+        "title": title,
+        "description": description,
+        "tables": [(one, tables.to_markdown(one)) for one in made],
+        "shown": tables.shown,
+        "meaning": meaning,
+        "words": words,
+        "figure": data_uri("png", (folder / "figure.png").read_bytes()) if drawn else "",
+        "trials": [
+            {
+                "label": result["label"]
+                + (f" (stopped at {result['stopped_at']})" if "stopped_at" in result else ""),
+                "key": result["key"],
+                "seconds": sum(
+                    entry["seconds"]
+                    for entry in result.get("timings", ())
+                    if entry["status"] != "reused"
+                ),
+                "stages": result["stages"],
+            }
+            for result in results
+        ],
+        "unfinished": list(unfinished),
+        "settings": settings,
+        "environment": dict(environment),
+    }
+    (folder / "report.md").write_text(_render("study.md.jinja", view), encoding="utf-8")
+    (folder / "report.html").write_text(_render("study.html.jinja", view), encoding="utf-8")
+    return made
+
+
+def _tables(title: str, table: str, results: Sequence[Result]) -> list[Table]:
+    """The paper's tables of that name: its own, and its continuation on another dataset."""
+    if not table or table == "figure02":
+        return [tables.sweep_table(title, results)]
+    if table == "table06":
+        return [tables.statistics_table(results)]
+    return [tables.paper_table(tables.published_table(table), results)]
+
+
+def _deviation(over: set[str], published: bool) -> str:
+    """What ± means in these tables."""
+    meanings = {
+        "repeats": "repetitions of the whole trial with other seeds",
+        "folds": "folds of the test queries, of one trained model",
+    }
+    known = [meanings[one] for one in sorted(over)]
+    if not known:
+        return "There is no figure of ours yet."
+    text = "± is the deviation over " + ", or over ".join(known)
+    brackets = " The paper's figures are in brackets; it gives no deviation." if published else ""
+    return f"{text}.{brackets}"
 
 
 def _render(template: str, view: Mapping[str, Any]) -> str:
@@ -133,7 +345,7 @@ def _table(rows: findings.Rows, published: findings.Rows) -> list[dict[str, Any]
     return [
         {
             "kind": str(row.get("supports")),
-            "label": charts.label_of(row),
+            "label": figures.label_of(row),
             "shots": findings.shots_label(*findings.setting_of(row)),
             "figures": {metric: findings.figure(row, metric) for metric in findings.METRICS},
             "pooled": findings.figure(row, "pooled_AP50"),

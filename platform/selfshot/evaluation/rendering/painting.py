@@ -1,7 +1,8 @@
-"""Tracks drawn on the frames of their video, fast enough to browse a benchmark.
+"""Tracks drawn on the frames of their video: the one way to draw a mask.
 
-`pictures` smooths and enlarges the small masks that the model works on. Here masks are those of a
-file, drawn as they are, and a frame costs milliseconds.
+A frame costs a millisecond, so that a benchmark can be browsed. That is why masks are pasted with
+Pillow: `torchvision.utils.draw_segmentation_masks` draws a fifteenth as many frames in a second,
+and what two masks share it draws black.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 
 from selfshot.config.printable import printable
 from selfshot.data.ytvis import Prediction, Track
-from selfshot.evaluation.pictures import PALETTE
 from selfshot.evaluation.track_iou import track_iou
 from selfshot.ops.masks import Rle, decode_rle
 
@@ -29,7 +29,23 @@ Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 """`(left, top, right, bottom)` in pixels."""
 
+# Bright enough for dark videos, saturated enough for light ones, apart for colour-blind eyes in
+# the first four, which are nearly always enough.
+PALETTE: UInt8[np.ndarray, "colours 3"] = np.array(
+    [
+        (56, 180, 255),
+        (255, 168, 38),
+        (255, 92, 172),
+        (150, 232, 70),
+        (170, 136, 255),
+        (255, 226, 70),
+        (40, 222, 192),
+        (255, 108, 84),
+    ],
+    dtype=np.uint8,
+)
 FILL_ALPHA, HALO_ALPHA = 110, 130  # of 255
+_SMOOTHING = 0.4  # blur of a mask that is enlarged, in its own pixels: takes the staircase
 MAX_LABEL = 28  # characters
 _DARK: Colour = (12, 12, 12)
 SAME_OBJECT_IOU = 0.1  # below it a prediction is another object than the annotated one
@@ -73,18 +89,30 @@ def prediction_colours(predictions: Sequence[Prediction], tracks: Sequence[Track
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """What is drawn of a track: a mask, or None, for each frame of the video; colour and label."""
+    """What is drawn of a track.
+
+    Attributes:
+        segmentations: a mask, or None, for each frame.
+        colour: of the mask and of its label.
+        label: may be empty; it is not drawn then.
+        strength: in [0, 1]; what is weaker is fainter.
+    """
 
     segmentations: Sequence[Rle | None]
     colour: Colour
-    label: str
+    label: str = ""
+    strength: float = 1.0
 
 
 class Painter:
     """Draws the same instances on any frame of their video."""
 
     def __init__(
-        self, instances: Sequence[Instance], mask_size: tuple[int, int], size: tuple[int, int]
+        self,
+        instances: Sequence[Instance],
+        mask_size: tuple[int, int],
+        size: tuple[int, int],
+        line: int | None = None,
     ) -> None:
         """Nothing is drawn yet.
 
@@ -92,10 +120,11 @@ class Painter:
             instances: what to draw.
             mask_size: height and width of the masks, in pixels.
             size: height and width of the pictures that are drawn on, in pixels.
+            line: width of a mask's rim, in pixels; none: in proportion to the picture.
         """
         self.instances = tuple(instances)
         self.mask_size, self.size = mask_size, size
-        self.line = max(1, round(min(size) / 200))
+        self.line = max(1, round(min(size) / 200)) if line is None else line
         self.letters = max(11, round(min(size) / 24))
 
     def paint(self, picture: Image.Image, frame: int) -> None:
@@ -115,10 +144,14 @@ class Painter:
                 instance, rle = here[index]
                 box = self._on_picture(boxes[index])
                 mask = self._mask(rle, box)
-                halo, alpha = _alphas(mask, self.line)
-                picture.paste(_DARK, box, Image.fromarray(halo))
-                picture.paste(instance.colour, box, Image.fromarray(alpha))
-                labels.append((instance, box))
+                for colour, alpha in zip(
+                    (_DARK, instance.colour), _alphas(mask, self.line), strict=True
+                ):
+                    if instance.strength < 1:
+                        alpha = (alpha * instance.strength).astype(np.uint8)
+                    picture.paste(colour, box, Image.fromarray(alpha))
+                if instance.label:
+                    labels.append((instance, box))
         taken: list[Box] = []
         for instance, box in reversed(labels):
             label = label_picture(instance.label, instance.colour, self.letters, picture.width)
@@ -154,7 +187,9 @@ class Painter:
         scaled = Image.fromarray(dense.view(np.uint8) * np.uint8(255)).resize(
             (right - left, bottom - top), Image.Resampling.BILINEAR, box=part
         )
-        return np.asarray(scaled) > 127
+        smooth = scaled.filter(ImageFilter.GaussianBlur(_SMOOTHING / down)) if down < 1 else scaled
+        found = np.asarray(smooth) > 127
+        return found if found.any() else np.asarray(scaled) > 127  # a dot would vanish
 
     def _place(self, label: Image.Image, box: Box, taken: Sequence[Box]) -> Box:
         """Where a label goes: over its instance if there is room, and on no other label."""
@@ -185,24 +220,59 @@ def _alphas(
 ) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
     """How dark a pixel gets, and then how much of the colour it gets.
 
-    Dark is a pixel around the mask, so that its rim is seen on a ground of its own colour. Of the
-    colour the rim inside of the mask gets all, and what is within it a part. The sides of the
+    Dark is half a line around the mask, so that its rim is seen on a ground of its own colour. Of
+    the colour the rim inside of the mask gets all, and what is within it a part. The sides of the
     array are no rim: masks come with a margin but where they leave the picture.
     """
-    inner = np.ascontiguousarray(mask)
-    around = inner.copy()
-    around[1:] |= inner[:-1]
-    around[:-1] |= inner[1:]
-    around[:, 1:] |= inner[:, :-1]
-    around[:, :-1] |= inner[:, 1:]
-    halo = (around ^ inner).view(np.uint8) * np.uint8(HALO_ALPHA)
-    for _ in range(line):
-        outer, inner = inner, inner.copy()
-        inner[1:] &= outer[:-1]
-        inner[:-1] &= outer[1:]
-        inner[:, 1:] &= outer[:, :-1]
-        inner[:, :-1] &= outer[:, 1:]
+    mask = np.ascontiguousarray(mask)
+    around = _grown(mask, max(1, line // 2))
+    inner = ~_grown(~mask, line)
+    halo = (around ^ mask).view(np.uint8) * np.uint8(HALO_ALPHA)
     return halo, np.where(inner, np.uint8(FILL_ALPHA), mask.view(np.uint8) * np.uint8(255))
+
+
+def _grown(
+    mask: Bool[np.ndarray, "height width"], pixels: int
+) -> Bool[np.ndarray, "height width"]:
+    """A mask with what is at most so many steps up, down or to a side of it."""
+    for _ in range(pixels):
+        inner, mask = mask, mask.copy()
+        mask[1:] |= inner[:-1]
+        mask[:-1] |= inner[1:]
+        mask[:, 1:] |= inner[:, :-1]
+        mask[:, :-1] |= inner[:, 1:]
+    return mask
+
+
+def paint_clip(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    instances: Sequence[Instance],
+    mask_size: tuple[int, int],
+    scale: int,
+) -> UInt8[np.ndarray, "time tall wide 3"]:
+    """A small clip enlarged by a whole factor, with instances in smooth outlines.
+
+    Args:
+        frames: of the clip.
+        instances: with a mask for each of them.
+        mask_size: height and width of the masks, in pixels.
+        scale: how many times larger the picture is than the frames.
+    """
+    height, width = frames.shape[1] * scale, frames.shape[2] * scale
+    if not instances:
+        size, resample = (width, height), Image.Resampling.LANCZOS
+        return np.stack([np.asarray(Image.fromarray(f).resize(size, resample)) for f in frames])
+    # Drawn at twice the size: what is made smaller has no hard edges.
+    line = max(round(1.5 * scale), 1)
+    painter = Painter(instances, mask_size, (2 * height, 2 * width), line)
+    pictures = []
+    for index, pixels in enumerate(frames):
+        picture = Image.fromarray(pixels).resize(
+            (2 * width, 2 * height), Image.Resampling.LANCZOS
+        )
+        painter.paint(picture, index)
+        pictures.append(np.asarray(picture.reduce(2)))
+    return np.stack(pictures)
 
 
 def _meet(box: Box, other: Box) -> bool:
@@ -223,10 +293,11 @@ def label_picture(text: str, colour: Colour, letters: int, width: int) -> Image.
     return text_picture(plain(text), letters, ink, colour, width)
 
 
+@functools.lru_cache(maxsize=1024)
 def text_picture(
     text: str, letters: int, ink: Colour, ground: Colour, width: int | None = None
 ) -> Image.Image:
-    """A line of text with a little ground around it; cut where it is wider than `width` pixels."""
+    """A line of text on a little ground, at most `width` pixels wide; not to be drawn on."""
     font = font_of(letters)
     left, _, right, _ = font.getbbox(text)
     ascent, descent = font.getmetrics()

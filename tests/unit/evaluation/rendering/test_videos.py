@@ -1,4 +1,4 @@
-"""Films, contact sheets and the page: what is written, where, and that it can be read again."""
+"""Animations, contact sheets and the page: what is written, where, and that it can be read."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from PIL import Image
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations, Prediction, Track, Video
 from selfshot.errors import UserError
-from selfshot.evaluation import films
-from selfshot.evaluation.drawing import colour_of
-from selfshot.evaluation.layout import (
+from selfshot.evaluation.rendering import animations
+from selfshot.evaluation.rendering.painting import colour_of
+from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
+from selfshot.evaluation.rendering.videos import (
+    Drawn,
     Panel,
-    SupportClip,
-    SupportRow,
-    contact_sheet,
+    Selection,
+    file_stem,
     panel_size,
     sheet_indices,
+    show_videos,
     tile_size,
+    video_name,
+    video_sheet,
 )
-from selfshot.evaluation.showing import Drawn, Selection, file_stem, show_videos, video_name
 from selfshot.ops.masks import encode_rle
 
 HEIGHT, WIDTH, LENGTH = 50, 71, 7
@@ -75,34 +78,34 @@ def _results(score: float = 0.75) -> list[Prediction]:
     return [Prediction(4, 2, score, rles), Prediction(4, 1, 0.1, (None,) * LENGTH)]
 
 
-def test_a_film_has_every_frame_once(
+def test_a_video_has_every_frame_once(
     world: tuple[Annotations, FrameReader], tmp_path: Path
 ) -> None:
     drawn, left_out = _show(world, tmp_path / "out", formats=("mp4", "gif", "png"))
     assert not left_out and [len(one.files) for one in drawn] == [3, 3, 3]
-    film = _decoded(tmp_path / "out" / drawn[0].files["mp4"])
+    shown = _decoded(tmp_path / "out" / drawn[0].files["mp4"])
     height, width = panel_size(world[0].videos[4])
-    assert len(film) == LENGTH and film.shape[1] >= height and film.shape[2] >= width
-    assert film.shape[1] % 2 == film.shape[2] % 2 == 0
-    background = film[:, -40:-10, -40:-10].mean((1, 2, 3))
+    assert len(shown) == LENGTH and shown.shape[1] >= height and shown.shape[2] >= width
+    assert shown.shape[1] % 2 == shown.shape[2] % 2 == 0
+    background = shown[:, -40:-10, -40:-10].mean((1, 2, 3))
     np.testing.assert_allclose(background, 60 + 20 * np.arange(LENGTH), atol=4)
     with Image.open(tmp_path / "out" / drawn[0].files["gif"]) as gif:
         assert gif.n_frames == LENGTH and gif.info["duration"] == 170
     assert len(_decoded(tmp_path / "out" / drawn[2].files["mp4"])) == 1
 
 
-def test_the_instance_is_in_the_film_in_its_colour(
+def test_the_instance_is_in_the_video_in_its_colour(
     world: tuple[Annotations, FrameReader], tmp_path: Path
 ) -> None:
     drawn, _ = _show(world, tmp_path / "out", videos=[4], formats=("mp4",))
-    film = _decoded(tmp_path / "out" / drawn[0].files["mp4"]).astype(int)
+    shown = _decoded(tmp_path / "out" / drawn[0].files["mp4"]).astype(int)
     height, width = panel_size(world[0].videos[4])
-    bar = film.shape[1] - height
+    bar = shown.shape[1] - height
     colour = np.array(colour_of(104))
     for frame in (0, LENGTH - 1):
         row, column = bar + 40 * height // HEIGHT, (20 + 3 * frame) * width // WIDTH
         ground = 60 + 20 * frame
-        moved = film[frame, row, column] - ground
+        moved = shown[frame, row, column] - ground
         assert np.dot(moved, colour - ground) > 0.8 * np.linalg.norm(moved) * np.linalg.norm(
             colour - ground
         )
@@ -112,7 +115,7 @@ def test_without_h264(
     world: tuple[Annotations, FrameReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = av.codecs_available - {"libx264"}
-    monkeypatch.setattr(films.av, "codecs_available", others)
+    monkeypatch.setattr(animations.av, "codecs_available", others)
     drawn, _ = _show(world, tmp_path / "out", videos=[4], formats=("mp4",))
     path = tmp_path / "out" / drawn[0].files["mp4"]
     assert len(_decoded(path)) == LENGTH
@@ -131,10 +134,13 @@ def test_a_contact_sheet_has_its_size(size: tuple[int, int], num_panels: int, le
     height, width = tile_size(video)
     assert height <= 240 and width <= 320
     frames = [(index, np.zeros((5, 5, 3), np.uint8)) for index in indices]
-    sheet = contact_sheet("title", video, [Panel("panel", ())] * num_panels, (), frames)
+    sheet = video_sheet("title", video, [Panel("panel", ())] * num_panels, (), frames)
     columns = min(4, len(indices))
     lines = -(-len(indices) // columns) * num_panels
-    assert sheet.size == (columns * (width + 6) + 6, 34 + lines * (22 + height + 6))
+    assert sheet.height == 34 + lines * (22 + height + 6)
+    # A caption is not cut to the width of slivers.
+    least = columns * (width + 6) + 6
+    assert sheet.width == least if least > 60 else least < sheet.width < 60
 
 
 def test_results_stand_beside_the_truth(
@@ -271,18 +277,17 @@ def test_a_folder_that_cannot_be_written(
 def test_names_of_videos() -> None:
     images = Video(1, 5, 5, 2, ("a/b/0.jpg", "a/b/1.jpg"), "s")
     assert video_name(images) == "a/b" and file_stem(images) == "1_a_b"
-    film = Video(-2, 5, 5, 2, ("a/b.webm",), "s")
-    assert video_name(film) == "a/b" and file_stem(film) == "-2_a_b"
+    one_file = Video(-2, 5, 5, 2, ("a/b.webm",), "s")
+    assert video_name(one_file) == "a/b" and file_stem(one_file) == "-2_a_b"
     assert video_name(Video(3, 5, 5, 1, ("0.jpg",), "s")) == "s"
     assert file_stem(Video(3, 5, 5, 1, ())) == "3"
 
 
 def test_frames_in_one_file_a_video(world: tuple[Annotations, FrameReader], tmp_path: Path) -> None:
     annotations, frames = world
-    film = films.Mp4(tmp_path / "frames" / "swan.mp4", 25.0, (WIDTH, HEIGHT))
-    for index in range(LENGTH):
-        film.add(Image.new("RGB", (WIDTH, HEIGHT), (60 + 20 * index,) * 3))
-    film.close()
+    with animations.Animation(tmp_path / "frames" / "swan.mp4", "mp4", 25.0) as swan:
+        for index in range(LENGTH):
+            swan.add(Image.new("RGB", (WIDTH - 1, HEIGHT), (60 + 20 * index,) * 3))
     (tmp_path / "frames" / "cut.mp4").write_bytes(b"no video")
     videos = dict(annotations.videos)
     videos[4] = dataclasses.replace(videos[4], file_names=("swan.mp4",))

@@ -1,18 +1,191 @@
-"""A study's figure as PNG and SVG: a curve with its band, or Figure 2 with its laws."""
+"""Figures of the reports.
+
+Of an experiment: charts inside its page, as numbers of which the template makes SVGs (positions are
+percentages, so that one stretches to any width while its dots, lines and text keep their size), and
+the map of its corpus. Of a study, as PNG and SVG: a curve with its band, or Figure 2 with its laws.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from selfshot.studies.scaling import Scaling, in_words, scaling
+from selfshot.evaluation.scaling import Scaling, in_words, scaling
+from selfshot.studies.reports import findings
 
 Result = Mapping[str, Any]
 COLOURS = ("#1f6f8b", "#c2571a", "#5b8c2a", "#7a4fa3")
+MOST_CLASSES = 20
+"""Classes that get a colour; matplotlib's largest qualitative map has so many."""
+_MOST_POINTS = 300
+
+
+def interval_chart(rows: findings.Rows) -> dict[str, Any]:
+    """AP50 of every row as a mean, its deviation and the seeds behind it."""
+    figures = [(row, findings.figure(row, "AP50")) for row in rows]
+    known = [(row, f) for row, f in figures if f.mean is not None]
+    reach = [0.0]
+    for _, cell in known:
+        reach += [(cell.mean or 0.0) + (cell.std or 0.0)]
+        reach += [value for value in cell.per_seed if value is not None]
+    top = min(max(math.ceil((max(reach) + 1) / 10) * 10, 20), 100)
+    step = 10 if top <= 60 else 20
+
+    def at(value: float) -> float:
+        return round(100 * min(max(value, 0.0), top) / top, 2)
+
+    lines = []
+    for row, cell in known:
+        assert cell.mean is not None
+        lines.append(
+            {
+                "kind": str(row.get("supports")),
+                "label": label_of(row),
+                "shots": findings.shots_label(*findings.setting_of(row)),
+                "mean": cell.mean,
+                "std": cell.std,
+                "x": at(cell.mean),
+                "low": at(cell.mean - cell.std) if cell.std is not None else None,
+                "high": at(cell.mean + cell.std) if cell.std is not None else None,
+                "seeds": [at(value) for value in cell.per_seed if value is not None],
+            }
+        )
+    ticks = [{"value": value, "x": at(value)} for value in range(0, top + 1, step)]
+    return {"lines": lines, "ticks": ticks}
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    """What a row's supports are called, or their own name where it is not one of ours."""
+    kind = str(row.get("supports"))
+    return findings.LABELS.get(kind, kind)
+
+
+def gauge(gap: findings.GapShare) -> dict[str, Any]:
+    """A bar from the random row (0%) to the oracle (100%); shares outside stop at the ends."""
+    published = gap.published
+
+    def clamp(value: float) -> float:
+        return round(100 * min(max(value, 0.0), 1.0), 1)
+
+    return {
+        "gap": gap,
+        "shots": findings.shots_label(gap.shots, gap.extra),
+        "fill": None if gap.share is None else clamp(gap.share),
+        "published": None if published is None else clamp(published),
+    }
+
+
+def learning_curves(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[dict[str, Any]]:
+    """For each stage its loss, then its other series; what is not finite is left out."""
+    stages = []
+    for stage, points in curves.items():
+        names = sorted({name for point in points for name in point if name != "step"})
+        names.sort(key=lambda name: name != "loss")
+        series = [_line(name, points) for name in names]
+        drawn = [line for line in series if line is not None]
+        if drawn:
+            stages.append({"stage": stage, "main": drawn[0], "others": drawn[1:7]})
+    return stages
+
+
+def _line(name: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """One series in a box of 100 × 100, y downwards; None when it has no point."""
+    pairs = []
+    for index, point in enumerate(points):
+        try:
+            value, step = float(point.get(name, math.nan)), float(point.get("step", index))
+        except (TypeError, ValueError):
+            continue  # a word or None among the numbers of a log
+        if math.isfinite(value) and math.isfinite(step):
+            pairs.append((step, value))
+    if not pairs:
+        return None
+    pairs.sort()
+    every = math.ceil(len(pairs) / _MOST_POINTS)
+    kept = pairs[::every] if pairs[-1] in pairs[::every] else [*pairs[::every], pairs[-1]]
+    first, last = pairs[0][0], pairs[-1][0]
+    values = [value for _, value in pairs]
+    low, high = min(values), max(values)
+    # A quantity that stays ≥ 0 is drawn from 0 when that costs at most half of the height.
+    if 0 < low < high / 2:
+        low = 0.0
+    width, height = (last - first) or 1.0, (high - low) or 1.0
+    path = " ".join(
+        f"{100 * (step - first) / width:.2f},{100 - 100 * (value - low) / height:.2f}"
+        for step, value in kept
+    )
+    return {
+        "name": name,
+        "path": path,
+        "low": low,
+        "high": high,
+        "first": values[0],
+        "last": values[-1],
+        "last_step": int(last),
+    }
+
+
+def main_axes(
+    vectors: Float[np.ndarray, "clips dim"],
+) -> tuple[Float[np.ndarray, "clips 2"], tuple[float, float]]:
+    """Coordinates on the two axes of the largest variance, and the shares of it that they have.
+
+    An axis points to where its largest weight is positive, so that the picture does not depend
+    on the solver.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    values, axes = values[::-1], axes[:, ::-1]
+    axes = axes[:, :2] * np.sign(axes[np.abs(axes[:, :2]).argmax(0), [0, 1]])
+    total = max(float(values.sum()), 1e-12)
+    return centred @ axes, (float(values[0]) / total, float(values[1]) / total)
+
+
+def draw_corpus(
+    path: Path,
+    clip_ids: Sequence[str],
+    vectors: Float[np.ndarray, "clips dim"],
+    labels: Mapping[str, str],
+) -> None:
+    """Write a PNG: a dot a clip, coloured by its class where one is known.
+
+    Args:
+        path: of the picture.
+        clip_ids: of the vectors.
+        vectors: of the corpus.
+        labels: known classes by clip, for colours only.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    points, shares = main_axes(vectors)
+    names = [labels.get(clip_id, "") for clip_id in clip_ids]
+    common = [name for name, _ in Counter(n for n in names if n).most_common(MOST_CLASSES)]
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    rest = np.array([name not in common for name in names], dtype=bool)
+    if rest.any():
+        label = "others" if common else None
+        axes.scatter(points[rest, 0], points[rest, 1], s=5, color="0.8", label=label)
+    colours = colormaps["tab20"]
+    for index, name in enumerate(sorted(common)):
+        mine = np.array([other == name for other in names])
+        axes.scatter(points[mine, 0], points[mine, 1], s=8, color=colours(index), label=name)
+    axes.set_xlabel(f"first axis, {100 * shares[0]:.0f}% of the variance")
+    axes.set_ylabel(f"second axis, {100 * shares[1]:.0f}%")
+    axes.set_title(f"Φ of {len(names)} corpus clips; classes are for colours alone")
+    if common:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 @dataclasses.dataclass(frozen=True)

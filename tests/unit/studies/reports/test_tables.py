@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from selfshot.studies.published import PublishedTable
-from selfshot.studies.tables import (
+from selfshot.studies.reports.tables import (
     Cell,
+    PublishedTable,
     Table,
     cell_of,
     latex_text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selfshot.studies.scaling import (
+from selfshot.evaluation.scaling import (
     Law,
     fit_log_linear,
     fit_power_law,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfshot.evaluation.heatmaps import draw_heatmaps, heat_over
+from selfshot.evaluation.rendering.heatmaps import draw_heatmaps, heat_over
 
 
 def test_heat_is_where_the_map_is() -> None:
@@ -21,11 +21,12 @@ def test_heat_is_where_the_map_is() -> None:
     assert hot[0] > cold[0] + 30 and np.ptp(hot) > 30
 
 
-def test_a_sheet_and_a_film(tmp_path: Path) -> None:
+def test_a_sheet_and_an_animation(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3)).astype(np.uint8)
     maps = [(name, np.random.default_rng(1).random((3, 2, 3))) for name in ("before", "after")]
-    sheet, film = draw_heatmaps(frames, maps, tmp_path / "attention")
-    with Image.open(sheet) as picture:
+    moments = draw_heatmaps(frames, maps, tmp_path / "attention")
+    assert len(moments) == 3
+    with Image.open(tmp_path / "attention.png") as picture:
         assert picture.width > 3 * 160 and picture.height > 3 * 100
-    with Image.open(film) as moving:
-        assert moving.n_frames == 3 and moving.width > 3 * 160
+    with Image.open(tmp_path / "attention.gif") as moving:
+        assert moving.n_frames == 3 and moving.size == moments[0].size and moving.width > 3 * 160

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from selfshot.data.ytvis import Prediction, Track
-from selfshot.evaluation.drawing import (
+from selfshot.evaluation.rendering.painting import (
     COLOURS,
     Instance,
     Painter,
     colour_of,
     label_picture,
+    paint_clip,
     plain,
     prediction_colours,
     prediction_instances,
@@ -147,6 +148,55 @@ class TestPainting:
         corner = Instance((_rle(0, 120, 20, 130),), RED, "a rather long name of a class 0.99")
         for size in ((HEIGHT, WIDTH), (30, 40), (8, 5)):
             assert _painted([corner], size).shape == (*size, 3)
+
+
+class TestClips:
+    """Small clips are enlarged, and their masks have smooth outlines."""
+
+    TIME, TALL, WIDE = 5, 22, 26
+
+    def _frames(self, value: int = 0) -> np.ndarray:
+        return np.full((self.TIME, self.TALL, self.WIDE, 3), value, np.uint8)
+
+    def _drawn(self, mask: np.ndarray, scale: int, value: int = 0, **more: float) -> np.ndarray:
+        instance = Instance((encode_rle(mask),) * self.TIME, (0, 0, 250), **more)  # type: ignore[arg-type]
+        return paint_clip(self._frames(value), [instance], mask.shape, scale).astype(int)
+
+    def test_it_is_enlarged_and_the_background_left_alone(self) -> None:
+        mask = np.zeros((self.TALL, self.WIDE), bool)
+        mask[3:10, 2:9] = True
+        drawn = self._drawn(mask, 3, value=90)
+        assert drawn.shape == (self.TIME, 3 * self.TALL, 3 * self.WIDE, 3)
+        assert (drawn[:, :, 3 * 13 :] == 90).all()
+        assert drawn[0, 3 * 6, 3 * 5, 2] > 120 > 90 > drawn[0, 3 * 6, 3 * 5, 0]
+
+    def test_weaker_ones_are_fainter(self) -> None:
+        mask = np.zeros((self.TALL, self.WIDE), bool)
+        mask[3:10, 2:9] = True
+        brightness = [int(self._drawn(mask, 3, strength=s).sum()) for s in (1.0, 0.5, 0.1)]
+        assert brightness[0] > brightness[1] > brightness[2] > 0
+
+    @pytest.mark.parametrize("scale", [1, 2, 3, 4])
+    def test_a_mask_one_pixel_wide_does_not_vanish(self, scale: int) -> None:
+        line, dot = (np.zeros((self.TALL, self.WIDE), bool) for _ in range(2))
+        line[5, 4:15] = dot[15, 15] = True
+        drawn = self._drawn(line, scale)
+        assert drawn[0, 5 * scale : 6 * scale, 9 * scale : 10 * scale].max() > 100
+        drawn = self._drawn(dot, scale)
+        assert drawn[0, 15 * scale : 16 * scale, 15 * scale : 16 * scale].max() > 100
+
+    def test_the_outline_is_brighter_than_the_fill_and_anti_aliased(self) -> None:
+        y, x = np.mgrid[: self.TALL, : self.WIDE]
+        drawn = self._drawn((y - 11) ** 2 + (x - 13) ** 2 < 8**2, 4)[0, 44, :, 2]
+        edge = 4 * (13 + 8)
+        assert drawn[edge - 6 : edge + 6].max() > 1.5 * drawn[52]
+        assert drawn[edge + 8 :].max() == 0
+        diagonal = self._drawn(y + x < 22, 4)[0, 40, :, 2]
+        assert len(set(diagonal[40:56])) > 4, "shades between outline and background"
+
+    def test_no_instance_is_the_enlarged_clip(self) -> None:
+        drawn = paint_clip(self._frames(33), [], (1, 1), 2)
+        assert drawn.shape == (self.TIME, 2 * self.TALL, 2 * self.WIDE, 3) and (drawn == 33).all()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfshot.studies.figures import axis_figure, corpus_size, curves_of, oracle_level
-from selfshot.studies.study_page import write_study_report
+from selfshot.studies.reports.figures import axis_figure, corpus_size, curves_of, oracle_level
+from selfshot.studies.reports.page import write_study_report
 
 SHARES = (0.02, 0.05, 0.15, 0.4, 1.0)
 

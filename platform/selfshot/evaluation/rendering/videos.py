@@ -1,10 +1,11 @@
-"""Drawing annotations and results over their frames: a film and a contact sheet a video, a page."""
+"""Annotations and results over their frames: animations, contact sheets and a page of them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,25 +15,148 @@ from urllib.parse import quote
 import av
 import jinja2
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from selfshot.config.printable import printable
 from selfshot.data.frames import FrameReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Prediction, Video
 from selfshot.errors import UserError
-from selfshot.evaluation.drawing import plain, prediction_instances, track_instances
-from selfshot.evaluation.films import Film, Gif, Mp4
-from selfshot.evaluation.layout import (
-    Panel,
-    Scene,
+from selfshot.evaluation.rendering.animations import Animation
+from selfshot.evaluation.rendering.painting import (
+    Instance,
+    Painter,
+    plain,
+    prediction_instances,
+    text_picture,
+    track_instances,
+)
+from selfshot.evaluation.rendering.sheets import (
+    BAR,
+    GAP,
+    GROUND,
+    INK,
     SupportRow,
+    below,
+    beside,
+    captioned,
     contact_sheet,
-    sheet_indices,
-    tile_size,
+    resized,
 )
 
 FORMATS = ("mp4", "gif", "png")
 _TEMPLATES = Path(__file__).parent / "templates"
+# Panels: small videos are enlarged towards the least height, large ones are fitted into the most.
+_LEAST_HEIGHT, _MOST_HEIGHT, _MOST_WIDTH = 240, 540, 960
+_TILE_WIDTH, _TILE_HEIGHT = 320, 240  # a frame of a contact sheet is fitted into this
+_SUPPORT_HEIGHT = 96  # on a contact sheet
+_MOST_SUPPORT_HEIGHT = 168  # beside a video
+_COLUMNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A copy of the video with some instances drawn on it."""
+
+    caption: str
+    instances: tuple[Instance, ...]
+
+
+class Scene:
+    """Draws frames of one video: a panel beside the other, then the supports."""
+
+    def __init__(
+        self, video: Video, panels: Sequence[Panel], supports: Sequence[SupportRow]
+    ) -> None:
+        """Makes the supports' pictures.
+
+        Args:
+            video: whose frames.
+            panels: at least one.
+            supports: rows of them; may be empty.
+        """
+        self.panel_size = panel_size(video)
+        self.length = video.length
+        mask_size = (video.height, video.width)
+        self._panels = [
+            (panel.caption, Painter(panel.instances, mask_size, self.panel_size))
+            for panel in panels
+        ]
+        room = (BAR + self.panel_size[0]) // max(len(supports), 1) - BAR - GAP
+        height = min(max(room, 24), _MOST_SUPPORT_HEIGHT)
+        self._supports = [
+            (row.caption, [clip.pictures(height) for clip in row.clips]) for row in supports
+        ]
+
+    def draw(self, pixels: UInt8[np.ndarray, "height width 3"], frame: int) -> Image.Image:
+        """A frame of the video, of the panels' size, with everything that belongs to it."""
+        columns = []
+        for caption, painter in self._panels:
+            picture = Image.fromarray(pixels)
+            painter.paint(picture, frame)
+            columns.append(captioned(caption, picture))
+        rows = [
+            captioned(caption, beside([clip[frame * len(clip) // self.length] for clip in clips]))
+            for caption, clips in self._supports
+        ]
+        return beside([*columns, below(rows)] if rows else columns)
+
+
+def panel_size(video: Video) -> tuple[int, int]:
+    """Height and width of a panel, in pixels."""
+    scale = min(_MOST_HEIGHT / video.height, _MOST_WIDTH / video.width)
+    if scale > 1:
+        scale = min(scale, math.ceil(max(_LEAST_HEIGHT / video.height, 1)))
+    return max(round(video.height * scale), 2), max(round(video.width * scale), 2)
+
+
+def tile_size(video: Video) -> tuple[int, int]:
+    """Height and width of a frame on a contact sheet, in pixels."""
+    scale = min(_TILE_HEIGHT / video.height, _TILE_WIDTH / video.width)
+    return max(round(video.height * scale), 2), max(round(video.width * scale), 2)
+
+
+def sheet_indices(video: Video, num_panels: int) -> list[int]:
+    """The frames that a contact sheet shows: evenly spaced, the first and the last with them."""
+    count = _COLUMNS * (3 if num_panels == 1 else 2)
+    return np.unique(np.linspace(0, video.length - 1, count).round().astype(int)).tolist()
+
+
+def video_sheet(
+    title: str,
+    video: Video,
+    panels: Sequence[Panel],
+    supports: Sequence[SupportRow],
+    frames: Sequence[tuple[int, UInt8[np.ndarray, "height width 3"]]],
+) -> Image.Image:
+    """Frames of a video in a grid; each panel has a line of it under the other's.
+
+    Args:
+        title: written above.
+        video: whose frames.
+        panels: at least one.
+        supports: shown above the frames by their middle frames; may be empty.
+        frames: index and pixels of each frame to show, in any size.
+    """
+    height, width = tile_size(video)
+    painters = [
+        Painter(panel.instances, (video.height, video.width), (height, width)) for panel in panels
+    ]
+    rows = [
+        (row.caption, [clip.middle(_SUPPORT_HEIGHT) for clip in row.clips]) for row in supports
+    ]
+    for start in range(0, len(frames), _COLUMNS):
+        for panel, painter in zip(panels, painters, strict=True):
+            tiles = []
+            for index, pixels in frames[start : start + _COLUMNS]:
+                picture = resized(pixels, (width, height))
+                number = text_picture(str(index), 11, INK, GROUND)
+                picture.paste(number, (width - number.width, 0))
+                painter.paint(picture, index)  # labels may cover the number, and not the reverse
+                tiles.append(picture)
+            rows.append((panel.caption, tiles))
+    return contact_sheet(rows, title)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +206,7 @@ def show_videos(
         out: made if need be; files of the same names are written over.
         videos: ids of the videos to draw, in this order.
         formats: some of `FORMATS`; png is the contact sheet.
-        fps: of the films.
+        fps: frames in a second of the animations.
         results: drawn beside the annotations, or alone where nothing is annotated.
         supports: gives the supports of a video, shown beside it.
         title: of the page.
@@ -193,7 +317,11 @@ def _show_one(
     with contextlib.ExitStack() as stack:
         paths = {kind: stack.enter_context(_whole(out / name)) for kind, name in files.items()}
         scene = Scene(video, panels, rows) if moves else None
-        films = _films(stack, paths, scene, fps)
+        animations = [
+            stack.enter_context(Animation(paths[kind], kind, fps))
+            for kind in ("mp4", "gif")
+            if kind in paths
+        ]
         indices = range(video.length) if scene else on_sheet
         kept = []
         for index, pixels in zip(
@@ -205,40 +333,13 @@ def _show_one(
                 kept.append((index, pixels.copy()))
             if scene:
                 picture = scene.draw(pixels, index)
-                for film in films:
-                    film.add(picture)
+                for animation in animations:
+                    animation.add(picture)
         if "png" in paths:
             title = " · ".join((_title(video), *facts[:2]))
-            sheet = contact_sheet(title, video, panels, rows, kept)
+            sheet = video_sheet(title, video, panels, rows, kept)
             sheet.save(paths["png"], "PNG", compress_level=1)
     return Drawn(_title(video), tuple(filter(None, facts)), files)
-
-
-def _films(
-    stack: contextlib.ExitStack, paths: dict[str, Path], scene: Scene | None, fps: float
-) -> list[Film]:
-    """The films to draw, which are closed with the stack, before their files are put in place."""
-    films: list[Film] = []
-    if scene is not None and "mp4" in paths:
-        films.append(Mp4(paths["mp4"], fps, scene.size))
-    if scene is not None and "gif" in paths:
-        films.append(Gif(paths["gif"], fps))
-    for film in films:
-        stack.push(_closing(film))
-    return films
-
-
-def _closing(film: Film) -> Callable[..., None]:
-    """Closes a film; what goes wrong in that must not hide what went wrong before."""
-
-    def leave(kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            film.close()
-        else:
-            with contextlib.suppress(Exception):
-                film.close()
-
-    return leave
 
 
 def _one_by_one(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfshot.evaluation.corpus_map import draw_corpus, main_axes
+from selfshot.studies.reports.figures import draw_corpus, main_axes
 
 
 def test_main_axes_are_those_of_a_singular_value_decomposition() -> None:

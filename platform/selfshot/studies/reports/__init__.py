@@ -1,0 +1,1 @@
+"""The reports of an experiment and of a study."""
