@@ -136,13 +136,16 @@ def test_results_have_the_form_that_others_read(first: Run) -> None:
             assert figures["mean"] == pytest.approx(sum(figures["per_seed"]) / 2)
 
 
-def test_films_and_attention(first: Run) -> None:
+def test_animations_and_attention(first: Run) -> None:
     """Figures 3 and 5 as files, which MLflow has with the rest of the report."""
     drawn = run(
-        first.experiment.output, "name=films", "report.films=1", "tracking.experiment=films"
+        first.experiment.output,
+        "name=animations",
+        "report.animations=1",
+        "tracking.experiment=animations",
     )
     assert drawn.statuses == dict.fromkeys(NAMES, "reused")
-    for figure in ("films", "attention"):
+    for figure in ("animations", "attention"):
         files = [path.suffix for path in (drawn.report / figure).iterdir()]
         assert sorted(set(files) - {".html"}) == [".gif", ".png"]
     page = (drawn.report / "report.html").read_text()

@@ -192,7 +192,7 @@ class ReportConfig(Section):
     gallery_queries: Annotated[int, Field(ge=0)] = Field(
         12, description="queries drawn with their supports and moving masks"
     )
-    films: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+    animations: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
         0, description="of them also as files, and with their attention (Figures 3 and 5)"
     )
 

@@ -212,8 +212,8 @@ def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     def write(folder: Path, text: str, full: bool = False) -> str:
-        (folder / "films").mkdir()
-        (folder / "films" / "one.gif").write_text(text)
+        (folder / "animations").mkdir()
+        (folder / "animations" / "one.gif").write_text(text)
         if full:
             raise OSError("disk full")
         (folder / "report.html").write_text(text)
@@ -223,7 +223,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert publish(target, lambda folder: write(folder, "first")) == "first"
     with pytest.raises(OSError, match="disk full"):
         publish(target, lambda folder: write(folder, "second", full=True))
-    files = ("films/one.gif", "report.html")
+    files = ("animations/one.gif", "report.html")
     assert {(target / name).read_text() for name in files} == {"first"}
     # What the failed one left is in nobody's way.
     assert publish(target, lambda folder: write(folder, "third")) == "third"

@@ -51,7 +51,7 @@ def make_page(context: Context, folder: Path) -> None:
     gallery = build_gallery(
         folders, benchmark, rows, experiment.evaluation, experiment.report.gallery_queries
     )
-    examples = min(experiment.report.films, len(gallery))
+    examples = min(experiment.report.animations, len(gallery))
     if examples:
         drawn = _write_examples(context, folder, benchmark, rows, gallery[:examples])
         gallery = [*drawn, *gallery[examples:]]
@@ -109,7 +109,7 @@ def _write_examples(
     folders = context.folders
     row = fewest_shots(rows, KIND)
     if row is None:
-        context.progress.note(f"report.films: the table has no row {KIND}, so none is drawn")
+        context.progress.note(f"report.animations: the table has no row {KIND}, so none is drawn")
         return gallery
     reader = benchmark.reader(folders["benchmark"])
     predictions = [
@@ -117,7 +117,7 @@ def _write_examples(
         for fold in sorted({item.fold for item in gallery})
         for one in read_predictions(folders["evaluation"], row, fold, reader.annotations)
     ]
-    write_videos(folder / "films", reader, gallery, predictions)
+    write_videos(folder / "animations", reader, gallery, predictions)
     device = device_for(context.experiment.compute.use_gpu, context.progress.note)
     return write_attention(
         folder / "attention",
