@@ -72,17 +72,17 @@ def search(
         raise UserError(f"--set {overrides[0]}: goes with an experiment's file, not with --index")
     from selfshot.studies import searching
 
-    manifest: searching.Manifest | None
     if experiment is not None:
-        found, manifest = searching.search_experiment(
+        result = searching.search_experiment(
             load_checked(experiment, overrides), query, count,
             lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     else:
         assert index is not None
-        found, manifest = searching.search_index(
+        result = searching.search_index(
             index, query, count, encoder=encoder or DEFAULT_ENCODER, corpus=corpus
         )
+    found, manifest = result
     for one in found:
         print(printable(one.name))
         for hit in one.hits:

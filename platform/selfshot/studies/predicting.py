@@ -158,9 +158,11 @@ def retrieve_clips(
     """
     section = experiment.supports
     encoder = load_encoder(folders["encoder"] / "export").to(device)
-    seen, way = None, section.vectors
+    seen: SeenClasses | None = None
+    way: str = section.vectors
     if "seen" in folders:
-        seen, way = SeenClasses(read_seen(folders["seen"]), section.seen_penalty), "seen_penalty"
+        seen = SeenClasses(read_seen(folders["seen"]), section.seen_penalty)
+        way = "seen_penalty"
     described = describe_clips(encoder, clips, section.window_size, seen)
     retrieve = RetrievedClips(
         load_index(folders["index"]),

@@ -106,7 +106,7 @@ def search_index(
 
 def search_experiment(
     experiment: Experiment, queries: Sequence[Path], count: int, on_message: Callable[[str], None]
-) -> tuple[list[Found], Manifest]:
+) -> tuple[list[Found], Manifest | None]:
     """Search the corpus of an experiment as its stage `supports` does.
 
     Args:
