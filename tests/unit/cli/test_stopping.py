@@ -10,7 +10,7 @@ import pytest
 
 STOPPED = "stopped; run the same command to go on\n"
 COMMAND = """
-import sys, time
+import os, signal, sys, time
 from selfshot.cli.app import app, main
 
 @app.command("wait")
@@ -23,15 +23,27 @@ def wait(hurry: bool = False) -> None:
         if hurry:
             sum(range(10**12))  # C code that looks at no signal.
 
+class Last:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+@app.command("destroy")
+def destroy() -> None:
+    print("waits", flush=True)
+    Last()
+    time.sleep(60)
+
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(*words: str, ignored: bool = False) -> subprocess.Popen[str]:
+def start(
+    *words: str, command: str = "wait", ignored: bool = False
+) -> subprocess.Popen[str]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "wait", *words],
+            [sys.executable, "-c", COMMAND, command, *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     finally:
@@ -64,3 +76,9 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert (process.returncode, err) == (128 + signal.SIGTERM, STOPPED)
+
+
+def test_one_that_comes_in_a_destructor_is_not_lost() -> None:
+    process = start(command="destroy")
+    assert process.communicate(timeout=30) == ("", STOPPED)
+    assert process.returncode == 128 + signal.SIGTERM
