@@ -27,6 +27,7 @@ from selfshot.distributed.session import ray_session
 
 folder = Path(sys.argv[1])
 killed = []
+own = " ".join(psutil.Process().cmdline())
 
 def workers(what):
     found = []
@@ -35,7 +36,8 @@ def workers(what):
             words = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if what in words and process.status() != psutil.STATUS_ZOMBIE:
+        # A child that has not begun its own program yet still has this one's words.
+        if words != own and what in words and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -85,9 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stopped = received or isinstance(error, KeyboardInterrupt)
             code = EXIT_STOPPED if stopped else _exit_code(error)
     if received or code == EXIT_STOPPED:
+        _forget_interrupt()
         print("stopped; run the same command to go on", file=sys.stderr)
         return 128 + received[0] if received else EXIT_STOPPED
     return code if isinstance(code, int) else 0
+
+
+def _forget_interrupt() -> None:
+    """Let the exit code count.
+
+    Where the stop came in Python that a library's C code ran, as NumPy and others do while they are
+    imported, the interpreter remembers it and ends itself by SIGINT in place of the exit code. It
+    forgets when it runs anything that way to its end.
+    """
+    ctypes.pythonapi.PyRun_SimpleString(b"")
 
 
 def _exit_code(error: BaseException) -> int:

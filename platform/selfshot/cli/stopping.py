@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.02
 
 
 @contextlib.contextmanager
@@ -17,6 +19,8 @@ def stopping() -> Iterator[list[int]]:
 
     A second one is the kernel's: it ends the process even in the middle of a library's C++ code,
     and the processes that Ray started end with it. A stop that is ignored (`nohup`) stays ignored.
+    Where Python cannot raise (a destructor, a callback of a weak reference), it is raised a moment
+    later.
 
     Yields:
         the number of the signal that came, once it has.
@@ -34,11 +38,28 @@ def stopping() -> Iterator[list[int]]:
             signal.signal(one, signal.SIG_DFL)
         raise KeyboardInterrupt
 
+    def stop_again(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = sys.unraisablehook
+
+    def unraisable(lost: Any) -> None:
+        if received and issubclass(lost.exc_type, KeyboardInterrupt):
+            # Raised in here it would be lost as well.
+            signal.signal(signal.SIGALRM, stop_again)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            hook(lost)
+
+    sys.unraisablehook = unraisable
     for one in ours:
         signal.signal(one, stop)
     try:
         yield received
     finally:
+        sys.unraisablehook = hook
+        if received:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         # After a stop the process ends, and whoever is in a hurry need not wait for that either.
         if not received:
             for one in ours:

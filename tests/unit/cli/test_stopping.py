@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 STOPPED = "stopped; run the same command to go on\n"
 COMMAND = """
-import sys, time
+import ctypes, os, signal, sys, time
 from selfshot.cli.app import app, main
 
 @app.command("wait")
@@ -23,16 +25,36 @@ def wait(hurry: bool = False) -> None:
         if hurry:
             sum(range(10**12))  # C code that looks at no signal.
 
+class Last:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+@app.command("destroy")
+def destroy() -> None:
+    print("waits", flush=True)
+    Last()
+    time.sleep(60)
+
+@app.command("embedded")
+def embedded() -> None:
+    run = ctypes.pythonapi.PyRun_String
+    run.restype = ctypes.py_object
+    run.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.py_object, ctypes.py_object]
+    run(b"print('waits', flush=True); time.sleep(60)", 257, globals(), globals())
+
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(*words: str, ignored: bool = False) -> subprocess.Popen[str]:
+def start(
+    *words: str, command: str = "wait", ignored: bool = False, program: Sequence[str] = (),
+    folder: Path | None = None,
+) -> subprocess.Popen[str]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "wait", *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *(program or ("-c", COMMAND)), command, *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGINT, before)
@@ -64,3 +86,17 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert (process.returncode, err) == (128 + signal.SIGTERM, STOPPED)
+
+
+def test_one_that_comes_in_a_destructor_is_not_lost() -> None:
+    process = start(command="destroy")
+    assert process.communicate(timeout=30) == ("", STOPPED)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_one_that_comes_in_python_run_by_c_has_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(COMMAND)
+    process = start(command="embedded", program=("-m", "program"), folder=tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", STOPPED)
+    assert process.returncode == 128 + signal.SIGINT
