@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterator
 
 
-class UserError(Exception):
+class _SettingError(Exception):
+    """An error that a setting may mend: `setting`, such as vis.optimiser.steps, or None."""
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+class UserError(_SettingError):
     """A mistake in an experiment, a command line or an input file.
 
     The message names the place, the value received, what is allowed and the mend. The command
@@ -19,17 +27,16 @@ class UserError(Exception):
         setting: the setting to change, such as vis.optimiser.steps; None where it is none.
     """
 
-    def __init__(self, message: str, *, setting: str | None = None) -> None:
-        super().__init__(message)
-        self.setting = setting
 
-
-class StorageError(Exception):
+class StorageError(_SettingError):
     """Storage cannot be reached, read or written: nothing is known of what it holds.
 
     It is neither a `UserError` nor a `ValueError` nor an `OSError`: whoever reads damaged or
     missing content as "not there" must not read an outage so. The command line prints it without
     a traceback and exits with code 2: what is done is kept, and the same command goes on.
+
+    Attributes:
+        setting: the setting that names the storage; None where it is none.
     """
 
 

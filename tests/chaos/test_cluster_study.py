@@ -170,7 +170,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             # The paper's study with one more scale: everything but the size is as it is published.
             text = yaml.safe_load((PAPER / f"{name}.yaml").read_text())
             text["scales"] = {"toy": scale}
-            text["scale"] = "toy"
+            text |= {"base": "", "scale": "toy"}
             (made.words / f"{name}.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
         yield made
     finally:

@@ -239,7 +239,7 @@ def without_pixels(
         return annotations
     if not kept:
         raise UserError(f"benchmark: none of the {count} instances has a pixel in any frame; give "
-                        "them masks: boxes are not enough")  # fmt: skip
+                        "them masks: boxes are not enough", setting="benchmark")  # fmt: skip
     background = (
         f"; {visible} of them have boxes, and what those show counts as background: give them "
         "masks, or leave out their videos"

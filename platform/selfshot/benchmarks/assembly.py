@@ -208,7 +208,8 @@ def _check_enough(
     num_videos = len(found.annotations.videos) + found.unread
     if num_videos and found.faults.keys() >= found.annotations.videos.keys():
         raise UserError(
-            f"benchmark: none of the {num_videos} videos of {found.name} can be used: {reasons}"
+            f"benchmark: none of the {num_videos} videos of {found.name} can be used: {reasons}",
+            setting="benchmark",
         )
     able = ", ".join(split.two_sources) or "none"
     mend = f"classes of {found.name} with readable videos of two sources, as both need: {able}"
@@ -218,22 +219,26 @@ def _check_enough(
             if not split.queries[side]:
                 raise UserError(
                     f"benchmark: no {what} class of {found.name} has a query and a support of two "
-                    f"sources ({mend}{lost}); are the frames and the file whole?"
+                    f"sources ({mend}{lost}); are the frames and the file whole?",
+                    setting="benchmark",
                 )
         return
     if not split.supports["train"]:
         raise UserError(
             "benchmark: no seen class is left to train on beside the "
             f"{sum(map(len, unseen.values()))} of val_classes and test_classes and the videos "
-            f"that show them; name fewer there ({mend}{lost})"
+            f"that show them; name fewer there ({mend}{lost})",
+            setting="benchmark",
         )
     if not split.queries["train"]:
         raise UserError(
             "benchmark: no seen class is left with a query and a support of two sources; name "
-            f"fewer in val_classes and test_classes ({mend}{lost})"
+            f"fewer in val_classes and test_classes ({mend}{lost})",
+            setting="benchmark",
         )
     if not split.queries["test"]:
         raise UserError(
             f"benchmark.test_classes: no query of {', '.join(unseen['test'])} is left; name other "
-            f"classes or add videos ({mend}{lost})"
+            f"classes or add videos ({mend}{lost})",
+            setting="benchmark.test_classes",
         )

@@ -91,7 +91,8 @@ def _with_eval(
         one, two = (set(f.annotations.categories.items()) for f in (train, other))
         raise UserError(
             f"benchmark.eval_annotations: {other.name} has other categories than {train.name} "
-            f"({len(one ^ two)} ids or names differ); give two files of one dataset"
+            f"({len(one ^ two)} ids or names differ); give two files of one dataset",
+            setting="benchmark.eval_annotations",
         )
     side_of = fold_sides(train.annotations.categories, fold)
     root = Path(os.path.commonpath([frames.resolve(), eval_frames.resolve()]))
@@ -159,7 +160,8 @@ def as_videos(content: Any, path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
                 f'benchmark.annotations: {path}: no list "{key}" in it; give an instances JSON of '
-                "COCO (YouTube-VIS JSON is read by the kind 'folder')"
+                "COCO (YouTube-VIS JSON is read by the kind 'folder')",
+                setting="benchmark.annotations",
             )
     return {
         "videos": [

@@ -17,7 +17,7 @@ from selfshot.benchmarks.folder_corpus import (
     walk_files,
 )
 from selfshot.benchmarks.manifest import corpus_size, load_benchmark, read_corpus
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.sources import fold_source
 from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError
@@ -84,7 +84,8 @@ class Corpus:
         if not kept:
             raise UserError(
                 f"benchmark.corpus: every clip of {self.root} is of the source of a val or test "
-                "query; add clips of other videos"
+                "query; add clips of other videos",
+                setting="benchmark.corpus",
             )
         return kept
 
@@ -122,13 +123,15 @@ def gather_corpus(
     if is_address(root):
         raise UserError(
             f"benchmark.corpus: the clips of {folder} are at {root}, and decoding reads files; "
-            "mount it as a folder, and build the corpus from that folder again"
+            "mount it as a folder, and build the corpus from that folder again",
+            setting="benchmark.corpus",
         )
     clips = (folder / root).resolve()
     if not clips.is_dir():
         raise UserError(
             f"benchmark.corpus: the clips of {folder} were in {clips}, which is no folder now; put "
-            "them back, or build the corpus again"
+            "them back, or build the corpus again",
+            setting="benchmark.corpus",
         )
     rows = read_corpus(folder)
     return Corpus(rows, label_rows(rows, labels_csv, on_message), str(clips))

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from selfshot.benchmarks.folder_corpus import Wanted, stem, walk_files
 from selfshot.benchmarks.yt8m_segments import iterate_segments
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError
@@ -53,7 +53,7 @@ def local_root(address: str, setting: str) -> Path | None:
         return None
     root = Path(address[len("file://") :] if is_address(address) else address).resolve()
     if not root.is_dir():
-        raise UserError(f"{setting}: {root} is no folder; give the path of one")
+        raise UserError(f"{setting}: {root} is no folder; give the path of one", setting=setting)
     return root
 
 
@@ -83,7 +83,9 @@ def list_files(
         try:
             infos = storage.tried("listed", partial(storage.filesystem.get_file_info, folder))
         except FileNotFoundError:
-            raise UserError(f"{setting}: {address} cannot be listed; is it there?") from None
+            raise UserError(
+                f"{setting}: {address} cannot be listed; is it there?", setting=setting
+            ) from None
         infos = sorted(infos, key=lambda info: info.path)
         waiting += [info.path for info in reversed(infos) if not info.is_file]
         for info in infos:

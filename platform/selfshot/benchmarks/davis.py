@@ -171,7 +171,8 @@ def read_sequences(
     if not names:
         raise UserError(
             f"benchmark.masks: {masks} holds no folder with PNGs (one folder of indexed PNGs a "
-            "sequence)"
+            "sequence)",
+            setting="benchmark.masks",
         )
 
     def read(name: str) -> SequenceMasks | str:
@@ -210,13 +211,15 @@ def read_sequences(
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(
             f"benchmark.masks: none of the sequences below {masks} can be used: {what}: "
-            f"{reason}{more}"
+            f"{reason}{more}",
+            setting="benchmark.masks",
         )
     if unnamed:
         more = f" and {len(unnamed) - 5} more" if len(unnamed) > 5 else ""
         raise UserError(
             f"benchmark.classes: no line names {', '.join(unnamed[:5])}{more}; add a line for each "
-            "(sequence,object,class), as what is not named would be taught as background"
+            "(sequence,object,class), as what is not named would be taught as background",
+            setting="benchmark.classes",
         )
     found.inputs["masks"] = whole.hexdigest()
     categories = dict(enumerate(sorted({name for _, name, _ in tracks}), start=1))

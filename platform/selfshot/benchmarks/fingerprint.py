@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from selfshot.benchmarks.remote import list_clips
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError, refuse_outage
 

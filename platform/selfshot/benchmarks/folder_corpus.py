@@ -136,7 +136,8 @@ def no_clip(setting: str, root: Path | str) -> UserError:
     """That a folder, or an address, holds no clip."""
     return UserError(
         f"{setting}: {root} holds no clip, nor does a folder in it (a file that ends in one of "
-        f"{', '.join(VIDEO_SUFFIXES)})"
+        f"{', '.join(VIDEO_SUFFIXES)})",
+        setting=setting,
     )
 
 
@@ -234,9 +235,11 @@ def csv_rows(path: Path, setting: str) -> Iterator[csv.DictReader[str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             yield csv.DictReader(file, skipinitialspace=True)
     except UnicodeDecodeError:
-        raise UserError(f"{setting}: {path} is not UTF-8 text; save it as UTF-8") from None
+        raise UserError(
+            f"{setting}: {path} is not UTF-8 text; save it as UTF-8", setting=setting
+        ) from None
     except (OSError, csv.Error) as error:
-        raise UserError(f"{setting}: {path} cannot be read: {error}") from None
+        raise UserError(f"{setting}: {path} cannot be read: {error}", setting=setting) from None
 
 
 def check_columns(
@@ -252,7 +255,8 @@ def check_columns(
     if missing:
         raise UserError(
             f"{setting}: {path} has no column {' and no '.join(missing)} (its first line is "
-            f"{','.join(names)!r} and must name {', '.join(wanted)}, with commas between them)"
+            f"{','.join(names)!r} and must name {', '.join(wanted)}, with commas between them)",
+            setting=setting,
         )
 
 
@@ -297,7 +301,8 @@ def _read_labels(path: Path) -> dict[str, tuple[str, str]]:
             if clip in found:
                 raise UserError(
                     f"{setting}: {path}, line {rows.line_num}: {clip!r} comes a second time; keep "
-                    "one row a clip"
+                    "one row a clip",
+                    setting=setting,
                 )
             source = (row.get("source") or "").strip()
             found[clip] = ((row["rough_label"] or "").strip(), source)

@@ -9,8 +9,8 @@ from selfshot.benchmarks.annotated import YOUTUBE_VIS, check_annotations
 from selfshot.benchmarks.coco import COCO
 from selfshot.benchmarks.corpus import count_clips
 from selfshot.benchmarks.folder_corpus import OnMessage, no_clip
+from selfshot.config.addresses import is_address
 from selfshot.config.benchmarks import Yt8mSegments
-from selfshot.config.paths import is_address
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
 
@@ -76,5 +76,6 @@ def check_batch(experiment: Experiment, clips: int) -> None:
     if clips < wanted and not isinstance(experiment.benchmark, Yt8mSegments):
         raise UserError(
             f"encoder.videos_per_batch: {wanted} is more than the {clips} clips of the corpus; "
-            "lower it or add clips"
+            "lower it or add clips",
+            setting="encoder.videos_per_batch",
         )

@@ -43,7 +43,8 @@ def draw_pairs(benchmark: Benchmark, annotations: Annotations) -> tuple[Pairs, i
             if not available:
                 raise UserError(
                     f"benchmark: {label(annotations, video)}, a {side} query of {name}, has no "
-                    f"support: no other video of {name} is on that side; add one"
+                    f"support: no other video of {name} is on that side; add one",
+                    setting="benchmark",
                 )
             rng = np.random.default_rng([benchmark.seed, 37, video, numbers[name]])
             drawn: dict[int, None] = {}

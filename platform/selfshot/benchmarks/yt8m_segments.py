@@ -29,7 +29,7 @@ from selfshot.benchmarks.folder_corpus import (
 from selfshot.benchmarks.manifest import Benchmark, write_corpus
 from selfshot.benchmarks.remote import hash_clips, list_clips
 from selfshot.benchmarks.split import SIDES
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.data.video import duration_s
 from selfshot.errors import UserError
@@ -142,7 +142,8 @@ def read_segments(path: Path, segment_s: float) -> list[Segment]:
         if first != segment.line:
             raise UserError(
                 f"benchmark.segments: {path}, line {segment.line}: {segment.clip} from "
-                f"{segment.start_s:g} s comes a second time (first on line {first}); keep one"
+                f"{segment.start_s:g} s comes a second time (first on line {first}); keep one",
+                setting="benchmark.segments",
             )
         found.append(segment)
     return found
@@ -174,7 +175,7 @@ def iterate_segments(path: Path, segment_s: float, setting: str) -> Iterator[Seg
             empty = False
             yield Segment(rows.line_num, clip, start_s, end_s, bool(text), source)
     if empty:
-        raise UserError(f"{setting}: {path} lists no segment; add a line for each")
+        raise UserError(f"{setting}: {path} lists no segment; add a line for each", setting=setting)
 
 
 def _seconds(text: str | None, where: str, column: str) -> float:
@@ -200,7 +201,10 @@ def _files(
     else:
         root = Path(corpus[len("file://") :] if is_address(corpus) else corpus).resolve()
         if not root.is_dir():
-            raise UserError(f"benchmark.corpus: {root} is no folder; give the path of one")
+            raise UserError(
+                f"benchmark.corpus: {root} is no folder; give the path of one",
+                setting="benchmark.corpus",
+            )
         address = str(root)
         uris = find_clips(root, set_aside)
         paths = [root / uri for uri in uris]
@@ -228,7 +232,8 @@ def _cut(
     if not there:
         raise UserError(
             f"benchmark.segments: {csv_path} names no file of {root}, such as "
-            f"{files[0]['uri']!r} (a path below it, with or without its suffix)"
+            f"{files[0]['uri']!r} (a path below it, with or without its suffix)",
+            setting="benchmark.segments",
         )
     absent = [segment for segment in segments if segment.clip not in by_name]
     set_aside += [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfshot.cli.app import Overrides, Resume, benchmark_app
-from selfshot.cli.experiments import check_resume, load_checked
+from selfshot.cli.experiments import check_resume, opened
 from selfshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _load(what: Path, config: Path | None, overrides: Sequence[str] | None) -> E
         check_inputs(loaded)
         return loaded
     if not what.suffix and not what.exists() and what.name == word:
-        from selfshot.config.allowed import nearest
+        from selfshot.config.messages import nearest
 
         meant = nearest(word, list(KINDS))
         hint = f", did you mean {meant}?" if meant else ""
@@ -87,7 +87,8 @@ def _load(what: Path, config: Path | None, overrides: Sequence[str] | None) -> E
             f"--config: belongs to a KIND, and {what} is an experiment's file; name its kind, or "
             "leave --config out"
         )
-    return load_checked(what, overrides)
+    with opened(what, overrides) as study:
+        return study.experiment
 
 
 def _check_out(out: Path) -> None:

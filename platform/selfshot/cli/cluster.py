@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from selfshot.cli.app import ExperimentFile, Overrides, cluster_app
+from selfshot.cli.experiments import opened
 
 
 @cluster_app.callback()
@@ -28,14 +29,12 @@ def check(
     Exits with 1 if a run could not work. Give it where the run will be given: on the head node, or
     with `ray job submit -- selfshot cluster check EXPERIMENT.yaml`.
     """
-    from selfshot.config.load import load_experiment
-    from selfshot.config.located import with_places
-    from selfshot.config.paths import check_inputs
+    from selfshot.config.messages import placed
     from selfshot.distributed.session import ray_session
 
-    loaded = load_experiment(experiment, overrides or ())
+    with opened(experiment, overrides) as study:
+        loaded, document = study.experiment, study.document
     compute = loaded.compute
-    check_inputs(loaded)
     from selfshot.distributed.checks import Finding, check_cluster, check_faiss, check_tracking
     from selfshot.distributed.room import lack_of_room
 
@@ -56,7 +55,7 @@ def check(
     elif compute.autoscales:
         findings.append(Finding("room", "warning", f"waited for by a run: {lack}"))
     else:
-        findings.append(Finding("room", "wrong", with_places(lack, experiment, overrides or ())))
+        findings.append(Finding("room", "wrong", str(placed(lack, document))))
     findings.append(check_faiss(compute.use_gpu))
     findings.append(check_tracking(loaded.tracking.uri, loaded.output))
     for finding in findings:

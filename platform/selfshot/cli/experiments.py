@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,48 +20,37 @@ if TYPE_CHECKING:
     from selfshot.config.sweep import Study
 
 
-def load_checked(path: Path, overrides: Sequence[str] | None) -> Experiment:
-    """An experiment whose input files are there; of a study, what its trials start from."""
-    from selfshot.config.load import load_experiment
-    from selfshot.config.located import located
-    from selfshot.config.paths import check_inputs
+@contextmanager
+def opened(
+    path: Path, overrides: Sequence[str] | None, *, trials: bool = False
+) -> Iterator[Study]:
+    """An experiment whose input files are there, and if wanted every trial of its sweep.
 
-    experiment = load_experiment(path, overrides or ())
-    with located(path, overrides or ()):
-        check_inputs(experiment)
-    return experiment
-
-
-def load_any(path: Path, overrides: Sequence[str] | None) -> Study:
-    """An experiment or a study, every trial of it valid and its input files there."""
-    from selfshot.config.located import located
+    Mistakes that the block finds are told with the lines of their settings.
+    """
+    from selfshot.config.messages import located
     from selfshot.config.paths import check_inputs
     from selfshot.config.sweep import load_study
 
-    study = load_study(path, overrides or ())
-    different = {one.benchmark.model_dump_json(): one for one in _experiments_of(study)}
-    with located(path, overrides or ()):
-        for experiment in different.values():
-            check_inputs(experiment)
-    return study
-
-
-def _experiments_of(study: Study) -> list[Experiment]:
-    return [trial.experiment for trial in study.trials] or [study.experiment]
+    study = load_study(path, overrides or (), trials=trials)
+    with located(study.document):
+        check_inputs(*study.experiments, document=study.document)
+        yield study
 
 
 def run_until(
     path: Path, overrides: Sequence[str] | None, resume: bool, until: str | None = None
 ) -> None:
     """Runs an experiment up to and including a stage."""
-    experiment = load_checked(path, overrides)
+    with opened(path, overrides) as study:
+        _run(study.experiment, path, resume, until)
+
+
+def _run(experiment: Experiment, path: Path, resume: bool, until: str | None = None) -> None:
     from selfshot.studies import run
 
     check_resume(experiment, path, resume)
-    from selfshot.config.located import located
-
-    with located(path, overrides or ()):
-        made = run.run_experiment(experiment, until=until)
+    made = run.run_experiment(experiment, until=until)
     if made is not None:
         print(made)
 
@@ -86,19 +76,15 @@ def run_command(
     resume: Resume = False,
 ) -> None:
     """Run every stage that is not done, or every trial of a sweep, then write the report."""
-    loaded = load_any(experiment, overrides)
-    from selfshot.config.located import located
+    with opened(experiment, overrides, trials=True) as study:
+        if dry_run:
+            from selfshot.cli.plans import print_plan
 
-    if dry_run:
-        from selfshot.cli.plans import print_plan
-
-        with located(experiment, overrides or ()):
-            print_plan(loaded)
-    elif loaded.trials:
-        with located(experiment, overrides or ()):
-            run_whole_study(loaded, experiment, resume)
-    else:
-        run_until(experiment, overrides, resume)
+            print_plan(study)
+        elif study.trials:
+            run_whole_study(study, experiment, resume)
+        else:
+            _run(study.experiment, experiment, resume)
 
 
 def run_whole_study(study: Study, path: Path, resume: bool) -> None:
@@ -123,13 +109,11 @@ def run_whole_study(study: Study, path: Path, resume: bool) -> None:
 @app.command()
 def validate(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment, every trial of its sweep and the files it reads, and start nothing."""
-    study = load_any(experiment, overrides)
-    of_files = [one for one in _experiments_of(study) if one.benchmark.kind != "sprites"]
-    if of_files:
-        from selfshot.benchmarks.inputs import check_contents, distinct_inputs
-        from selfshot.config.located import located
+    with opened(experiment, overrides, trials=True) as study:
+        of_files = [one for one in study.experiments if one.benchmark.kind != "sprites"]
+        if of_files:
+            from selfshot.benchmarks.inputs import check_contents, distinct_inputs
 
-        with located(experiment, overrides or ()):
             for one in distinct_inputs(of_files):
                 check_contents(one, lambda text: print(printable(text), file=sys.stderr))
     checked = study.experiment
@@ -148,15 +132,15 @@ def schema() -> None:
 @app.command()
 def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Write the report again from the stages that are done, or a study's from its trials."""
-    study = load_any(experiment, overrides)
-    if study.trials:
-        from selfshot.studies.study import report_study
+    with opened(experiment, overrides, trials=True) as study:
+        if study.trials:
+            from selfshot.studies.study import report_study
 
-        print(report_study(study))
-        return
-    from selfshot.studies import run
+            print(report_study(study))
+        else:
+            from selfshot.studies.run import report_experiment
 
-    print(run.report_experiment(study.experiment))
+            print(report_experiment(study.experiment))
 
 
 @app.command()
@@ -166,23 +150,23 @@ def where(
     overrides: Overrides = None,
 ) -> None:
     """Print the folder of a finished stage, such as that of the trained vis."""
-    loaded = load_checked(experiment, overrides)
     from selfshot.studies.finished import stage_folders
     from selfshot.studies.stages import STAGES
 
-    names = [one.name for one in STAGES if one.wanted(loaded)]
-    if stage not in names:
-        raise UserError(f"STAGE: {stage} is not allowed ({', '.join(names)})")
-    print(stage_folders(loaded, [stage])[stage])
+    with opened(experiment, overrides) as study:
+        names = [one.name for one in STAGES if one.wanted(study.experiment)]
+        if stage not in names:
+            raise UserError(f"STAGE: {stage} is not allowed ({', '.join(names)})")
+        print(stage_folders(study.experiment, [stage])[stage])
 
 
 @app.command()
 def verify(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Hash the experiment's stored files again; exit with 1 if one has changed."""
-    loaded = load_checked(experiment, overrides)
-    from selfshot.studies import run
+    with opened(experiment, overrides) as study:
+        from selfshot.studies.run import verify_experiment
 
-    problems = run.verify_experiment(loaded)
+        problems = verify_experiment(study.experiment)
     for problem in problems:
         print(problem)
     if problems:

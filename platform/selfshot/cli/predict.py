@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from selfshot.cli.app import ExperimentFile, Overrides, app
-from selfshot.cli.experiments import load_checked
+from selfshot.cli.experiments import opened
 from selfshot.cli.show import Format
 from selfshot.errors import UserError
 
@@ -62,23 +62,23 @@ def predict(
     """Segment and track in a video what it has in common with its supports."""
     if supports and shots is not None:
         raise UserError("predict: --shots counts what is retrieved; leave it, or --supports")
-    loaded = load_checked(experiment, overrides)
     from selfshot.studies.predicting import RESULTS
     from selfshot.studies.predicting import predict as run
 
-    count = run(
-        loaded,
-        video,
-        out,
-        supports=supports or (),
-        shots=shots,
-        overlap=overlap,
-        every=every,
-        min_score=min_score,
-        top=top,
-        fps=fps,
-        formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
-        attention=attention,
-        on_message=lambda text: print(text, file=sys.stderr),
-    )
+    with opened(experiment, overrides) as study:
+        count = run(
+            study.experiment,
+            video,
+            out,
+            supports=supports or (),
+            shots=shots,
+            overlap=overlap,
+            every=every,
+            min_score=min_score,
+            top=top,
+            fps=fps,
+            formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
+            attention=attention,
+            on_message=lambda text: print(text, file=sys.stderr),
+        )
     print(f"{count} tracks: {out / RESULTS} and {out / 'index.html'}")

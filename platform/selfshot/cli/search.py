@@ -10,7 +10,7 @@ import typer
 
 from selfshot.cli.app import Overrides, app
 from selfshot.cli.corpus import DEFAULT_ENCODER
-from selfshot.cli.experiments import load_checked
+from selfshot.cli.experiments import opened
 from selfshot.config.printable import printable
 from selfshot.errors import UserError
 
@@ -73,10 +73,10 @@ def search(
     from selfshot.studies import searching
 
     if experiment is not None:
-        result = searching.search_experiment(
-            load_checked(experiment, overrides), query, count,
-            lambda text: print(text, file=sys.stderr),
-        )  # fmt: skip
+        with opened(experiment, overrides) as study:
+            result = searching.search_experiment(
+                study.experiment, query, count, lambda text: print(text, file=sys.stderr)
+            )
     else:
         assert index is not None
         result = searching.search_index(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import LATER, Count, Positive, Section, Share
+from selfshot.config.fields import LATER, Count, FilePath, PathText, Positive, Section, Share
 
 PAIRED_SUPPORTS = 10
 """Supports that a manifest fixes for each val and test query; the first k are those of k shots."""
 
 Side = Annotated[int, Field(ge=32, multiple_of=8)]
-PathText = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
-"""A path, or the address of a folder elsewhere; a `Path` would lose a slash of `s3://`."""
 
 
 class SpritesBenchmark(Section):
@@ -50,12 +47,12 @@ class SpritesBenchmark(Section):
 class FilmedVideos(Section):
     """What every benchmark of videos that were filmed says."""
 
-    frames: Path = Field(description="folder of the frames")
-    corpus: Path = Field(
+    frames: FilePath = Field(description="folder of the frames")
+    corpus: FilePath = Field(
         description="folder of unlabelled clips, searched recursively, or a corpus that "
         "`selfshot benchmark build yt8m_segments` wrote"
     )
-    corpus_labels: Path | None = Field(
+    corpus_labels: FilePath | None = Field(
         None, description="CSV with columns clip, rough_label; for diagnosis only"
     )
     height: Side = 96
@@ -93,15 +90,15 @@ class FolderBenchmark(NamedSides):
     """Real annotated videos (YouTube-VIS JSON + frames) and a folder of real clips."""
 
     kind: Literal["folder"]
-    annotations: Path = Field(description="YouTube-VIS JSON")
+    annotations: FilePath = Field(description="YouTube-VIS JSON")
 
 
 class DavisBenchmark(NamedSides):
     """A folder of frames and one of indexed PNG masks for each sequence."""
 
     kind: Literal["davis"]
-    masks: Path = Field(description="folder of the sequences' folders of indexed PNGs")
-    classes: Path | None = Field(
+    masks: FilePath = Field(description="folder of the sequences' folders of indexed PNGs")
+    classes: FilePath | None = Field(
         None, description="CSV with columns sequence, object, class; none: the sequences' names"
     )
 
@@ -110,26 +107,26 @@ class SelfVisBenchmark(DealtSides):
     """Self-VIS: YouTube-VIS's training videos of one class each."""
 
     kind: Literal["self_vis"]
-    annotations: Path = Field(description="YouTube-VIS 2021 or 2019 training JSON")
-    extra_annotations: Path | None = Field(None, description="the other edition's JSON")
+    annotations: FilePath = Field(description="YouTube-VIS 2021 or 2019 training JSON")
+    extra_annotations: FilePath | None = Field(None, description="the other edition's JSON")
 
 
 class SelfOvisBenchmark(DealtSides):
     """Self-OVIS: OVIS's training videos."""
 
     kind: Literal["self_ovis"]
-    annotations: Path = Field(description="OVIS training JSON")
+    annotations: FilePath = Field(description="OVIS training JSON")
 
 
 class CocoOneShotBenchmark(DealtSides):
     """COCO's images as videos of one frame, a quarter of the classes unseen."""
 
     kind: Literal["coco_one_shot"]
-    annotations: Path = Field(description="COCO instances JSON")
-    eval_annotations: Annotated[Path | None, LATER] = Field(
+    annotations: FilePath = Field(description="COCO instances JSON")
+    eval_annotations: Annotated[FilePath | None, LATER] = Field(
         None, description="another one, of the scored images; those of the first only train"
     )
-    eval_frames: Annotated[Path | None, LATER] = Field(
+    eval_frames: Annotated[FilePath | None, LATER] = Field(
         None, description="folder of these images; none: frames"
     )
     fold: Annotated[int, Field(ge=1, le=4)] = Field(
@@ -155,7 +152,7 @@ class Yt8mSegments(Section):
     corpus: PathText = Field(
         description="folder of clips or source videos, or its address, such as s3://bucket/clips"
     )
-    segments: Path | None = Field(
+    segments: FilePath | None = Field(
         None, description="CSV with columns clip (or uri), start_s and, optionally, end_s, source"
     )
     segment_s: Positive = Field(5.0, description="length of a segment that names no end")

@@ -7,10 +7,12 @@ a number, tags are refused, a key given twice is a mistake, and a file cannot gr
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -24,13 +26,28 @@ MAX_ALIASES = 100
 MAX_VALUES = 20_000
 
 _STANDARD = "tag:yaml.org,2002:"
-_MERGE = _STANDARD + "merge"
-_NUMBER_STARTS = list("-+.0123456789")
+_SIGNED = list("-+.0123456789")
+_SCALARS: dict[str, tuple[str, list[str], Callable[[str], Any]]] = {
+    "null": (r"^(?:~|null|Null|NULL|)$", [*"~nN", ""], lambda text: None),
+    "bool": (
+        r"^(?:true|True|TRUE|false|False|FALSE)$",
+        list("tTfF"),
+        lambda text: {"true": True, "false": False}[text.lower()],
+    ),
+    "int": (r"^[-+]?[0-9]+(?:_[0-9]+)*$", _SIGNED, int),
+    "float": (
+        r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
+        _SIGNED,
+        lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+    "merge": (r"^<<$", ["<"], str),
+    "str": (r"(?!)", [], str),
+}
+"""YAML 1.2's plain scalars: kind → what it looks like, how it may begin, and its value."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the plain scalars of YAML 1.2."""
-
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
@@ -47,42 +64,19 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _tag, _pattern, _starts in (
-    ("null", r"^(?:~|null|Null|NULL|)$", [*"~nN", ""]),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?[0-9]+(?:_[0-9]+)*$", list("-+0123456789")),
-    (
-        "float",
-        r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-        r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
-        _NUMBER_STARTS,
-    ),
-    ("merge", r"^<<$", ["<"]),
-):
+for _kind, (_pattern, _starts, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_STANDARD + _tag, re.compile(_pattern), _starts)
+        _class.add_implicit_resolver(_STANDARD + _kind, re.compile(_pattern), _starts)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a value was written."""
+class Place(NamedTuple):
+    """Where a value was written; line 0: the source has no lines that mean something."""
 
     source: str
-    line: int | None = None
+    line: int = 0
 
     def __str__(self) -> str:
-        return self.source if self.line is None else f"{self.source}, line {self.line}"
-
-
-@dataclass(frozen=True)
-class Complaint:
-    """One mistake, and where it was made."""
-
-    message: str
-    place: Place
-
-    def __str__(self) -> str:
-        return f"{self.message}; {self.place}"
+        return f"{self.source}, line {self.line}" if self.line else self.source
 
 
 @dataclass
@@ -91,13 +85,27 @@ class Document:
 
     data: Any
     places: dict[Location, Place] = field(default_factory=dict)
-    complaints: list[Complaint] = field(default_factory=list)
 
     def place_of(self, location: Location) -> Place:
         """The place of a value, or of the nearest section around it that was written."""
         while location not in self.places and location:
             location = location[:-1]
         return self.places.get(location, Place("the experiment"))
+
+    def put(self, location: Location, value: Any, places: dict[Location, Place]) -> None:
+        """Writes a value into a section that is there, with the places of all that is in it."""
+        section = self.data
+        for part in location[:-1]:
+            section = section[part]
+        section[location[-1]] = value
+        for written in [known for known in self.places if known[: len(location)] == location]:
+            del self.places[written]
+        self.places |= {(*location, *inner): place for inner, place in places.items()}
+
+    def places_in(self, location: Location) -> dict[Location, Place]:
+        """The places of a value and of all that is in it, as seen from it."""
+        depth = len(location)
+        return {at[depth:]: one for at, one in self.places.items() if at[:depth] == location}
 
 
 def dotted(location: Location) -> str:
@@ -124,17 +132,63 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
         reader.check_size(text)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        raise UserError(_syntax_message(error, reader)) from None
+        causes = [one for one in (error.problem, error.context) if one]
+        if "'\\t'" in causes[0]:
+            causes.append("indent with spaces, not tabs")
+        elif "mapping values are not allowed" in causes[0]:
+            causes.append("a text with ': ' in it needs quotes, and keys of one section one indent")
+        where = reader.place(error.problem_mark or error.context_mark)
+        raise UserError(f"not valid YAML: {', '.join(causes)}; {where}") from None
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        where = Place(source, line if numbered else None)
+        where = Place(source, text[: error.position].count("\n") + 1 if numbered else 0)
         raise UserError(
             f"the character {chr(error.character)!a} is not allowed in YAML; {where}"
         ) from None
-    document = Document(None)
-    if node is not None:
-        document.data = reader.build(node, (), document, depth=0)
-    return document
+    data = None if node is None else reader.build(node, ())
+    return Document(data, reader.places)
+
+
+def read_text(path: Path) -> str:
+    """The text of an experiment's file, or a `UserError` that says what is wrong with it."""
+    try:
+        if not str(path).isprintable():
+            raise UserError(f"{str(path)!r}: not a path (it holds unprintable characters)")
+        if not path.exists():
+            raise UserError(f"{path}: no such file{_neighbour(path)}")
+        if path.is_dir():
+            raise UserError(f"{path}: a folder, not an experiment file{_inside(path)}")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: an experiment has at most {MAX_BYTES} bytes")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{str(path)!r} cannot be read: {reason}") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        byte = content[error.start]
+        raise UserError(
+            f"the byte 0x{byte:02x} is not UTF-8, save the file as UTF-8; {path}, line {line}"
+        ) from None
+
+
+def _neighbour(path: Path) -> str:
+    """The file that was probably meant."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder} either)"
+    files = {found.stem: found.name for found in folder.iterdir() if found.suffix == ".yaml"}
+    close = difflib.get_close_matches(path.stem, files, 1, 0.6)
+    if close:
+        return f", did you mean {folder / files[close[0]]}?"
+    return " (experiments are in experiments/)"
+
+
+def _inside(path: Path) -> str:
+    names = sorted(str(found) for found in path.glob("*.yaml"))
+    return f", such as {names[0]}" if names else ""
 
 
 def write_yaml(data: Any) -> str:
@@ -143,28 +197,25 @@ def write_yaml(data: Any) -> str:
 
 
 class _Reader:
-    """Turns composed nodes into data, counting as it goes."""
+    """Turns composed nodes into data, and notes where each value was written."""
 
     def __init__(self, source: str, numbered: bool) -> None:
         self.source = source
         self.numbered = numbered
+        self.places: dict[Location, Place] = {}
         self.values = 0
 
     def place(self, mark: yaml.Mark | None) -> Place:
-        return Place(self.source, mark.line + 1 if mark and self.numbered else None)
+        return Place(self.source, mark.line + 1 if mark and self.numbered else 0)
 
     def check_size(self, text: str) -> None:
         """Walks the events, which needs no recursion, before anything is composed."""
         depth = aliases = documents = 0
         for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            elif isinstance(event, yaml.AliasEvent):
-                aliases += 1
-            elif isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            aliases += isinstance(event, yaml.AliasEvent)
+            documents += isinstance(event, yaml.DocumentStartEvent)
             where = self.place(event.start_mark)
             if depth > MAX_DEPTH:
                 raise UserError(f"more than {MAX_DEPTH} levels of nesting; {where}")
@@ -175,107 +226,70 @@ class _Reader:
                     f"a second document begins here (---), one file holds one experiment; {where}"
                 )
 
-    def build(self, node: yaml.Node, location: Location, document: Document, depth: int) -> Any:
-        """The value of a node; notes the places of everything inside it."""
+    def build(self, node: yaml.Node, location: Location) -> Any:
+        """The value of a node."""
         self.values += 1
         where = self.place(node.start_mark)
-        document.places.setdefault(location, where)
-        if self.values > MAX_VALUES or depth > MAX_DEPTH:
+        self.places.setdefault(location, where)
+        if self.values > MAX_VALUES or len(location) > MAX_DEPTH:
             raise UserError(f"aliases make this file too large; write the values out; {where}")
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, where)
-        if node.tag not in (_STANDARD + "seq", _STANDARD + "map"):
-            raise UserError(f"the tag {_shown_tag(node)} is not read here, leave it out; {where}")
-        if isinstance(node, yaml.SequenceNode):
-            return [
-                self.build(item, (*location, index), document, depth + 1)
-                for index, item in enumerate(node.value)
-            ]
-        return self._mapping(node, location, document, depth)
+        kind = node.tag.removeprefix(_STANDARD)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self._mapping(node, location)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return [self.build(item, (*location, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+            return self._scalar(node, kind, where)
+        tag = node.tag.replace(_STANDARD, "!!")
+        raise UserError(f"the tag {tag} is not read here, leave it out; {where}")
 
-    def _mapping(
-        self, node: yaml.MappingNode, location: Location, document: Document, depth: int
-    ) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        first_lines: dict[str, int] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
             where = self.place(key_node.start_mark)
-            if key_node.tag == _MERGE:
-                merged = self._merged(value_node, location, document, depth) | merged
+            if key_node.tag == _STANDARD + "merge":
+                merged = self._merged(value_node, location, where) | merged
                 continue
-            key = self._key(key_node, where)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"a key must be a word, not a list or a mapping; {where}")
+            key = self._scalar(key_node, "str", where)
             at = (*location, key)
             if key in result:
-                first = f" (first on line {first_lines[key]})" if self.numbered else ""
-                message = f"{dotted(at)}: given twice{first}, keep one"
-                document.complaints.append(Complaint(message, where))
-            first_lines.setdefault(key, key_node.start_mark.line + 1)
-            document.places[at] = where
-            result[key] = self.build(value_node, at, document, depth + 1)
+                first = f" (first on line {self.places[at].line})" if self.numbered else ""
+                name = dotted(at)
+                raise UserError(f"{name}: given twice{first}, keep one; {where}", setting=name)
+            self.places[at] = where
+            result[key] = self.build(value_node, at)
         return {key: value for key, value in merged.items() if key not in result} | result
 
-    def _merged(
-        self, node: yaml.Node, location: Location, document: Document, depth: int
-    ) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node, location: Location, where: Place) -> dict[str, Any]:
         """The keys that `<<: *name` brings; keys written beside it win, earlier names win."""
         result: dict[str, Any] = {}
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(source, yaml.MappingNode):
-                where = self.place(node.start_mark)
                 raise UserError(f"<<: takes a mapping's alias such as *name; {where}")
-            result = self.build(source, location, document, depth + 1) | result
+            # One level deeper, so that a mapping that is merged into itself comes to an end.
+            below = _Reader(self.source, self.numbered)
+            below.values = self.values
+            result = below.build(source, (*location, "<<")) | result
+            self.values = below.values
+            depth = len(location)
+            for at, place in below.places.items():
+                if len(at) > depth + 1:
+                    self.places.setdefault((*location, *at[depth + 1 :]), place)
         return result
 
-    def _key(self, node: yaml.Node, where: Place) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not isinstance(node.value, str):
-            raise UserError(f"a key must be a word, not a list or a mapping; {where}")
-        return _encodable(node.value, where)
-
-    def _scalar(self, node: yaml.ScalarNode, where: Place) -> Any:
-        kind, text = node.tag.removeprefix(_STANDARD), node.value
-        if kind in ("str", "merge"):
-            return _encodable(text, where)
+    def _scalar(self, node: yaml.ScalarNode, kind: str, where: Place) -> Any:
+        text: str = node.value
         try:
-            match kind:
-                case "null":
-                    return None
-                case "bool":
-                    return {"true": True, "false": False}[text.lower()]
-                case "int":
-                    return int(text)
-                case "float":
-                    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            text.encode()
+            return _SCALARS[kind][2](text)
+        except UnicodeEncodeError:
+            # No file or database can hold one.
+            raise UserError(
+                f"{text!a} holds half a character (a lone surrogate); {where}"
+            ) from None
         except (ValueError, KeyError):
             shown = text if len(text) <= 40 else text[:40] + "…"
             raise UserError(f"{shown!r} cannot be read as {kind}; {where}") from None
-        raise UserError(f"the tag {_shown_tag(node)} is not read here, leave it out; {where}")
-
-
-def _encodable(text: str, where: Place) -> str:
-    """Refuses halves of surrogate pairs, which no file or database can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{text!a} holds half a character (a lone surrogate); {where}") from None
-    return text
-
-
-def _shown_tag(node: yaml.Node) -> str:
-    return node.tag.replace(_STANDARD, "!!")
-
-
-def _causes(error: yaml.MarkedYAMLError) -> Iterator[str]:
-    if error.problem:
-        yield error.problem
-    if error.context:
-        yield error.context
-    if error.problem and "'\\t'" in error.problem:
-        yield "indent with spaces, not tabs"
-    elif error.problem and "mapping values are not allowed" in error.problem:
-        yield "a text with ': ' in it needs quotes, and keys of one section one indent"
-
-
-def _syntax_message(error: yaml.MarkedYAMLError, reader: _Reader) -> str:
-    mark = error.problem_mark or error.context_mark
-    return f"not valid YAML: {', '.join(_causes(error))}; {reader.place(mark)}"

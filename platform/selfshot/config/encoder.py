@@ -6,8 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfshot.config.benchmarks import PathText
-from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
+from selfshot.config.fields import (
+    LATER,
+    Count,
+    NonNegative,
+    PathText,
+    Positive,
+    Section,
+    Share,
+)
 from selfshot.config.optimiser import Optimiser
 
 Trunk = Literal["backbone", "efficientnet_lite0", "scratch", "inception", "video_vit"]

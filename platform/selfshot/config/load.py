@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from selfshot.config.allowed import editor_rule, shown, with_defaults
-from selfshot.config.complaints import complaints_of, fail
-from selfshot.config.document import (
-    MAX_BYTES,
-    Complaint,
-    Document,
-    read_document,
-    write_yaml,
-)
-from selfshot.config.overrides import apply_overrides
-from selfshot.config.paths import escape_paths, expand_paths
-from selfshot.config.scales import apply_scale, names_scale
+from selfshot.config.document import Document, read_document, read_text, write_yaml
+from selfshot.config.fields import AS_YAML
+from selfshot.config.layers import lay
+from selfshot.config.messages import ConfigError, messages_of, shown
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
 
@@ -40,8 +32,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         UserError: The file, or an override, is wrong; all mistakes are in one message.
     """
-    source = str(path)
-    return parse_experiment(read_text(Path(path)), source, overrides)
+    return parse_experiment(read_text(Path(path)), str(path), overrides)
 
 
 def parse_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -49,21 +40,13 @@ def parse_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> E
 
     Args:
         text: The YAML.
-        source: What messages call it.
+        source: What messages call it; a `base` is looked for beside it.
         overrides: `key=value` strings.
 
     Raises:
         UserError: As `load_experiment`.
     """
-    return checked(read_experiment(text, source, overrides), source)
-
-
-def read_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> Document:
-    """What an experiment's text says with its scale and overrides applied, not yet validated."""
-    document = read_document(text, source)
-    apply_scale(document, overrides, source, read_text)
-    apply_overrides(document, [one for one in overrides if not names_scale(one)])
-    return document
+    return checked(lay(read_document(text, source), source, overrides), source)
 
 
 def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -82,14 +65,13 @@ def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) ->
         UserError: As `load_experiment`; or the file is about another kind.
     """
     source = "the defaults" if path is None else str(path)
-    document = read_document("" if path is None else read_text(path), source)
+    document = read_document("{}" if path is None else read_text(path), source)
     if document.data is None:
         document.data = {}
     if isinstance(document.data, dict) and not {"name", "benchmark"} & set(document.data):
         _check_kind(document.data.get("kind", kind), kind, source)
         _wrap(document, kind)
-    apply_overrides(document, overrides)
-    experiment = checked(document, source)
+    experiment = checked(lay(document, source, overrides), source)
     _check_kind(experiment.benchmark.kind, kind, source)
     return experiment
 
@@ -119,7 +101,10 @@ def _wrap(document: Document, kind: str) -> None:
 
 
 def checked(document: Document, source: str) -> Experiment:
-    """The experiment that a document says; its paths are filled in.
+    """The experiment that a document says.
+
+    Validated as JSON and strictly: lists become tuples and texts become paths, but `true` is no
+    number and "3" no integer.
 
     Raises:
         UserError: It says none, or there are mistakes in it.
@@ -130,78 +115,44 @@ def checked(document: Document, source: str) -> Experiment:
         raise UserError(
             f"{source}: holds {shown(document.data)}, not keys and values (name: my-study)"
         )
-    complaints = document.complaints + expand_paths(document)
-    experiment = _validate(document, complaints)
-    if complaints or experiment is None:
-        raise fail(complaints, source)
-    return experiment
+    data = _filled(document.data, _defaults())
+    try:
+        return Experiment.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise ConfigError.of(messages_of(error, document), source) from None
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """What sections say that are left out; a benchmark's depend on its kind."""
+    return Experiment(name="x").model_dump(mode="json", exclude={"name", "benchmark"})
+
+
+def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A section with its own place's defaults for what it does not name.
+
+    An optimiser, for one, has other defaults in each stage, and no default by itself: without
+    this, naming one of its keys would lose all the others.
+    """
+    return defaults | {
+        key: _filled(value, defaults[key])
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        else value
+        for key, value in data.items()
+    }
 
 
 def json_schema() -> dict[str, Any]:
     """The schema that editors complete and check experiment files with."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **editor_rule()}
+    root = Experiment.model_json_schema()
+    for section in [root, *root["$defs"].values()]:
+        for rule in section["properties"].values():
+            # A section's default meets its requirements, so that its keys may be left out.
+            if "$ref" in rule and "default" in rule:
+                root["$defs"][rule["$ref"].rsplit("/", 1)[1]].pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root}
 
 
 def resolved_yaml(experiment: Experiment) -> str:
     """The whole experiment, defaults included, as YAML that loads as the same experiment."""
-    return write_yaml(escape_paths(experiment.model_dump(mode="json")))
-
-
-def _validate(document: Document, complaints: list[Complaint]) -> Experiment | None:
-    """Adds what is wrong to `complaints`.
-
-    A section changes the keys that it names and no others. Validated as JSON and strictly: lists
-    become tuples and texts become paths, but `true` is no number and "3" no integer.
-    """
-    try:
-        return Experiment.model_validate_json(json.dumps(with_defaults(document.data)), strict=True)
-    except ValidationError as error:
-        complaints += complaints_of(error, document)
-        return None
-
-
-def read_text(path: Path) -> str:
-    """The text of an experiment's file, or a `UserError` that says what is wrong with it."""
-    try:
-        if not str(path).isprintable():
-            raise UserError(f"{str(path)!r}: not a path (it holds unprintable characters)")
-        if not path.exists():
-            raise UserError(f"{path}: no such file{_neighbour(path)}")
-        if path.is_dir():
-            raise UserError(f"{path}: a folder, not an experiment file{_inside(path)}")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{path}: {size} bytes; an experiment has at most {MAX_BYTES}")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{str(path)!r} cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: an experiment has at most {MAX_BYTES} bytes")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        byte = content[error.start]
-        raise UserError(
-            f"the byte 0x{byte:02x} is not UTF-8, save the file as UTF-8; {path}, line {line}"
-        ) from None
-
-
-def _neighbour(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f" (there is no folder {folder} either)"
-    files = {found.stem: found.name for found in folder.iterdir() if found.suffix == ".yaml"}
-    close = difflib.get_close_matches(path.stem, files, 1, 0.6)
-    return (
-        f", did you mean {folder / files[close[0]]}?"
-        if close
-        else " (experiments are in experiments/)"
-    )
-
-
-def _inside(path: Path) -> str:
-    names = sorted(str(found) for found in path.glob("*.yaml"))
-    return f", such as {names[0]}" if names else ""
+    return write_yaml(experiment.model_dump(mode="json", context=AS_YAML))

@@ -1,20 +1,16 @@
-"""Paths in experiments: variables filled in before validation, existence checked after it."""
+"""Whether the files that an experiment reads are there, and its folders can be written."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from selfshot.config.addresses import is_address as is_address
-from selfshot.config.addresses import scheme_problem
-from selfshot.config.allowed import Rule, experiment_rule, is_path, keys_of, resolve
-from selfshot.config.document import Complaint, Document, Location, dotted
+from selfshot.config.addresses import is_address, scheme_problem
+from selfshot.config.document import Document
+from selfshot.config.messages import ConfigError, Message
 from selfshot.config.schema import Experiment
-from selfshot.errors import UserError
 
 _INPUTS: dict[str, tuple[str, bool]] = {
     "annotations": ("a JSON of annotated videos", False),
@@ -30,106 +26,62 @@ _INPUTS: dict[str, tuple[str, bool]] = {
 }
 """Settings of a benchmark that name what must be there: what is wanted, and whether a folder."""
 
-_VARIABLE = re.compile(
-    r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)"
-    r"|\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}|(?P<odd>))",
-    re.ASCII,
-)
+_WEIGHTS = "a .safetensors or PyTorch file of weights"
 
 
-def expand_paths(document: Document) -> list[Complaint]:
-    """Fills `~` and `$NAME` in where the schema wants a path; returns what could not be."""
-    complaints: list[Complaint] = []
+def check_inputs(*experiments: Experiment, document: Document | None = None) -> None:
+    """Looks for the files that experiments read and the folders that they write.
 
-    def expand(text: str, location: Location) -> str:
-        try:
-            return expand_path(text)
-        except UserError as error:
-            place = document.place_of(location)
-            complaints.append(Complaint(f"{dotted(location)}: {error}", place))
-            return text
-
-    document.data = _map_paths(document.data, experiment_rule(), (), expand)
-    return complaints
-
-
-def escape_paths(data: Any) -> Any:
-    """Protects what `expand_paths` would change in paths that are complete already."""
-
-    def escape(text: str, location: Location) -> str:
-        text = text.replace("$", "$$")
-        return f"./{text}" if text.startswith("~") else text
-
-    return _map_paths(data, experiment_rule(), (), escape)
-
-
-def expand_path(text: str) -> str:
-    """One path with its home folder and environment variables filled in.
+    Args:
+        experiments: those of one file; what several of them name is looked for once.
+        document: the file, for the lines of the settings.
 
     Raises:
-        UserError: A variable is not set and has no default, or the text can be no path.
+        ConfigError: Something is missing or of the wrong kind; all of it in one message.
     """
-
-    def fill(match: re.Match[str]) -> str:
-        if match["dollar"]:
-            return "$"
-        if match["odd"] is not None:
-            raise UserError(f"{text!r} has a lone '$' (write $NAME, ${{NAME:-default}} or $$)")
-        name = match["plain"] or match["name"]
-        value = os.environ.get(name) or match["default"]
-        if value is None:
-            raise UserError(
-                f"{text!r} needs the environment variable {name}, which is not set "
-                f"(export {name}=…, or write ${{{name}:-default}})"
-            )
-        return value
-
-    filled = os.path.expanduser(_VARIABLE.sub(fill, text))
-    if not filled or not filled.isprintable():
-        raise UserError(f"{text!r} is not allowed (a path)")
-    return filled
-
-
-def check_inputs(experiment: Experiment) -> None:
-    """Looks for the files that an experiment reads and the folder that it writes.
-
-    Raises:
-        UserError: Something is missing or of the wrong kind; all of it in one message.
-    """
-    problems = [_output_problem(experiment.output)]
-    if experiment.storage is not None:
-        # Whether it answers is asked when the run begins.
-        problems.append(
-            scheme_problem("storage", experiment.storage)
-            if is_address(experiment.storage)
-            else _output_problem(Path(experiment.storage), "storage")
-        )
-    for name, (wanted, folder) in _INPUTS.items():
-        value = getattr(experiment.benchmark, name, None)
-        # What lies behind an address is looked at by the builder, which has to go there anyway.
-        if value is None or (isinstance(value, str) and is_address(value)):
-            continue
-        problems.append(_input_problem(f"benchmark.{name}", Path(value), wanted, folder))
-    weights = experiment.backbone.weights
-    if weights is not None:
-        wanted = "a .safetensors or PyTorch file of weights"
-        problems.append(_input_problem("backbone.weights", weights, wanted))
-    if experiment.vis.initial is not None:
-        wanted = "the vis.safetensors that an earlier training exported"
-        problems.append(_input_problem("vis.initial", experiment.vis.initial, wanted))
-    given = experiment.encoder.weights
-    if given is not None and not is_address(given):
-        wanted = "a .safetensors or PyTorch file of weights"
-        problems.append(_input_problem("encoder.weights", Path(given), wanted))
-    found = [problem for problem in problems if problem]
-    if len(found) == 1:
-        raise UserError(found[0])
+    wanted = dict.fromkeys(one for each in experiments for one in _outputs(each))
+    problems = [(name, _output_problem(path, name)) for name, path in wanted]
+    inputs = dict.fromkeys(one for each in experiments for one in _inputs(each))
+    problems += [(one[0], _input_problem(*one)) for one in inputs]
+    problems += [
+        ("storage", scheme_problem("storage", one.storage)) for one in experiments if one.storage
+    ]
+    places = document.places if document else {}
+    found = [
+        Message(name, problem, places.get(tuple(name.split("."))))
+        for name, problem in problems
+        if problem
+    ]
     if found:
-        lines = [f"{experiment.name}: {len(found)} paths are wrong", *found]
-        raise UserError("\n  ".join(lines))
+        raise ConfigError.of(found, experiments[0].name, "paths are wrong")
 
 
-def _input_problem(name: str, path: Path, wanted: str, folder: bool = False) -> str | None:
+def _outputs(experiment: Experiment) -> Iterator[tuple[str, Path]]:
+    yield "output", experiment.output
+    # Whether an address answers is asked when the run begins.
+    if experiment.storage is not None and not is_address(experiment.storage):
+        yield "storage", Path(experiment.storage)
+
+
+def _inputs(experiment: Experiment) -> Iterator[tuple[str, Path, str, bool]]:
+    """Setting, path, what is wanted, and whether a folder."""
+    named = [
+        (f"benchmark.{name}", getattr(experiment.benchmark, name, None), wanted, folder)
+        for name, (wanted, folder) in _INPUTS.items()
+    ]
+    initial = "the vis.safetensors that an earlier training exported"
+    named += [
+        ("backbone.weights", experiment.backbone.weights, _WEIGHTS, False),
+        ("vis.initial", experiment.vis.initial, initial, False),
+        ("encoder.weights", experiment.encoder.weights, _WEIGHTS, False),
+    ]
+    for name, value, wanted, folder in named:
+        # What lies behind an address is looked at by the builder, which has to go there anyway.
+        if value is not None and not is_address(str(value)):
+            yield name, Path(value), wanted, folder
+
+
+def _input_problem(name: str, path: Path, wanted: str, folder: bool) -> str | None:
     try:
         if path.is_dir() if folder else path.is_file():
             return None if os.access(path, os.R_OK) else f"{name}: {path} may not be read"
@@ -156,7 +108,7 @@ def _nearest_path(path: Path) -> str:
     return f", {missing.parent} holds no {missing.name}" if missing != path else ""
 
 
-def _output_problem(output: Path, name: str = "output") -> str | None:
+def _output_problem(output: Path, name: str) -> str | None:
     folder = output
     try:
         while not folder.exists() and folder.parent != folder:
@@ -168,23 +120,3 @@ def _output_problem(output: Path, name: str = "output") -> str | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"{name}: {folder} may not be written (choose another with --set {name}=…)"
     return None
-
-
-def _map_paths(
-    data: Any, rule: Rule, location: Location, change: Callable[[str, Location], str]
-) -> Any:
-    """A copy of `data` with every text that the schema calls a path changed."""
-    rule = resolve(rule)
-    if isinstance(data, str):
-        return change(data, location) if is_path(rule) else data
-    if not isinstance(data, dict):
-        return data
-    kinds = rule.get("discriminator", {}).get("mapping", {})
-    if kinds:
-        kind = data.get("kind")
-        rule = {"$ref": kinds[kind]} if isinstance(kind, str) and kind in kinds else {}
-    known = keys_of(rule)
-    return {
-        key: _map_paths(value, known[key], (*location, key), change) if key in known else value
-        for key, value in data.items()
-    }

@@ -12,9 +12,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from selfshot.config.addresses import secret_problem
-from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, PathText, SpritesBenchmark
+from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
 from selfshot.config.encoder import EncoderConfig
-from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
+from selfshot.config.fields import (
+    LATER,
+    Count,
+    FilePath,
+    NonNegative,
+    PathText,
+    Positive,
+    Section,
+    Share,
+)
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.retrieval import IndexConfig, SupportsConfig
 from selfshot.config.studies import SweepConfig
@@ -48,7 +57,7 @@ class BackboneConfig(Section):
     output_stride: Annotated[Literal[16, 32], LATER] = Field(
         16, description="of resnet50_dilated: pixels to a token"
     )
-    weights: Annotated[Path | None, LATER] = Field(
+    weights: Annotated[FilePath | None, LATER] = Field(
         None, description="safetensors or PyTorch file of the trunk's weights to start from"
     )
     pretrain: Annotated[bool, LATER] = Field(
@@ -142,7 +151,7 @@ class VisConfig(Section):
         1, description="parts of a batch that are computed one after another"
     )
     train_shots: Count = 1
-    initial: Annotated[Path | None, LATER] = Field(
+    initial: Annotated[FilePath | None, LATER] = Field(
         None, description="vis.safetensors of an earlier training, which this one goes on from"
     )
     support_frames: Annotated[Count | None, LATER] = Field(
@@ -247,7 +256,7 @@ class Experiment(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    output: Path = Path("runs")
+    output: FilePath = Path("runs")
     storage: Annotated[PathText | None, LATER] = Field(
         None, description="address that machines without a common output folder share"
     )
@@ -263,6 +272,7 @@ class Experiment(Section):
     compute: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig = SweepConfig()
+    base: str = Field("", description="an experiment's file that this one lies over")
     scale: str = Field("", description="which of `scales` is meant; empty: none of them")
     scales: dict[str, dict[str, Any]] = Field({}, description="name → sections that it changes")
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 

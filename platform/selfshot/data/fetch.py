@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.video import Decoder, NoBytesError, Sampled, VideoError, sample_clip
 from selfshot.errors import StorageError, refuse_outage
 

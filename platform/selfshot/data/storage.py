@@ -22,7 +22,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.errors import StorageError, UserError, hidden_outage
 
 ATTEMPTS = 4
@@ -63,11 +63,13 @@ def open_filesystem(address: str, setting: str) -> tuple[Any, str]:
             if away is not None:  # Some connect, or look for a bucket's region, as they open.
                 raise StorageError(
                     f"{setting}: {address} cannot be reached: {away}; run the same command again "
-                    "when it answers"
+                    "when it answers",
+                    setting=setting,
                 ) from None
             raise UserError(
                 f"{setting}: {address} cannot be opened ({error}); give a folder, or an "
-                "address that pyarrow or fsspec can open"
+                "address that pyarrow or fsspec can open",
+                setting=setting,
             ) from None
         filesystem = pafs.PyFileSystem(FsspecHandler(other))
     return filesystem, root.rstrip("/")

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.distributed.sharing import CACHE
 from selfshot.errors import StorageError, UserError

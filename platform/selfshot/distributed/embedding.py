@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.corpus_manifest import Manifest, check_manifest, read_rows
 from selfshot.data.storage import Storage
 from selfshot.data.video import Decoder
@@ -167,7 +167,8 @@ def embed_corpus(
         if use_gpu and not session.num_gpus and not autoscales:
             raise UserError(
                 "compute.use_gpu: true, but Ray sees no GPU; set it to false, or join a cluster "
-                "that has some"
+                "that has some",
+                setting="compute.use_gpu",
             )
         batches = [
             batch

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.data.corpus_manifest import Manifest, ManifestFile, place_of, read_rows
 from selfshot.distributed.shards import Slice
 from selfshot.distributed.sharing import Sharing

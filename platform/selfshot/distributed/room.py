@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selfshot.distributed.session import Session
+from selfshot.errors import UserError
 
 
 def gpu_share(session: Session, parallel: int, *, autoscales: bool) -> float:
@@ -21,7 +22,7 @@ def gpu_share(session: Session, parallel: int, *, autoscales: bool) -> float:
 
 def lack_of_room(
     session: Session, *, num_workers: int, threads_per_worker: int | None, use_gpu: bool
-) -> str | None:
+) -> UserError | None:
     """What is missing for a training, with what mends it; None: nothing.
 
     Cores are no reason on one machine, where more threads than cores are slow but right.
@@ -36,22 +37,25 @@ def lack_of_room(
     if use_gpu and session.num_gpus < num_workers:
         where = "this machine" if session.embedded else "the cluster"
         mend = "or the compute.address of a cluster" if session.embedded else grows
-        return (
+        return UserError(
             f"compute.use_gpu: true with compute.num_workers: {num_workers} needs as many GPUs, "
             f"and {where} has {session.num_gpus:g}; set compute.use_gpu to false, fewer workers, "
-            f"{mend}"
+            f"{mend}",
+            setting="compute.use_gpu",
         )
     if session.embedded:
         return None
     threads = threads_per_worker or 1
     if threads > session.node_cpus:
-        return (
+        return UserError(
             f"compute.threads_per_worker: {threads} is more than the largest node's "
-            f"{session.node_cpus:g} CPUs, so a worker would wait for ever; lower it, {grows}"
+            f"{session.node_cpus:g} CPUs, so a worker would wait for ever; lower it, {grows}",
+            setting="compute.threads_per_worker",
         )
     if threads * num_workers > session.num_cpus:
-        return (
+        return UserError(
             f"compute.num_workers: {num_workers} × compute.threads_per_worker: {threads} are more "
-            f"than the cluster's {session.num_cpus:g} CPUs; lower one, {grows}"
+            f"than the cluster's {session.num_cpus:g} CPUs; lower one, {grows}",
+            setting="compute.num_workers",
         )
     return None

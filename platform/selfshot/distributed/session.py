@@ -243,7 +243,8 @@ def _join(address: str, setting: str, worker_logs: bool) -> None:
         raise UserError(
             f"{setting}: {address!r} is not allowed (host:port of a Ray cluster, or auto); {here}, "
             "or, to run on a cluster from outside it, submit the run itself: "
-            "ray job submit --address http://HOST:8265 -- selfshot run EXPERIMENT.yaml"
+            "ray job submit --address http://HOST:8265 -- selfshot run EXPERIMENT.yaml",
+            setting=setting,
         )
     if address != "auto":
         _check_answers(address, setting, here)
@@ -267,7 +268,8 @@ def _join(address: str, setting: str, worker_logs: bool) -> None:
         raise UserError(
             f"{setting}: no Ray cluster can be joined at {address!r} ({first}); start one "
             "with `ray start --head`, mend the address, give the cluster's RAY_AUTH_TOKEN if it "
-            f"asks for a token, or {here}"
+            f"asks for a token, or {here}",
+            setting=setting,
         ) from error
 
 
@@ -276,14 +278,16 @@ def _check_answers(address: str, setting: str, here: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(
-            f"{setting}: {address!r} is not allowed (host:port, as 10.0.0.5:6379, or auto); {here}"
+            f"{setting}: {address!r} is not allowed (host:port, as 10.0.0.5:6379, or auto); {here}",
+            setting=setting,
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"{setting}: nothing answers at {address!r} ({error}); start the cluster with "
-            f"`ray start --head`, mend the address, or {here}"
+            f"`ray start --head`, mend the address, or {here}",
+            setting=setting,
         ) from error
 
 

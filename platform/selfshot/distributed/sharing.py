@@ -102,7 +102,8 @@ class Sharing:
             if not store.fetch(stage, key, final):
                 raise StorageError(
                     f"storage: {store.address(stage, key)} is needed on this node and is not "
-                    "there, or not as it was uploaded; run the same command again"
+                    "there, or not as it was uploaded; run the same command again",
+                    setting="storage",
                 )
 
 

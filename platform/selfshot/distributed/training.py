@@ -228,7 +228,8 @@ def _resources(
     if use_gpu and session.num_gpus < num_workers and not autoscales:
         raise UserError(
             f"compute.use_gpu: true with num_workers: {num_workers} needs as many GPUs, and Ray "
-            f"sees {session.num_gpus:g}; set compute.use_gpu to false or fewer workers"
+            f"sees {session.num_gpus:g}; set compute.use_gpu to false or fewer workers",
+            setting="compute.use_gpu",
         )
     # A worker is on one node; on a cluster, workers may be on as many.
     cores = len(os.sched_getaffinity(0)) if session.embedded else int(session.node_cpus)

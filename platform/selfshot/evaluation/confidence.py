@@ -30,6 +30,7 @@ def support_confidence(
     if not scores:
         raise UserError(
             f"evaluation.confidence: the supports were chosen without scores of {row['supports']} "
-            "clips, by an earlier version; remove that folder of store/supports and run again"
+            "clips, by an earlier version; remove that folder of store/supports and run again",
+            setting="evaluation.confidence",
         )
     return float(np.clip(np.mean(scores[: row["shots"] + row["extra"]]), 0, 1))

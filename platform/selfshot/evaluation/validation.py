@@ -42,7 +42,8 @@ class Validation:
         if not self.fold:
             raise UserError(
                 "vis.validation.every: the benchmark has no queries of validation classes; set it "
-                "to 0, or give the benchmark validation classes"
+                "to 0, or give the benchmark validation classes",
+                setting="vis.validation.every",
             )
         self.reader = manifest.reader(folder)
         self.support_reader = SupportReader(folder, manifest, self.reader, support_frames)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.errors import Reported, StorageError, UserError, hidden_outage
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
@@ -228,13 +228,15 @@ def fit_foreign_weights(
         raise UserError(
             f"{setting}: {path} lacks {len(needed)} of {len(names)} weights, as "
             f"{', '.join(needed[:3])}; it has {', '.join(sorted(state)[:3])}…{more}; give weights "
-            "of this very network, under its own names"
+            "of this very network, under its own names",
+            setting=setting,
         )
     if inside:
         raise UserError(
             f"{setting}: {path} is of another network: {len(inside)} of its weights have no place "
             f"in this one, as {', '.join(inside[:3])} ({parts}), and without them its features "
-            "are others; give weights of this very network"
+            "are others; give weights of this very network",
+            setting=setting,
         )
     if convert is not None:
         found = convert(found)
@@ -242,13 +244,15 @@ def fit_foreign_weights(
         if value.shape != wanted[name].shape:
             raise UserError(
                 f"{setting}: {path}: {prefix + name} has the shape {tuple(value.shape)}, and "
-                f"{tuple(wanted[name].shape)} is wanted; give weights of this very network"
+                f"{tuple(wanted[name].shape)} is wanted; give weights of this very network",
+                setting=setting,
             )
         if not value.is_floating_point() or not value.isfinite().all():
             raise UserError(
                 f"{setting}: {path}: {prefix + name} holds {str(value.dtype).split('.')[-1]} "
                 "values that are no finite real numbers; give weights in float32, float16 or "
-                "bfloat16"
+                "bfloat16",
+                setting=setting,
             )
     module.load_state_dict(found, strict=False)
     return WeightsReport(path, prefix, len(found), tuple(missing), tuple(unexpected))

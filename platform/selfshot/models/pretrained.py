@@ -36,7 +36,8 @@ def inflate_positions(state: dict[str, Tensor], grid: tuple[int, int, int]) -> d
             raise UserError(
                 f"encoder.weights: pos_embed has {positions.shape[1]} positions, and only those "
                 "of a square image, with or without a class token, can be interpolated; give "
-                "weights of square images"
+                "weights of square images",
+                setting="encoder.weights",
             )
         if before:
             state["cls_token"] = state["cls_token"] + positions[:, :1]

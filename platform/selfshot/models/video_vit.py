@@ -159,7 +159,8 @@ class VideoViT(nn.Module):
         if min(height, width) < self.patch:
             raise UserError(
                 f"encoder.vit_patch: {self.patch} is more than a frame's side (frames are "
-                f"{height} × {width} pixels); choose a smaller patch or larger frames"
+                f"{height} × {width} pixels); choose a smaller patch or larger frames",
+                setting="encoder.vit_patch",
             )
         images = (frames.flatten(0, 1).float() - self.pixel_mean) / self.pixel_std
         patches = self.patch_embed.proj(images.movedim(-1, 1))

@@ -86,7 +86,8 @@ def start_from(model: VisModel, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"vis.initial: {path} cannot be read: {error}; give the vis.safetensors that an "
-            "earlier training exported"
+            "earlier training exported",
+            setting="vis.initial",
         ) from None
     if not model.reads_supports:
         state = {name: value for name, value in state.items() if not name.startswith("fuser.")}
@@ -94,7 +95,8 @@ def start_from(model: VisModel, path: Path) -> None:
     if difference is not None:
         raise UserError(
             f"vis.initial: {path} is of other settings than vis and backbone: {difference}; set "
-            "both sections as that training had them"
+            "both sections as that training had them",
+            setting="vis.initial",
         )
     model.load_state_dict(state)
 

@@ -125,18 +125,21 @@ def plan_index(
     if gigabytes(plan) > memory_gb and plan.kind in ("flat", "hnsw"):
         raise UserError(
             f"index.kind: {plan.kind} takes {gigabytes(plan):.3g} GB for {clips:,} vectors of "
-            f"{dim}, and index.memory_gb is {memory_gb:g}; raise it, or take auto or ivf_pq"
+            f"{dim}, and index.memory_gb is {memory_gb:g}; raise it, or take auto or ivf_pq",
+            setting="index.kind",
         )
     if plan.kind == "ivf_pq":
         if trained < LEAST_TRAINED:
             raise UserError(
                 f"index.kind: ivf_pq is not possible for {trained} clips (at least "
-                f"{LEAST_TRAINED}); take flat, which is exact and fast at this size"
+                f"{LEAST_TRAINED}); take flat, which is exact and fast at this size",
+                setting="index.kind",
             )
         if dim % plan.code_bytes:
             raise UserError(
                 f"index.code_bytes: {plan.code_bytes} does not divide the {dim} numbers of a "
-                f"vector; take {_divisor(dim, min(plan.code_bytes, dim))}"
+                f"vector; take {_divisor(dim, min(plan.code_bytes, dim))}",
+                setting="index.code_bytes",
             )
     return plan
 

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfshot.config.addresses import is_address
 from selfshot.config.benchmarks import SpritesBenchmark
-from selfshot.config.paths import is_address
 from selfshot.config.schema import Experiment
 from selfshot.studies.progress import Progress
 

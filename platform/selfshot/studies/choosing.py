@@ -110,7 +110,8 @@ def choose_supports(
     if not len(searched):
         raise UserError(
             f"supports.corpus_share: {settings.corpus_share:g} leaves none of {len(index)} clips; "
-            "raise it"
+            "raise it",
+            setting="supports.corpus_share",
         )
     if settings.corpus_share < 1:
         on_message(f"{len(searched):,} of {len(index):,} clips are searched")
@@ -259,7 +260,8 @@ def _filled(supports: Sequence[Support], count: int) -> list[Support]:
     if not supports:
         raise UserError(
             "supports.duplicate_cosine: every clip of the corpus is the query's own source or a "
-            "near duplicate of it; add other clips to the corpus or raise the value"
+            "near duplicate of it; add other clips to the corpus or raise the value",
+            setting="supports.duplicate_cosine",
         )
     return [supports[i % len(supports)] for i in range(count)]
 

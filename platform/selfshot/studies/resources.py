@@ -7,7 +7,6 @@ from collections.abc import Collection
 from functools import partial
 
 from selfshot.config.schema import Experiment
-from selfshot.errors import UserError
 
 GPU_STAGES = ("backbone", "encoder", "embeddings", "vis", "vis_no_fuser")
 WAITED = "what is missing is waited for"
@@ -79,12 +78,12 @@ def check_resources(experiment: Experiment) -> str:
             gpus = torch.cuda.device_count()
         lack = lack_in(Session(True, cores, gpus, cores))
         if lack is not None:
-            raise UserError(lack)
+            raise lack
         return f"{wanted}; this machine has {cores} cores, on which they fit"
     with ray_session(compute.address) as session:
         lack = lack_in(session)
         if lack is not None and not compute.autoscales:
-            raise UserError(lack)
+            raise lack
         has = f"the cluster has {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs"
         if lack is not None:
             return f"{wanted}; {has} now, and {WAITED}"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfshot.benchmarks.inputs import check_corpus
+from selfshot.config.addresses import is_address
 from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.load import resolved_yaml
-from selfshot.config.paths import check_inputs, is_address
 from selfshot.config.schema import Experiment
 from selfshot.data.locks import file_lock
 from selfshot.data.shared_store import SharedStore
@@ -126,7 +126,6 @@ def stage_status(store: Store, known: dict[str, set[str]], stage: str, key: str)
 
 def plan_experiment(experiment: Experiment, until: str | None = None) -> list[StagePlan]:
     """What a run would make, go on with and reuse; nothing is written."""
-    check_inputs(experiment)
     store = open_store(experiment)
     if store.shared is not None:
         store.shared.storage.look()
@@ -181,7 +180,6 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
     Raises:
         UserError: an input is missing, or a stage cannot be made with these settings.
     """
-    check_inputs(experiment)
     check_storage(experiment)
     stages, every = wanted_stages(experiment, until), wanted_stages(experiment)
     if any(stage.name == "encoder" for stage in stages):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.config.paths import is_address
+from selfshot.config.addresses import is_address
 from selfshot.config.schema import Experiment
 from selfshot.data.corpus_manifest import Manifest, find_clips, open_manifest, place_of
 from selfshot.data.fetch import FETCH

@@ -53,7 +53,8 @@ def embed_seen(
     if not videos:
         raise UserError(
             "evaluation.supports: 'seen_penalty' needs labelled videos of seen classes, and the "
-            "benchmark has no support video of one; take the row out"
+            "benchmark has no support video of one; take the row out",
+            setting="evaluation.supports",
         )
     reader = benchmark.reader(benchmark_folder)
     vectors = []

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from selfshot.config.load import resolved_yaml
-from selfshot.config.paths import check_inputs
 from selfshot.config.schema import Experiment
 from selfshot.config.sweep import Study, Trial
 from selfshot.studies.builders import known_digests
@@ -140,8 +138,6 @@ def plan_study(study: Study) -> StudyPlan:
     Raises:
         UserError: an input is missing.
     """
-    for experiment in _different_inputs(study):
-        check_inputs(experiment)
     store = open_store(study.experiment)
     sharing = sharing_of(study.experiment)
     if store.shared is not None and sharing is not None:
@@ -192,16 +188,6 @@ def plan_study(study: Study) -> StudyPlan:
 def _where(store: Store, known: dict[str, set[str]], stage: str, key: str) -> dict[str, Any]:
     plan = stage_status(store, known, stage, key)
     return {"status": plan.status, "path": plan.path}
-
-
-def _different_inputs(study: Study) -> Iterator[Experiment]:
-    """One trial of each benchmark section."""
-    seen = set()
-    for trial in study.trials:
-        section = trial.experiment.benchmark.model_dump_json()
-        if section not in seen:
-            seen.add(section)
-            yield trial.experiment
 
 
 def facts_of(trial: Trial, key: str) -> dict[str, Any]:

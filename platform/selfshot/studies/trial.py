@@ -100,7 +100,8 @@ def metric_of(metrics: dict[str, dict[str, Any]], name: str) -> float:
         known = ", ".join(f"{one}:…" for one in metrics)
         raise UserError(
             f"sweep.stopping.metric: {name!r} is no number of this trial's stages ({known}; "
-            "manifest.json of each stage has its metrics)"
+            "manifest.json of each stage has its metrics)",
+            setting="sweep.stopping.metric",
         )
     return float(value)
 

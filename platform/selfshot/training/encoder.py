@@ -110,7 +110,8 @@ class EncoderTask:
         if len(self.clips) < videos_per_batch:
             raise UserError(
                 f"encoder.videos_per_batch: {videos_per_batch} is more than the {len(self.clips)} "
-                "clips of the corpus; lower it or add clips"
+                "clips of the corpus; lower it or add clips",
+                setting="encoder.videos_per_batch",
             )
         self.broken: dict[int, str] = {}
         self.augment = Augmentation(**(augmentation or {}))
@@ -211,7 +212,8 @@ class EncoderTask:
             reason = next(iter(self.broken.values()))
             raise UserError(
                 f"encoder.adapter: none of {len(order)} clips of the corpus can be used "
-                f"({reason}); a whitening is fitted on them"
+                f"({reason}); a whitening is fitted on them",
+                setting="encoder.adapter",
             )
         return fit_whitening(torch.stack(differences), shrinkage)
 
@@ -277,7 +279,8 @@ class EncoderTask:
             raise UserError(
                 f"encoder.videos_per_batch: {self.videos_per_batch} is more than the clips of the "
                 f"corpus that can be used ({len(crops)} of {len(order)} on this rank{why}); lower "
-                "it or add clips"
+                "it or add clips",
+                setting="encoder.videos_per_batch",
             )
         return {"frames": torch.from_numpy(np.stack(crops)), "videos": torch.tensor(chosen)}
 

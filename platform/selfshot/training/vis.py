@@ -195,7 +195,8 @@ class VisTask:
             raise UserError(
                 f"vis.train_shots: {train_shots} supports are wanted, and no training class has a "
                 f"video beside the query itself ({', '.join(alone[:3])}); add videos of them to "
-                "the benchmark"
+                "the benchmark",
+                setting="vis.train_shots",
             )
         if alone:
             log.warning(

@@ -111,7 +111,7 @@ def test_a_swept_path_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ("over: {optimiser.steps: [60]}", "did you mean backbone.optimiser.steps or encoder.optim"),
         ("over: {vis.fuser_layers: []}", "an empty list is not allowed (at least one value)"),
         ("over: {vis.fuser_layers: 3}", "3 is not allowed (a list of values, or a range such as"),
-        ("over: {vis.fuser_layers: [a]}", "vis.fuser_layers: 'a' is not allowed (an integer ≥ 1)"),
+        ("over: {vis.fuser_layers: [a]}", "vis.fuser_layers: 'a' is not allowed (should be an in"),
         ("over: {vis.fuser_layers: [1, 1]}", "names a value twice"),
         ("over: {vis.dim: [13]}", "vis.dim: 13 must be a multiple of heads"),
         ("over: {name: [a]}", "sweep.over.name: belongs to the whole study, and cannot be swept"),
@@ -120,19 +120,19 @@ def test_a_swept_path_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ("over: {vis.dropout: {from: 0, to: 1}}", "a range needs either step or count"),
         ("over: {vis.dropout: {from: 0.5, to: 0.1, step: 1}}", "from: 0.5 is not below to: 0.1"),
         ("over: {vis.dropout: {from: 0, to: 1, count: 2, scale: log}}", "(a number > 0)"),
-        ("over: {vis.dropout: {from: 0, to: 1, count: 2, scale: lg}}", "(one of linear, log)"),
-        ("over: {vis.dropout: {from: zero, to: 1, step: 1}}", "'zero' is not allowed (a number)"),
-        ("over: {vis.dropout: {from: 0, to: 1, count: 1}}", "count: 1 is not allowed"),
-        ("over: [1]", "sweep.over: [1] is not allowed (keys and values"),
+        ("over: {vis.dropout: {from: 0, to: 1, count: 2, scale: lg}}", "(should be 'linear' or"),
+        ("over: {vis.dropout: {from: zero, to: 1, step: 1}}", "'zero' is not allowed (should be a"),
+        ("over: {vis.dropout: {from: 0, to: 1, count: 1}}", "1 is not allowed (should be ≥ 2)"),
+        ("over: [1]", "sweep.over: [1] is not allowed (should be keys and values)"),
         ("cases: {a: {vis.fusers: 1}}", "sweep.cases.a.vis.fusers: no setting of an experiment"),
         ("cases: {a b: {}}", "sweep.cases: 'a b' is not allowed (letters, digits"),
         ("cases: {a: {vis.heads: 5}}", "vis.dim: 72 must be a multiple of heads: 5"),
-        ("repeat: 0", "sweep.repeat: 0 is not allowed (an integer ≥ 1)"),
+        ("repeat: 0", "sweep.repeat: 0 is not allowed (should be ≥ 1)"),
         ("repeat: 2\n  repeat_setting: vis.dropout", "(a setting that is a whole number)"),
         ("repeat: 2\n  repeat_setting: sed", "sweep.repeat_setting: 'sed': no setting of an exp"),
         ("repeat: 2\n  over: {seed: [1]}", "sweep.over.seed: is what sweep.repeat counts up"),
         ("method: grit\n  repeat: 2",
-         "sweep.method: 'grit' is not allowed (one of 'grid', 'random"),
+         "method: 'grit' is not allowed (should be 'grid' or 'random'), did you mean 'grid'?"),
         ("tabel: table01", "sweep.tabel: unknown key, did you mean table?"),
         ("table: table1", "sweep.table: 'table1' is not allowed"),
         ("until: supprts\n  repeat: 2", "did you mean 'supports'?"),
@@ -163,7 +163,7 @@ def test_what_a_sweep_starts_from_must_be_valid_itself() -> None:
 
 def test_the_schema_knows_sweeps() -> None:
     rules = json_schema()
-    assert {"sweep", "scale", "scales"} <= set(rules["properties"])
+    assert {"sweep", "base", "scale", "scales"} <= set(rules["properties"])
     assert "over" in rules["$defs"]["SweepConfig"]["properties"]
 
 
@@ -194,7 +194,7 @@ def test_set_wins_over_a_scale() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("scale=papr", "scale: 'papr' is not allowed (one of small, paper), did you mean paper?"),
+        ("scale=papr", "scale: 'papr' is not allowed (one of small, paper), did you mean 'paper'?"),
         ("scale=3", "scale: 3 is not allowed"),
     ],
 )
@@ -218,3 +218,76 @@ def test_files_are_read_as_experiments_are(tmp_path: Path) -> None:
     assert load_experiment(tmp_path / "s.yaml", ["scale=paper"]).name == "s-paper"
     with pytest.raises(UserError, match=r"no such file"):
         load_study(tmp_path / "t.yaml")
+
+
+class TestBase:
+    """An experiment that another one lies under."""
+
+    def write(self, folder: Path, **files: str) -> None:
+        for name, text in files.items():
+            path = folder / f"{name.replace('__', '/')}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def test_sections_are_merged_through_every_base(self, tmp_path: Path) -> None:
+        self.write(
+            tmp_path,
+            root="name: r\nseed: 3\nvis: {dropout: 0.1, weights: {l1: 2}}\nsweep: {repeat: 2}",
+            below__middle="name: m\nbase: ../root.yaml\nvis: {weights: {giou: 3}}",
+            top="name: t\nbase: below/middle.yaml\nvis: {dropout: 0.2}\nsupports: {shots: [1]}",
+        )
+        study = load_study(tmp_path / "top.yaml", ["vis.ffn_dim=9"])
+        made = study.experiment
+        assert (made.name, made.seed, made.base, study.trials) == ("t", 3, "", ())
+        assert (made.vis.dropout, made.vis.ffn_dim) == (0.2, 9)
+        assert (made.vis.weights.l1, made.vis.weights.giou) == (2, 3)
+        assert study.document.place_of(("vis", "weights", "l1")).source.endswith("root.yaml")
+        assert load_experiment(tmp_path / "top.yaml", ["base=root.yaml"]).vis.weights.giou == 2
+
+    def test_another_kind_takes_the_place_of_a_section(self, tmp_path: Path) -> None:
+        self.write(
+            tmp_path,
+            root="name: r\nbenchmark: {kind: sprites, corpus_clips: 99}",
+            same="name: s\nbase: root.yaml\nbenchmark: {kind: sprites, height: 40}",
+            other="name: o\nbase: root.yaml\nbenchmark: {kind: yt8m_segments, corpus: c}",
+        )
+        same = load_experiment(tmp_path / "same.yaml").benchmark
+        assert (getattr(same, "corpus_clips", 0), getattr(same, "height", 0)) == (99, 40)
+        assert load_experiment(tmp_path / "other.yaml").benchmark.kind == "yt8m_segments"
+
+    def test_a_scale_may_have_another_base(self, tmp_path: Path) -> None:
+        self.write(
+            tmp_path,
+            small="name: s\nseed: 1",
+            large="name: l\nseed: 2\nvis: {dropout: 0.3}",
+            study="name: t\nbase: small.yaml\nscales: {large: {base: large.yaml, name: t-large}}",
+        )
+        assert load_experiment(tmp_path / "study.yaml").seed == 1
+        made = load_experiment(tmp_path / "study.yaml", ["scale=large"])
+        assert (made.name, made.seed, made.vis.dropout) == ("t-large", 2, 0.3)
+
+    @pytest.mark.parametrize(
+        ("base", "message"),
+        [
+            ("rot.yaml", r"base: .*rot.yaml: no such file, did you mean .*root.yaml\?"),
+            ("t.yaml", r"base: 't.yaml' leads in a circle \(t.yaml → t.yaml\)"),
+            ("circle.yaml", r"base: 't.yaml' leads in a circle \(t.yaml → circle.yaml → t.yaml\)"),
+            ("../../x.yaml", r"base: '../../x.yaml' is not allowed \(a file beside .*t.yaml"),
+            ("/etc/passwd", r"base: '/etc/passwd' is not allowed"),
+            ("3", r"base: 3 is not allowed \(an experiment's file\)"),
+            ("list.yaml", r"base: .*list.yaml holds no experiment"),
+            ("broken.yaml", r"base: not valid YAML.*broken.yaml, line 1"),
+        ],
+    )
+    def test_mistakes(self, tmp_path: Path, base: str, message: str) -> None:
+        folder = tmp_path / "one"
+        self.write(folder, root="name: r", circle="name: c\nbase: t.yaml", list="[1]", broken="[")
+        self.write(folder, t=f"name: t\nbase: {base}")
+        with pytest.raises(UserError, match=message + r".*yaml, line 2$") as caught:
+            load_experiment(folder / "t.yaml")
+        assert caught.value.setting == "base"
+
+    def test_a_mistake_in_a_base_has_its_line(self, tmp_path: Path) -> None:
+        self.write(tmp_path, root="name: r\nvis:\n  dim: x", t="name: t\nbase: root.yaml")
+        with pytest.raises(UserError, match=r"vis.dim: 'x' .*root.yaml, line 3$"):
+            load_experiment(tmp_path / "t.yaml")

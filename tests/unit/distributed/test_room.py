@@ -33,7 +33,8 @@ def test_what_is_missing(
     if words is None:
         assert found is None
     else:
-        assert found is not None and words in found
+        assert found is not None and words in str(found)
+        assert found.setting == str(found).removeprefix("and ").partition(":")[0]
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ DASHES = {
     "table01 small": {"(c) Inception fixed", "(d) Inception MoCo"},
 }
 SCALES = [
-    pytest.param(path, scale, id=f"{path.stem} {scale}")
+    pytest.param(path, scale, id=f"{path.stem} {scale or 'small'}")
     for path in FILES
-    for scale in yaml.safe_load(path.read_text())["scales"]
+    for scale in ["", *yaml.safe_load(path.read_text())["scales"]]
 ]
 
 
@@ -52,7 +52,7 @@ def test_every_study_is_valid_in_every_scale(path: Path, scale: str) -> None:
 
 
 def _scales(path: Path) -> list[str]:
-    return list(yaml.safe_load(path.read_text())["scales"])
+    return ["", *yaml.safe_load(path.read_text())["scales"]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -99,7 +99,7 @@ def test_every_published_cell_has_its_trial(path: Path, scale: str) -> None:
     name = study.experiment.sweep.table
     if name in ("", "table06", "figure02"):
         return
-    dashes = DASHES.get(f"{name} {scale}", DASHES.get(name, set()))
+    dashes = DASHES.get(f"{name} {scale or 'small'}", DASHES.get(name, set()))
     table = paper_table(published_table(name), fake_results(study))
     for label, cells in table.rows:
         for column, cell in zip(table.columns, cells, strict=True):

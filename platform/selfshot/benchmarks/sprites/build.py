@@ -48,7 +48,8 @@ def choose_classes(seed: int, sizes: dict[str, int]) -> dict[str, tuple[str, ...
     if wanted > len(GLYPHS):
         raise UserError(
             f"benchmark: train_classes + val_classes + test_classes = {wanted} is more than the "
-            f"{len(GLYPHS)} classes that sprites has; lower one of them"
+            f"{len(GLYPHS)} classes that sprites has; lower one of them",
+            setting="benchmark",
         )
     names = [str(name) for name in np.random.default_rng([seed, 1]).permutation(sorted(GLYPHS))]
     dealt, start = {}, 0
@@ -263,7 +264,8 @@ def build_sprites(
     if train_classes < 2:
         raise UserError(
             f"benchmark.train_classes: {train_classes} is not allowed (an integer ≥ 2: a "
-            "distractor is of another class than the target)"
+            "distractor is of another class than the target)",
+            setting="benchmark.train_classes",
         )
     classes = choose_classes(
         seed, {"train": train_classes, "val": val_classes, "test": test_classes}
