@@ -210,21 +210,16 @@ class _Reader:
 
     def check_size(self, text: str) -> None:
         """Walks the events, which needs no recursion, before anything is composed."""
-        depth = aliases = documents = 0
+        depth = aliases = 0
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             aliases += isinstance(event, yaml.AliasEvent)
-            documents += isinstance(event, yaml.DocumentStartEvent)
             where = self.place(event.start_mark)
             if depth > MAX_DEPTH:
                 raise UserError(f"more than {MAX_DEPTH} levels of nesting; {where}")
             if aliases > MAX_ALIASES:
                 raise UserError(f"more than {MAX_ALIASES} aliases (*name); {where}")
-            if documents > 1:
-                raise UserError(
-                    f"a second document begins here (---), one file holds one experiment; {where}"
-                )
 
     def build(self, node: yaml.Node, location: Location) -> Any:
         """The value of a node."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple, get_args
@@ -93,18 +93,18 @@ def placed(error: UserError | StorageError, document: Document) -> UserError | S
 
 
 @cache
-def settings() -> dict[Location, FieldInfo]:
+def settings(whole: type[Section] = Experiment) -> dict[Location, FieldInfo]:
     """Every setting and section, where pydantic finds it: kinds of benchmark are a level."""
 
     def walk(section: type[Section], at: Location) -> Iterator[tuple[Location, FieldInfo]]:
         for name, field in section.model_fields.items():
-            inner = _sections(field.annotation)
+            inner, name = _sections(field.annotation), field.alias or name
             yield (*at, name), field
             for one in inner:
                 kind = get_args(one.model_fields["kind"].annotation) if len(inner) > 1 else ()
                 yield from walk(one, (*at, name, *kind))
 
-    return dict(walk(Experiment, ()))
+    return dict(walk(whole, ()))
 
 
 @cache
@@ -128,65 +128,74 @@ def _shown_location(at: Location) -> Location:
     return at[:1] + at[2:] if at[:1] == ("benchmark",) else at
 
 
-def messages_of(error: ValidationError, document: Document) -> list[Message]:
-    """One message for each finding, with the place that wrote the value."""
+def messages_of(
+    error: ValidationError,
+    document: Document,
+    within: Location = (),
+    section: type[Section] = Experiment,
+) -> list[Message]:
+    """One message for each finding, with the place that wrote the value.
+
+    Args:
+        error: what pydantic found.
+        document: what was validated, or holds it.
+        within, section: where in the document, and of which kind, if it is no whole experiment.
+    """
     found = error.errors(include_url=False)
     return [
-        _message(one, document)
+        _message(one, document, within, settings(section))
         for one in found
         # A list that holds a wrong item is reported as too short as well: the item is enough.
         if not any(o["loc"][: len(one["loc"])] == one["loc"] != o["loc"] for o in found)
     ]
 
 
-def _message(error: ErrorDetails, document: Document) -> Message:
-    location = _shown_location(error["loc"])
+def _message(
+    error: ErrorDetails, document: Document, within: Location, known: Mapping[Location, FieldInfo]
+) -> Message:
+    location = within + _shown_location(error["loc"])
     name = dotted(location) or "the experiment"
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        text = f"{name}: unknown key{_mend_key(error['loc'])}"
+        text = f"{name}: unknown key{_mend_key(error['loc'], known)}"
     elif kind == "missing":
-        field = settings().get(error["loc"])
+        field = known.get(error["loc"])
         text = f"{name}: missing ({(field and field.description) or 'a value'})"
     elif kind == "value_error":
-        return _of_validator(str(context["error"]), location, document)
+        # A rule between several keys begins with the key to look at first.
+        text = str(context["error"])
+        if leading := _LEADING_KEY.match(text):
+            text = f"{dotted(location)}.{text}" if location else text
+            location = (*location, *leading.group().split("."))
+        else:
+            text = f"{name}: {text}"
     elif kind.startswith("union_tag") and isinstance(value, dict):
-        location, name = (*location, "kind"), f"{name}.kind"
+        location = (*location, "kind")
         given = f"{shown(value['kind'])} is not allowed" if "kind" in value else "missing"
-        text = f"{name}: {given} (one of {', '.join(KINDS)}){mend(value.get('kind', ''), KINDS)}"
+        choices = f" (one of {', '.join(KINDS)}){mend(value.get('kind', ''), KINDS)}"
+        text = f"{name}.kind: {given}{choices}"
     else:
-        text = f"{name}: {shown(value)} is not allowed ({allowed(error)})"
-        text += mend(value, re.findall("'(.*?)'", context.get("expected", "")))
-    return Message(name, text, document.place_of(location))
-
-
-def allowed(error: ErrorDetails) -> str:
-    """What a value should be, such as `should be ≥ 1`."""
-    text = re.sub(r"^(Input|String|Tuple) ", "", error["msg"])
-    for word, instead in _WORDS.items():
-        text = text.replace(word, instead)
-    return text
-
-
-def _of_validator(text: str, section: Location, document: Document) -> Message:
-    """A rule between several keys; its message begins with the key to look at first."""
-    leading = _LEADING_KEY.match(text)
-    location = section + tuple(leading.group().split(".")) if leading else section
-    if section:
-        text = dotted(section) + ("." if leading else ": ") + text
+        allowed = re.sub(r"^(Input|String|Tuple) ", "", error["msg"])
+        for word, instead in _WORDS.items():
+            allowed = allowed.replace(word, instead)
+        choice = mend(value, re.findall("'(.*?)'", context.get("expected", "")))
+        text = f"{name}: {shown(value)} is not allowed ({allowed}){choice}"
     return Message(dotted(location), text, document.place_of(location))
 
 
-def _mend_key(at: Location) -> str:
+def _mend_key(at: Location, known: Mapping[Location, FieldInfo]) -> str:
     """What to write in place of an unknown key."""
-    known = [str(one[-1]) for one in settings() if one[:-1] == at[:-1]]
-    section = dotted(_shown_location(at[:-1]))
-    places = sorted(one for one in setting_names() if one.rpartition(".")[2] == at[-1])
+    here = [str(one[-1]) for one in known if one[:-1] == at[:-1]]
+    meant = same_name(str(at[-1]), dotted(_shown_location(at[:-1]))) or nearest(at[-1], here)
+    hint = f", did you mean {meant}?" if meant else ""
+    return hint + f" (known here: {', '.join(here)})" * bool(here)
+
+
+def same_name(key: str, section: str = "") -> str | None:
+    """Settings that are called as a key is, in a section if there are some, else anywhere."""
+    places = sorted(one for one in setting_names() if one.rpartition(".")[2] == key)
     within = [one for one in places if one.startswith(section)]
-    meant = " or ".join((within or places)[:3]) or nearest(at[-1], known)
-    return (f", did you mean {meant}?" if meant else "") + (
-        f" (known here: {', '.join(known)})" if known else ""
-    )
+    return " or ".join((within or places)[:3]) or None
 
 
 def mend(value: object, choices: Sequence[str]) -> str:

@@ -10,15 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from selfshot.config.document import Document, Location, Place, dotted, read_document, read_text
 from selfshot.config.fields import Section
 from selfshot.config.layers import lay, put_override
 from selfshot.config.load import checked
-from selfshot.config.messages import ConfigError, Message, allowed, nearest, setting_names, shown
+from selfshot.config.messages import (
+    ConfigError,
+    Message,
+    messages_of,
+    nearest,
+    same_name,
+    setting_names,
+    shown,
+)
 from selfshot.config.schema import Experiment
 from selfshot.config.studies import SweepConfig
 from selfshot.errors import UserError
@@ -155,9 +164,7 @@ def _wrong_keys(document: Document, sweep: SweepConfig) -> Iterator[Message]:
         if name.partition(".")[0] in _OF_THE_STUDY:
             yield wrong(location, f"{its}: belongs to the whole study, and cannot be swept")
         elif name not in setting_names():
-            last = name.rpartition(".")[2]
-            same = sorted(one for one in setting_names() if one.rpartition(".")[2] == last)
-            meant = " or ".join(same[:3]) or nearest(name, sorted(setting_names()))
+            meant = same_name(name.rpartition(".")[2]) or nearest(name, sorted(setting_names()))
             hint = f", did you mean {meant}?" if meant else ""
             yield wrong(location, f"{its}: no setting of an experiment{hint}")
     if sweep.repeat > 1 and sweep.repeat_setting in over:
@@ -165,89 +172,79 @@ def _wrong_keys(document: Document, sweep: SweepConfig) -> Iterator[Message]:
         yield wrong(over[sweep.repeat_setting], text)
 
 
+def _number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PydanticCustomError("number", "should be a number")
+    return value
+
+
+Number = Annotated[float, PlainValidator(_number)]
+"""A number that stays an integer if it is written as one."""
+
+
 class _Range(Section):
     """A range of numbers: `{from, to, step}` or `{from, to, count, scale: linear|log}`."""
 
-    low: int | float = Field(alias="from")
-    high: int | float = Field(alias="to")
-    step: int | float | None = None
+    low: Number = Field(alias="from")
+    high: Number = Field(alias="to")
+    step: Number | None = None
     count: int | None = Field(None, ge=2, le=MAX_TRIALS)
     scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _together(self, info: ValidationInfo) -> _Range:
+        if not self.low < self.high:
+            raise ValueError(f"from: {self.low} is not below to: {self.high}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"from: {self.low} is not allowed on a log scale (a number > 0)")
+        if info.context == "grid" and (self.step is None) == (self.count is None):
+            raise ValueError("step: a range needs either step or count")
+        if self.step is not None and (self.scale == "log" or self.step <= 0):
+            raise ValueError("step: needs scale: linear and a number > 0 (on a log scale, count)")
+        return self
 
     @property
     def whole(self) -> bool:
         """Whether its values are whole numbers, as its ends are."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def problem(self, drawn: bool) -> str | None:
-        """What is wrong between its keys."""
-        if not self.low < self.high:
-            return f"from: {self.low} is not below to: {self.high}"
-        if self.scale == "log" and self.low <= 0:
-            return f"from: {self.low} is not allowed on a log scale (a number > 0)"
-        if drawn:
-            return None
-        if (self.step is None) == (self.count is None):
-            return "a range needs either step or count"
-        if self.step is not None and (self.scale == "log" or self.step <= 0):
-            return "step: needs scale: linear and a number > 0 (on a log scale, count)"
-        return None
+    def at(self, share: float) -> float:
+        """The number at a share of the way from one end to the other."""
+        value = (
+            self.low * (self.high / self.low) ** share
+            if self.scale == "log"
+            else self.low + (self.high - self.low) * share
+        )
+        return round(value) if self.whole else float(f"{value:.12g}")
 
     def values(self) -> list[float]:
         """All that `step` or `count` give."""
-        low, high = self.low, self.high
-        if self.step is not None:
-            steps = math.floor((high - low) / self.step + 1e-9) + 1
-            values = [low + i * self.step for i in range(min(steps, MAX_TRIALS + 1))]
-        else:
-            parts = [i / ((self.count or 2) - 1) for i in range(self.count or 2)]
-            logarithmic = self.scale == "log"
-            values = [
-                low * (high / low) ** part if logarithmic else low + (high - low) * part
-                for part in parts
-            ]
-            if self.whole:
-                values = list(dict.fromkeys(round(one) for one in values))
+        if self.step is None:
+            parts = (self.count or 2) - 1
+            return list(dict.fromkeys(self.at(i / parts) for i in range(parts + 1)))
+        steps = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        values = [self.low + i * self.step for i in range(min(steps, MAX_TRIALS + 1))]
         return [float(f"{one:.12g}") if isinstance(one, float) else one for one in values]
 
-    def drawn(self, rng: random.Random) -> float:
-        """One number of it."""
-        if self.scale == "log":
-            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-        else:
-            value = rng.uniform(self.low, self.high)
-        return min(max(round(value), int(self.low)), int(self.high)) if self.whole else value
 
-
-@dataclass(frozen=True)
-class _Axis:
-    """The values of one setting, each with the place that wrote it; or the range to draw from."""
-
-    values: tuple[Written, ...]
-    range: _Range | None
-    place: Place
-
-    def drawn(self, rng: random.Random) -> Written:
-        if self.range is None:
-            return self.values[rng.randrange(len(self.values))]
-        return self.range.drawn(rng), self.place
+_Axis = list[Written] | tuple[_Range, Place]
+"""The values of one setting; or the range that they are drawn from, and where it was written."""
 
 
 def _axes(document: Document, sweep: SweepConfig, messages: list[Message]) -> dict[str, _Axis]:
-    axes = {}
+    axes: dict[str, _Axis] = {}
     for name, value, location in _flat(sweep.over, _OVER):
-        place, drawn = document.place_of(location), sweep.method == "random"
-        problem, found, values = None, None, []
+        place, problem = document.place_of(location), None
         if isinstance(value, Mapping):
             try:
-                found = _Range.model_validate(value, strict=True)
-                problem = found.problem(drawn)
+                found = _Range.model_validate(value, strict=True, context=sweep.method)
             except ValidationError as error:
-                problem = _range_problem(error)
-            if found and not problem and not drawn:
-                values = [(one, place) for one in found.values()]
+                messages += messages_of(error, document, location, _Range)
+                continue
+            drawn = sweep.method == "random"
+            axes[name] = (found, place) if drawn else [(one, place) for one in found.values()]
         elif isinstance(value, list | tuple):
-            values = [(one, document.place_of((*location, i))) for i, one in enumerate(value)]
+            axes[name] = [(one, document.place_of((*location, i))) for i, one in enumerate(value)]
             if not value:
                 problem = "an empty list is not allowed (at least one value)"
             elif len({repr(one) for one in value}) < len(value):
@@ -259,37 +256,30 @@ def _axes(document: Document, sweep: SweepConfig, messages: list[Message]) -> di
             )
         if problem:
             messages.append(Message(dotted(location), f"{dotted(location)}: {problem}", place))
-        axes[name] = _Axis(tuple(values), found if drawn else None, place)
     return axes
-
-
-def _range_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a range's own keys."""
-    first = error.errors(include_url=False)[0]
-    key = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        known = ["from", "to", "step", "count", "scale"]
-        meant = nearest(key, known)
-        hint = f", did you mean {meant}?" if meant else ""
-        return f"{key!r} is no key of a range (known: {', '.join(known)}){hint}"
-    if first["type"] == "missing":
-        return f"a range needs {key}"
-    return f"{key}: {shown(first['input'])} is not allowed ({allowed(first)})"
 
 
 def _points(sweep: SweepConfig, axes: Mapping[str, _Axis], seed: int) -> list[dict[str, Written]]:
     """What the axes say, as setting → value and place, for each point."""
     if sweep.method == "random":
         rng = random.Random(f"sweep {seed}")
-        return [{key: axis.drawn(rng) for key, axis in axes.items()} for _ in range(sweep.samples)]
-    total = math.prod(len(axis.values) for axis in axes.values())
+        return [
+            {
+                key: rng.choice(axis)
+                if isinstance(axis, list)
+                else (axis[0].at(rng.random()), axis[1])
+                for key, axis in axes.items()
+            }
+            for _ in range(sweep.samples)
+        ]
+    lists = [axis for axis in axes.values() if isinstance(axis, list)]
+    total = math.prod(map(len, lists))
     if total > MAX_TRIALS:
         raise UserError(
             f"sweep.over: {total} combinations (allowed: at most {MAX_TRIALS})",
             setting="sweep.over",
         )
-    choices = itertools.product(*(axis.values for axis in axes.values()))
-    return [dict(zip(axes, point, strict=True)) for point in choices]
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*lists)]
 
 
 def _trials(

@@ -142,7 +142,7 @@ def test_an_override_mends_a_bad_value() -> None:
         ("name: a\nvis: {optimiser: {steps: 9}}", ["vis.optimiser.warmup_steps: 50", "steps: 9"]),
         ("name: a\nname: b", ["name: given twice", "first on line 1", "line 2"]),
         ("name: a\nvis: {dim: 72, dim: 72}", ["vis.dim: given twice"]),
-        ("name: a\n---\nname: b", ["second document", "line 2"]),
+        ("name: a\n---\nname: b", ["another document", "line 2"]),
         ("name: a\n\tseed: 1", ["YAML", "line 2"]),
         ("name: [a", ["YAML", "line 1"]),
         ("name: a: b", ["YAML", "quotes", "line 1"]),
