@@ -155,7 +155,7 @@ WRONG_FILES: list[tuple[str, list[str]]] = [
     ("name: a\n\tseed: 1", ["tabs", "line 2"]),
     ("name: ../a", ["name: '../a'", "line 1"]),
     ("- a", ["keys and values"]),
-    ("name: a\n---\nname: b", ["second document"]),
+    ("name: a\n---\nname: b", ["another document"]),
     ("name: !!python/object:os.system {}", ["tag", "line 1"]),
     ("name: a\nsupports: {shots: [0]}", ["supports.shots[0]: 0", "≥ 1"]),
     ("name: a\nvis: {dim: 71}\nbackbone: {dim: 71}", ["vis.dim: 71", "multiple", "line 2"]),

@@ -178,7 +178,7 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         The report's folder, or the folder of the stage `until`.
 
     Raises:
-        UserError: an input is missing, or a stage cannot be made with these settings.
+        UserError: a stage cannot be made with these settings.
     """
     check_storage(experiment)
     stages, every = wanted_stages(experiment, until), wanted_stages(experiment)

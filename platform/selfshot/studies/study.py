@@ -44,7 +44,7 @@ def run_study(study: Study) -> StudyRun:
     and the others go on. Failed ones are tried once more by the next run.
 
     Raises:
-        UserError: an input is missing, or the cluster cannot be joined.
+        UserError: the cluster cannot be joined.
     """
     check_storage(study.experiment)
     plan = plan_study(study)

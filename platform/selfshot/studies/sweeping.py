@@ -133,11 +133,7 @@ def study_folder(experiment: Experiment) -> Path:
 
 
 def plan_study(study: Study) -> StudyPlan:
-    """Plan every trial; nothing is written but trials' results that storage has.
-
-    Raises:
-        UserError: an input is missing.
-    """
+    """Plan every trial; nothing is written but trials' results that storage has."""
     store = open_store(study.experiment)
     sharing = sharing_of(study.experiment)
     if store.shared is not None and sharing is not None:

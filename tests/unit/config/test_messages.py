@@ -82,3 +82,13 @@ def test_every_missing_input_has_its_own_line(file: Path) -> None:
     assert [line.rpartition("; ")[2].removeprefix(f"{file}, ") for line in lines[1:]] == [
         "line 4", "line 5", "line 6", "--set vis.initial=y"
     ]  # fmt: skip
+
+
+def test_every_trial_has_its_inputs_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\nsweep:\n  over: {vis.initial: [one, two], seed: [1, 2]}\n")
+    study = load_study(path)
+    with pytest.raises(ConfigError) as caught:
+        check_inputs(*study.experiments, document=study.document)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "a: 2 paths are wrong" and "one does not" in lines[1] and "two" in lines[2]

@@ -135,14 +135,6 @@ def test_files_are_walked_over_once_for_all_trials(
     assert len(plan.trials) == 6 and len(walks) == 2 and len(plan.digests) == 2
 
 
-def test_a_missing_input_is_told_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"benchmark.corpus: .*nowhere does not exist"):
-        planned(
-            tmp_path, "benchmark={kind: yt8m_segments, corpus: nowhere}", "sweep.until=benchmark",
-            "sweep.over={benchmark.segment_s: [1.0, 2.0]}",
-        )  # fmt: skip
-
-
 def test_a_report_needs_a_trial(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the 2 trials is done"):
         report_study(study(tmp_path, "sweep.over={vis.num_instances: [2, 3]}"))
