@@ -384,7 +384,9 @@ def _choose_token() -> None:
 
 def quieten() -> None:
     """Leave warnings of Ray's libraries to its own log files."""
-    for name in ("ray", "ray.data", "ray.train"):
+    for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It logs the traceback of each failed trial, which `run_trials` reports in a line.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # They log the traceback of what they raise as well, which is reported in a line: a trial that
+    # failed, a pipeline that lost its node.
+    for name in ("ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
