@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import sha256_of
 from selfshot.benchmarks.leakage import check_leakage, used_videos
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.pairs import draw_pairs
 from selfshot.benchmarks.split import SIDES
 from selfshot.benchmarks.statistics import statistics
 from selfshot.data.ytvis import Annotations
+from selfshot.files import digest_file
 
 WRITTEN = ("annotations.json", "corpus.parquet", "corpus_labels.csv")
 
@@ -53,4 +53,4 @@ def finish_benchmark(
 
 def written_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a manifest folder that is there."""
-    return {name: sha256_of(folder / name) for name in WRITTEN if (folder / name).exists()}
+    return {name: digest_file(folder / name) for name in WRITTEN if (folder / name).exists()}

@@ -17,17 +17,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from selfshot.data.locks import Message
 from selfshot.data.storage import Storage
+from selfshot.files import Message, atomic_folder, digest_bytes, write_atomically
 
 MANIFEST = "manifest.json"
 PART_BYTES = 64 * 2**20
@@ -118,7 +116,7 @@ class SharedStore:
             content = self.storage.read(name)
         except FileNotFoundError:
             raise DamagedError(f"{MANIFEST} is missing") from None
-        if hashlib.sha256(content).hexdigest() != pointer.sha256:
+        if digest_bytes(content) != pointer.sha256:
             raise DamagedError(f"{MANIFEST} has changed")
         try:
             said = json.loads(content)
@@ -141,7 +139,7 @@ class SharedStore:
         """
         content = (folder / MANIFEST).read_bytes()
         files: dict[str, Any] = json.loads(content)["files"]
-        sha256 = hashlib.sha256(content).hexdigest()
+        sha256 = digest_bytes(content)
         if (same := self._compare(stage, key, sha256, files)) is not None:
             return same
         upload = sha256[:16]
@@ -192,22 +190,15 @@ class SharedStore:
         pointer = self.pointer(stage, key)
         if pointer is None:
             return False
-        partial = final.with_name(f"{final.name}.fetched")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
-            content, said = self.manifest(stage, key, pointer)
-            self._say(f"{stage}/{key} is fetched from {self.storage.address}")
-            self._fetch_files(stage, key, pointer, said["files"], partial)
+            with atomic_folder(final, final.with_name(f"{final.name}.fetched")) as partial:
+                content, said = self.manifest(stage, key, pointer)
+                self._say(f"{stage}/{key} is fetched from {self.storage.address}")
+                self._fetch_files(stage, key, pointer, said["files"], partial)
+                write_atomically(partial / MANIFEST, content)
         except DamagedError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             self._note_damage(stage, key, pointer, error)
             return False
-        with (partial / MANIFEST).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(final)
         return True
 
     def _note_damage(self, stage: str, key: str, pointer: Pointer, error: Exception) -> None:
@@ -258,7 +249,7 @@ class SharedStore:
                     content = self.storage.read_part(f"{upload}/{part}", before, sizes[name])
                 except FileNotFoundError:
                     raise DamagedError(f"{part} is missing") from None
-                if hashlib.sha256(content).hexdigest() != said["files"][name]["sha256"]:
+                if digest_bytes(content) != said["files"][name]["sha256"]:
                     raise DamagedError(f"{name} has changed (its SHA-256 is not the manifest's)")
                 return content
         return None

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from selfshot.data.shared_store import Mirror
-from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.best import BEST, LAST, SCORES, BestExport
 from selfshot.distributed.checkpoints import CheckpointDigests, weights_only
 from selfshot.distributed.sharing import Sharing
 from selfshot.errors import UserError
+from selfshot.files import atomic_folder, write_atomically
 
 CONFIGS = Path(__file__).parent / "deepspeed"
 HISTORY = "history.jsonl"
@@ -368,10 +368,7 @@ def _checkpoint(
 
 def _export(task: Any, final: Path) -> None:
     """Write the export beside its place and swap it in."""
-    new = final.parent / "scratch" / f"export-{os.getpid()}"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    task.module.eval()
-    task.export(new)
-    shutil.rmtree(final, ignore_errors=True)
-    new.rename(final)
+    with atomic_folder(final, final.parent / "scratch" / f"export-{os.getpid()}") as new:
+        task.module.eval()
+        task.export(new)
+        shutil.rmtree(final, ignore_errors=True)

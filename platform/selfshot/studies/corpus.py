@@ -10,6 +10,7 @@ from typing import Any
 
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
+from selfshot.files import remove_partial_files, rename_folder
 from selfshot.studies.progress import Progress
 
 ITEMS_PER_FILE = 10_000
@@ -242,5 +243,6 @@ def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, A
         embeddings, partial, partial / "scratch", settings, progress.note
     )
     shutil.rmtree(partial / "scratch")
-    partial.rename(out)
+    remove_partial_files(partial)
+    rename_folder(partial, out)
     return facts

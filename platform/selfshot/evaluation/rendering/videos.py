@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
 import re
@@ -44,6 +43,7 @@ from selfshot.evaluation.rendering.sheets import (
     contact_sheet,
     resized,
 )
+from selfshot.files import digest_bytes
 
 FORMATS = ("mp4", "gif", "png")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -255,7 +255,7 @@ def file_stem(video: Video) -> str:
     """A name for a video's files that cannot leave their folder and is no other video's."""
     number = str(video.id)
     if len(number) > 20:
-        number = hashlib.sha256(number.encode()).hexdigest()[:20]
+        number = digest_bytes(number.encode())[:20]
     name = re.sub(r"[^A-Za-z0-9]+", "_", video_name(video)).strip("_")[:60]
     return f"{number}_{name}" if name else number
 
