@@ -16,9 +16,10 @@ import torch
 from s3_server import BUCKET, s3_server
 
 from selfshot.config.load import load_experiment
-from selfshot.data.shared_store import Mirror, SharedStore
 from selfshot.data.storage import Storage
 from selfshot.errors import StorageError, UserError
+from selfshot.store.folders import Mirror
+from selfshot.store.remote import SharedStore
 from selfshot.studies.run import plan_experiment, run_experiment, verify_experiment
 from selfshot.studies.stages import STAGES
 

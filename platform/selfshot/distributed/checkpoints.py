@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from selfshot.data.shared_store import Mirror
 from selfshot.files import digest_bytes, digest_file, write_atomically
+from selfshot.store.folders import Mirror
 
 DIGESTS = "digests.json"
 _KEPT = 8

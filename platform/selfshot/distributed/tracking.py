@@ -20,7 +20,7 @@ from selfshot.distributed.mlflow_runs import Record, RunTree, Target, reason_of
 from selfshot.files import try_lock, write_atomically
 
 if TYPE_CHECKING:
-    from selfshot.data.shared_store import Mirror
+    from selfshot.store.folders import Mirror
 
 LIVE_S = 2.0
 """Between two looks at what is on disk."""

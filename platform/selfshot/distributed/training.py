@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.data.retried_files import retried_filesystem
-from selfshot.data.shared_store import Mirror
 from selfshot.data.storage import Storage
 from selfshot.distributed.best import what_was_chosen
 from selfshot.distributed.session import Session, current_session
@@ -31,6 +30,7 @@ from selfshot.distributed.worker import (
     train_worker,
 )
 from selfshot.errors import StorageError, UserError, reported_error
+from selfshot.store.folders import Mirror
 
 OnLog = Callable[[dict[str, Any]], None]
 

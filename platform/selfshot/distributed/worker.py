@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from selfshot.data.shared_store import Mirror
 from selfshot.distributed.best import BEST, LAST, SCORES, BestExport
 from selfshot.distributed.checkpoints import CheckpointDigests, weights_only
 from selfshot.distributed.sharing import Sharing
 from selfshot.errors import UserError
 from selfshot.files import atomic_folder, write_atomically
+from selfshot.store.folders import Mirror
 
 CONFIGS = Path(__file__).parent / "deepspeed"
 HISTORY = "history.jsonl"

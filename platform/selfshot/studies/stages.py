@@ -16,6 +16,7 @@ from selfshot.benchmarks.manifest import corpus_size
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
+from selfshot.store.local import StageFolder
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
@@ -33,7 +34,6 @@ from selfshot.studies.settings import (
     table_rows,
     training_settings,
 )
-from selfshot.studies.store import StageFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,8 +290,8 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     # Trials of a study ask for the same labelled supports. With storage, nodes have only their own.
     names = ("benchmark", *(name for name in ("vis", "vis_no_fuser") if name in context.folders))
     keys = {"version": EVALUATION_VERSION, **{n: context.keys[n] for n in names}}
-    place = str(folder.path.resolve().parents[1] / "evaluated_rows")
-    kept = None if context.sharing else {"folder": place, "keys": keys}
+    store = str(folder.path.resolve().parents[1])
+    kept = None if context.sharing else {"store": store, "keys": keys}
     configs = [
         {
             "trial_id": f"seed_{seed}",

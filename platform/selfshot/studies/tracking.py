@@ -26,10 +26,10 @@ from selfshot.config.sweep import parse_study
 from selfshot.distributed.mlflow_runs import Record, RunTree, Target, flatten
 from selfshot.distributed.tracking import Tracker, locked, token_of
 from selfshot.files import digest_file, write_atomically
+from selfshot.store.local import MANIFEST, SCRATCH, Store, git_revision
 from selfshot.studies.environment import run_environment
 from selfshot.studies.reports.tables import Table, shown, to_markdown
 from selfshot.studies.scores import figure_name
-from selfshot.studies.store import MANIFEST, SCRATCH, Store, git_revision
 
 if TYPE_CHECKING:
     from selfshot.distributed.sharing import Sharing

@@ -9,7 +9,7 @@
 A folder appears under its final name by one rename, after its manifest was written and synced, so
 whoever finds it finds all of it. A kill at any moment, kill -9 included, leaves the lock free.
 
-With storage (`selfshot.data.shared_store`) this folder is a cache of it: what is not here is
+With storage (`selfshot.store.remote`) this folder is a cache of it: what is not here is
 fetched before anything is made, and what is finished is sent there.
 """
 
@@ -30,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import selfshot
-from selfshot.data.shared_store import MANIFEST as MANIFEST
-from selfshot.data.shared_store import SharedStore
 from selfshot.errors import StorageError
 from selfshot.files import (
     Message,
@@ -43,6 +41,8 @@ from selfshot.files import (
     rename_folder,
     write_atomically,
 )  # fmt: skip
+from selfshot.store.remote import MANIFEST as MANIFEST
+from selfshot.store.remote import SharedStore
 
 Exclusive = Callable[[str], contextlib.AbstractContextManager[Any]]
 SCRATCH = "scratch"
