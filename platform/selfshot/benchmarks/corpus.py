@@ -17,8 +17,8 @@ from selfshot.benchmarks.folder_corpus import (
 )
 from selfshot.benchmarks.manifest import corpus_size, load_benchmark, read_corpus
 from selfshot.config.addresses import is_address
-from selfshot.data.sources import fold_source
 from selfshot.data.video import VIDEO_SUFFIXES
+from selfshot.data.ytvis import fold_source
 from selfshot.errors import UserError
 from selfshot.files import digest_pieces
 
