@@ -29,10 +29,11 @@ from selfshot.distributed.session import ray_session
 """
 TRAIN = """
 from selfshot.distributed.training import train
+from selfshot.training.loop import Schedule, TaskSpec
+task = TaskSpec("toy", "selfshot.training.toy:build", {"seed": 1, "seconds_per_step": 0.1})
 with ray_session():
-    train("selfshot.training.toy:build", {"seed": 1, "seconds_per_step": 0.1},
-        work_dir=Path(sys.argv[1]), name="toy", steps=40, warmup_steps=4, weight_decay=1e-2,
-        clip_norm=0.5, checkpoint_every=7, log_every=1, seed=3)
+    train(task, Schedule(steps=40, warmup_steps=4, weight_decay=1e-2, clip_norm=0.5,
+        checkpoint_every=7, log_every=1, seed=3), work_dir=Path(sys.argv[1]))
 """
 EMBED = """
 from engine_parts import mean_colour

@@ -80,32 +80,21 @@ def _train(
 ) -> Metrics:
     """Run a task on the engine and leave its export and history in the folder."""
     from selfshot.distributed.training import train
+    from selfshot.distributed.worker import Fleet
+    from selfshot.training.loop import Schedule, TaskSpec
 
     compute = context.experiment.compute
+    of_fleet = {field.name for field in dataclasses.fields(Fleet)}
     result = train(
-        task,
-        kwargs,
+        TaskSpec(name, task, kwargs),
+        Schedule(
+            **optimiser.model_dump(exclude={"learning_rate", "schedule", "drops"}),
+            drops=optimiser.drop_shares,
+            seed=context.experiment.seed,
+        ),
+        Fleet(**compute.model_dump(include=of_fleet)),
         work_dir=folder.path,
-        name=name,
-        steps=optimiser.steps,
-        warmup_steps=optimiser.warmup_steps,
-        weight_decay=optimiser.weight_decay,
-        clip_norm=optimiser.clip_norm,
-        drops=optimiser.drop_shares,
-        drop_factor=optimiser.drop_factor,
         validation=validation,
-        checkpoint_every=optimiser.checkpoint_every,
-        log_every=optimiser.log_every,
-        num_workers=compute.num_workers,
-        min_workers=compute.min_workers,
-        threads_per_worker=compute.threads_per_worker,
-        use_gpu=compute.use_gpu,
-        autoscales=compute.autoscales,
-        loader_workers=compute.loader_workers,
-        compile_module=compute.compile,
-        zero_stage=compute.zero_stage,
-        max_failures=compute.max_failures,
-        seed=context.experiment.seed,
         on_log=context.progress.training,
         sharing=context.sharing,
     )
