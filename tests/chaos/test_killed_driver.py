@@ -38,13 +38,13 @@ with ray_session():
 EMBED = """
 from engine_parts import mean_colour
 from selfshot.data.corpus_manifest import open_manifest
-from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 folder = Path(sys.argv[2])
 with ray_session():
     embed_corpus(open_manifest(str(folder / "clips.parquet")), mean_colour(folder),
-        settings={"encoder": "mean colour"}, out=sys.argv[1], num_frames=2, height=16, width=32,
-        clips_per_batch=4, clips_per_shard=8, decode_timeout_s=20.0, decode_memory_mb=4096,
-        max_quarantine_share=0.5)
+        EmbeddingJob(num_frames=2, height=16, width=32, clips_per_batch=4, clips_per_shard=8,
+            decode_timeout_s=20.0, decode_memory_mb=4096, max_quarantine_share=0.5),
+        settings={"encoder": "mean colour"}, out=sys.argv[1])
 """
 
 

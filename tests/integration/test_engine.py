@@ -17,7 +17,7 @@ from engine_parts import Hanging, mean_colour
 from safetensors.torch import load_file
 
 from selfshot.data.corpus_manifest import open_manifest
-from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 from selfshot.distributed.session import ray_session
 from selfshot.distributed.training import TrainingResult, train
 from selfshot.distributed.trials import TrialsFailedError, run_trials
@@ -180,8 +180,6 @@ def test_gpus_that_are_not_there(tmp_path: Path) -> None:
 
 def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "settings": {"encoder": "mean colour"},
-        "out": out_dir,
         "num_frames": 3,
         "height": 16,
         "width": 32,
@@ -195,7 +193,11 @@ def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
     }
     manifest = open_manifest(str(corpus / "clips.parquet"), root=str(corpus / "videos"))
     encoder = more.pop("encoder", mean_colour(corpus / "encoder"))
-    return embed_corpus(manifest, encoder, **{**settings, **more})
+    told = {key: more.pop(key) for key in {*more} & {"on_progress", "on_message"}}
+    job = EmbeddingJob(**{**settings, **more})
+    return embed_corpus(
+        manifest, encoder, job, settings={"encoder": "mean colour"}, out=out_dir, **told
+    )
 
 
 def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from selfshot.store.local import StageFolder
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
-from selfshot.studies.corpus import account, embedding_arguments
+from selfshot.studies.corpus import account, embedding_job
 from selfshot.studies.retrieving import make_seen, make_supports
 from selfshot.studies.settings import (
     benchmark_settings,
@@ -176,11 +176,9 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
             str(source / "corpus.parquet"), root=str((source / benchmark.corpus_root).resolve())
         ),
         opened.encoder,
+        embedding_job(context.experiment, benchmark.height, benchmark.width),
         settings={"encoder": opened.digest},
         out=folder.path if away is None else away.address,
-        height=benchmark.height,
-        width=benchmark.width,
-        **embedding_arguments(context.experiment),
         sharing=context.sharing,
         on_progress=context.progress.embedding,
         on_message=context.progress.note,
