@@ -169,7 +169,7 @@ def job(manifest: Path, out: Path, cores: Sequence[int]) -> dict[str, Any]:
 def job_alone(manifest: str, out: str) -> None:
     """What `job` starts."""
     from selfshot.data.corpus_manifest import open_manifest
-    from selfshot.distributed.embedding import embed_corpus
+    from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
     from selfshot.distributed.session import ray_session
     from selfshot.models.encoders import open_encoder
 
@@ -178,9 +178,13 @@ def job_alone(manifest: str, out: str) -> None:
     spent = _Spent()
     with ray_session():
         summary = embed_corpus(
-            open_manifest(manifest), opened.encoder, settings={"encoder": opened.digest}, out=out,
-            **SIZE, clips_per_batch=BATCH, clips_per_shard=512, decode_timeout_s=60.0,
-            decode_memory_mb=4096, max_quarantine_share=0.0, decoders=workers, embedders=workers,
+            open_manifest(manifest), opened.encoder,
+            EmbeddingJob(
+                **SIZE, clips_per_batch=BATCH, clips_per_shard=512, decode_timeout_s=60.0,
+                decode_memory_mb=4096, max_quarantine_share=0.0, decoders=workers,
+                embedders=workers,
+            ),
+            settings={"encoder": opened.digest}, out=out,
             on_progress=lambda state: spent.look(),
         )  # fmt: skip
     print(json.dumps({**summary, CPU: spent.total(), "workers": workers}))

@@ -43,7 +43,7 @@ from selfshot.models.weights import load_backbone
 from selfshot.ops.whitening import whitening
 from selfshot.studies.run import plan_experiment
 from selfshot.training.contrast import EncoderTraining
-from selfshot.training.loop import run_plain, schedule
+from selfshot.training.loop import Schedule, run_plain, schedule
 
 CROPS = 4
 FRAMES = {"backbone": 8, "efficientnet_lite0": 4}
@@ -175,8 +175,11 @@ def train(
     if not recipe["steps"]:
         return task.module.encoder.eval(), {"loss": None}
     history = run_plain(
-        task, steps=recipe["steps"], warmup_steps=20, weight_decay=recipe["weight_decay"],
-        clip_norm=1.0, log_every=recipe["steps"], seed=seed,
+        task,
+        Schedule(
+            steps=recipe["steps"], warmup_steps=20, weight_decay=recipe["weight_decay"],
+            clip_norm=1.0, log_every=recipe["steps"], seed=seed,
+        ),
     )  # fmt: skip
     return task.module.encoder.eval(), history[-1]
 

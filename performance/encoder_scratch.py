@@ -24,7 +24,7 @@ from selfshot.data.augment import Augmentation
 from selfshot.models.projection import ProjectionHead
 from selfshot.models.trained_encoder import build_encoder
 from selfshot.training.contrast import EncoderTraining
-from selfshot.training.loop import run_plain, schedule
+from selfshot.training.loop import Schedule, run_plain, schedule
 
 FRAMES = 8
 AUGMENTATION = {
@@ -161,8 +161,11 @@ def main() -> None:
         task: Any = ScratchTask(np.asarray(frames["corpus"]), seed, asked)
         before, began = score(task.module.encoder), time.process_time()
         history = run_plain(
-            task, steps=asked.steps, warmup_steps=min(40, asked.steps // 4), weight_decay=0.05,
-            clip_norm=1.0, log_every=max(1, asked.steps // 10), seed=seed,
+            task,
+            Schedule(
+                steps=asked.steps, warmup_steps=min(40, asked.steps // 4), weight_decay=0.05,
+                clip_norm=1.0, log_every=max(1, asked.steps // 10), seed=seed,
+            ),
             on_log=lambda point: print(
                 f"  step {point['step']}: loss {point['loss']:.3f}, own clip nearest "
                 f"{point['nearest_is_positive']:.2f}, spread {point['spread']:.2f}", flush=True

@@ -106,11 +106,11 @@ def backbone_folder(
 ) -> Path:
     """What `BackboneTask.export` writes after a few steps."""
     from selfshot.training.backbone import BackboneTask
-    from selfshot.training.loop import run_plain
+    from selfshot.training.loop import Schedule, run_plain
 
     folder = tmp_path_factory.mktemp("backbone")
     task = BackboneTask(**backbone_settings)
-    run_plain(task, steps=4, warmup_steps=1, weight_decay=1e-4, clip_norm=1.0)
+    run_plain(task, Schedule(steps=4, warmup_steps=1, weight_decay=1e-4, clip_norm=1.0))
     task.export(folder)
     return folder
 

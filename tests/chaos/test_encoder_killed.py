@@ -25,11 +25,13 @@ sys.path.insert(0, {str(ROOT / "platform")!r})
 from pathlib import Path
 from selfshot.distributed.session import ray_session
 from selfshot.distributed.training import train
+from selfshot.distributed.worker import Fleet
+from selfshot.training.loop import Schedule, TaskSpec
+task = TaskSpec("encoder", "selfshot.training.encoder:EncoderTask", json.loads(sys.argv[2]))
 with ray_session():
-    train("selfshot.training.encoder:EncoderTask", json.loads(sys.argv[2]),
-        work_dir=Path(sys.argv[1]), name="encoder", steps={STEPS}, warmup_steps=3,
-        weight_decay=0.1, clip_norm=1.0, checkpoint_every=4, log_every=1, seed=5,
-        threads_per_worker=1, loader_workers=1)
+    train(task, Schedule(steps={STEPS}, warmup_steps=3, weight_decay=0.1, clip_norm=1.0,
+        checkpoint_every=4, log_every=1, seed=5), Fleet(threads_per_worker=1, loader_workers=1),
+        work_dir=Path(sys.argv[1]))
 """
 
 

@@ -29,21 +29,22 @@ from selfshot.distributed.session import ray_session
 """
 TRAIN = """
 from selfshot.distributed.training import train
+from selfshot.training.loop import Schedule, TaskSpec
+task = TaskSpec("toy", "selfshot.training.toy:build", {"seed": 1, "seconds_per_step": 0.1})
 with ray_session():
-    train("selfshot.training.toy:build", {"seed": 1, "seconds_per_step": 0.1},
-        work_dir=Path(sys.argv[1]), name="toy", steps=40, warmup_steps=4, weight_decay=1e-2,
-        clip_norm=0.5, checkpoint_every=7, log_every=1, seed=3)
+    train(task, Schedule(steps=40, warmup_steps=4, weight_decay=1e-2, clip_norm=0.5,
+        checkpoint_every=7, log_every=1, seed=3), work_dir=Path(sys.argv[1]))
 """
 EMBED = """
 from engine_parts import mean_colour
 from selfshot.data.corpus_manifest import open_manifest
-from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 folder = Path(sys.argv[2])
 with ray_session():
     embed_corpus(open_manifest(str(folder / "clips.parquet")), mean_colour(folder),
-        settings={"encoder": "mean colour"}, out=sys.argv[1], num_frames=2, height=16, width=32,
-        clips_per_batch=4, clips_per_shard=8, decode_timeout_s=20.0, decode_memory_mb=4096,
-        max_quarantine_share=0.5)
+        EmbeddingJob(num_frames=2, height=16, width=32, clips_per_batch=4, clips_per_shard=8,
+            decode_timeout_s=20.0, decode_memory_mb=4096, max_quarantine_share=0.5),
+        settings={"encoder": "mean colour"}, out=sys.argv[1])
 """
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from engine_parts import mean_colour
 from selfshot.data.corpus_manifest import open_manifest
-from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 from selfshot.distributed.session import ray_session
 
 folder = Path(sys.argv[1])
@@ -61,9 +61,10 @@ def look(state):
 threading.Thread(target=kill_decoders, daemon=True).start()
 with ray_session():
     embed_corpus(open_manifest(str(folder / "clips.parquet")), mean_colour(folder),
-        settings={"encoder": "mean colour"}, out=folder / "out", num_frames=2, height=16, width=32,
-        clips_per_batch=8, clips_per_shard=40, decode_timeout_s=30.0, decode_memory_mb=4096,
-        max_quarantine_share=0.5, on_progress=look, on_message=print)
+        EmbeddingJob(num_frames=2, height=16, width=32, clips_per_batch=8, clips_per_shard=40,
+            decode_timeout_s=30.0, decode_memory_mb=4096, max_quarantine_share=0.5),
+        settings={"encoder": "mean colour"}, out=folder / "out", on_progress=look,
+        on_message=print)
 print("\\nkilled", *sorted(killed))
 """
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import graphlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,15 @@ def test_imports_go_down_only() -> None:
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("selfshot", cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"Each imports the one before it: {', '.join(error.args[1])}")
 
 
 def test_the_source_root_does_not_hide_the_standard_library() -> None:

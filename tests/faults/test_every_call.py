@@ -24,15 +24,16 @@ from tally import TALLY
 
 from selfshot.benchmarks.corpus_build import Cutting, build_manifest
 from selfshot.benchmarks.corpus_items import of_videos
-from selfshot.data import shared_store
 from selfshot.data.corpus_manifest import check_manifest, open_manifest, read_rows
-from selfshot.data.shared_store import Mirror, SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.embedding import _take_stock
 from selfshot.distributed.shards import ShardWriter, make_slices
 from selfshot.distributed.training import _drop_unreadable
 from selfshot.errors import StorageError
-from selfshot.studies.store import Store
+from selfshot.store import remote
+from selfshot.store.folders import Mirror
+from selfshot.store.local import Store
+from selfshot.store.remote import SharedStore
 
 STAGE, KEY = "vis", "0123456789abcdef"
 FILES = {"a.bin": b"a" * 20, "deep/b.bin": b"b" * 31, "deep/empty": b"", "z.bin": bytes(range(200))}
@@ -301,7 +302,7 @@ WORK: dict[str, tuple[Callable[[Place], None], Callable[[Place], Any]]] = {
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_store, "PART_BYTES", 50)
+    monkeypatch.setattr(remote, "PART_BYTES", 50)
 
 
 @pytest.mark.parametrize(

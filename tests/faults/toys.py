@@ -20,8 +20,8 @@ from tally import EVERY, TALLY
 
 from selfshot.cli.app import app, main
 from selfshot.cli.experiments import run_until
-from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
+from selfshot.store.remote import SharedStore
 
 TOY = Path(__file__).parents[1] / "integration" / "toy.yaml"
 SMALL = [

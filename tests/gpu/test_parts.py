@@ -31,7 +31,7 @@ from selfshot.studies.describing import describe_clips
 from selfshot.training.backbone import BackboneTask
 from selfshot.training.batches import to_device
 from selfshot.training.encoder import EncoderTask
-from selfshot.training.loop import parts_of, run_plain
+from selfshot.training.loop import Schedule, parts_of, run_plain
 from selfshot.training.vis import VisTask
 
 FLOAT: dict[str, float] = {"rtol": 1e-3, "atol": 1e-4}
@@ -86,7 +86,8 @@ def test_a_step_of_training(
 
     ours, theirs = build(), build()
     theirs.module.to(device)
-    _same_history(run_plain(ours, steps=2, **LOOP), run_plain(theirs, steps=2, **LOOP))
+    two = Schedule(steps=2, **LOOP)
+    _same_history(run_plain(ours, two), run_plain(theirs, two))
 
 
 def test_gradients_of_the_transformer(device: str, vis_settings: dict[str, Any]) -> None:
@@ -116,7 +117,7 @@ def vis_export(
 ) -> Path:
     """A network after a few steps, which finds something."""
     task = VisTask(**vis_settings)
-    run_plain(task, steps=3, **LOOP)
+    run_plain(task, Schedule(steps=3, **LOOP))
     folder = tmp_path_factory.mktemp("vis")
     task.export(folder)
     return folder

@@ -17,7 +17,9 @@ from selfshot.data.storage import Storage
 from selfshot.distributed.checkpoints import DIGESTS, _digests
 from selfshot.distributed.sharing import Sharing
 from selfshot.distributed.training import TrainingResult, train
+from selfshot.distributed.worker import Fleet
 from selfshot.errors import UserError
+from selfshot.training.loop import Schedule, TaskSpec
 
 pytestmark = [
     pytest.mark.usefixtures("ray_running"),
@@ -28,12 +30,14 @@ pytestmark = [
 
 def train_toy(work_dir: Path, **more: Any) -> TrainingResult:
     """Eight steps with checkpoints after 2, 4, 6 and 8; the last two are kept."""
-    settings = {
-        "steps": 8, "warmup_steps": 1, "weight_decay": 1e-2, "clip_norm": 0.5, "log_every": 1,
-        "checkpoint_every": 2, "name": "toy", "on_log": lambda point: None, **more,
-    }  # fmt: skip
-    kwargs = {"seed": 1, **settings.pop("kwargs", {})}
-    return train("selfshot.training.toy:build", kwargs, work_dir=work_dir, **settings)
+    schedule = Schedule(
+        steps=8, warmup_steps=1, weight_decay=1e-2, clip_norm=0.5, log_every=1, checkpoint_every=2
+    )
+    kwargs = {"seed": 1, **more.pop("kwargs", {})}
+    fleet = {key: more.pop(key) for key in {*more} & set(Fleet.__dataclass_fields__)}
+    task = TaskSpec("toy", "selfshot.training.toy:build", kwargs)
+    more = {"on_log": lambda point: None, **more}
+    return train(task, schedule, Fleet(**fleet), work_dir=work_dir, **more)
 
 
 @pytest.fixture(scope="module")

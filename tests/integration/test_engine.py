@@ -17,13 +17,14 @@ from engine_parts import Hanging, mean_colour
 from safetensors.torch import load_file
 
 from selfshot.data.corpus_manifest import open_manifest
-from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 from selfshot.distributed.session import ray_session
 from selfshot.distributed.training import TrainingResult, train
 from selfshot.distributed.trials import TrialsFailedError, run_trials
+from selfshot.distributed.worker import Fleet
 from selfshot.errors import UserError
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
-from selfshot.training.loop import run_plain
+from selfshot.training.loop import Schedule, TaskSpec, run_plain
 from selfshot.training.toy import ToyTask
 
 TOY = "selfshot.training.toy:build"
@@ -40,8 +41,10 @@ pytestmark = pytest.mark.usefixtures("ray_running")
 
 
 def train_toy(work_dir: Path, kwargs: dict[str, Any] | None = None, **more: Any) -> TrainingResult:
-    settings = {**SHARED, "checkpoint_every": 7, "name": "toy", **more}
-    return train(TOY, {"seed": 1, **(kwargs or {})}, work_dir=work_dir, **settings)
+    schedule = {**SHARED, "checkpoint_every": 7, "steps": more.pop("steps", STEPS)}
+    fleet = {key: more.pop(key) for key in {*more} & set(Fleet.__dataclass_fields__)}
+    task = TaskSpec("toy", TOY, {"seed": 1, **(kwargs or {})})
+    return train(task, Schedule(**schedule), Fleet(**fleet), work_dir=work_dir, **more)
 
 
 def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
@@ -59,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
 
 def test_deepspeed_equals_the_plain_loop(undisturbed: TrainingResult) -> None:
     task = ToyTask(seed=1)
-    history = run_plain(task, **SHARED)
+    history = run_plain(task, Schedule(**SHARED))
     for ours, plain in zip(undisturbed.history, history, strict=True):
         assert ours["step"] == plain["step"] and ours["lr"] == plain["lr"]
         assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-5)
@@ -160,8 +163,8 @@ def test_options_of_the_engine(tmp_path: Path) -> None:
 
     Without dropout: what is compiled draws it in another way.
     """
-    plain = run_plain(ToyTask(seed=1, dropout=0.0), **SHARED | {"steps": 6})
-    options = {"loader_workers": 1, "compile_module": True}
+    plain = run_plain(ToyTask(seed=1, dropout=0.0), Schedule(**SHARED | {"steps": 6}))
+    options = {"loader_workers": 1, "compile": True}
     result = train_toy(tmp_path, {"dropout": 0.0}, steps=6, **options)
     for ours, theirs in zip(result.history, plain, strict=True):
         for name in ("loss", "grad_norm"):
@@ -177,8 +180,6 @@ def test_gpus_that_are_not_there(tmp_path: Path) -> None:
 
 def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "settings": {"encoder": "mean colour"},
-        "out": out_dir,
         "num_frames": 3,
         "height": 16,
         "width": 32,
@@ -192,7 +193,11 @@ def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
     }
     manifest = open_manifest(str(corpus / "clips.parquet"), root=str(corpus / "videos"))
     encoder = more.pop("encoder", mean_colour(corpus / "encoder"))
-    return embed_corpus(manifest, encoder, **{**settings, **more})
+    told = {key: more.pop(key) for key in {*more} & {"on_progress", "on_message"}}
+    job = EmbeddingJob(**{**settings, **more})
+    return embed_corpus(
+        manifest, encoder, job, settings={"encoder": "mean colour"}, out=out_dir, **told
+    )
 
 
 def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_path: Path) -> None:

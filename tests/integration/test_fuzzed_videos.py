@@ -12,7 +12,7 @@ import pytest
 from engine_parts import mean_colour
 
 from selfshot.data.corpus_manifest import open_manifest
-from selfshot.distributed.embedding import embed_corpus
+from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
 
 pytestmark = [
@@ -89,10 +89,12 @@ def test_every_variant_is_embedded_or_set_aside(shared: Path, tmp_path: Path) ->
     messages: list[str] = []
     summary = embed_corpus(
         open_manifest(str(tmp_path / "clips.parquet")), mean_colour(tmp_path),
-        settings={"encoder": "mean colour"}, out=tmp_path / "out", num_frames=3, height=32,
-        width=32, clips_per_batch=8, clips_per_shard=40, decode_timeout_s=10.0,
-        decode_memory_mb=2048, max_quarantine_share=1.0, decoders=2, embedders=1,
-        on_message=messages.append,
+        EmbeddingJob(
+            num_frames=3, height=32, width=32, clips_per_batch=8, clips_per_shard=40,
+            decode_timeout_s=10.0, decode_memory_mb=2048, max_quarantine_share=1.0, decoders=2,
+            embedders=1,
+        ),
+        settings={"encoder": "mean colour"}, out=tmp_path / "out", on_message=messages.append,
     )  # fmt: skip
     assert summary["embedded"] + summary["quarantined"] == summary["clips"] == VARIANTS
     ids, vectors = read_embeddings(tmp_path / "out")

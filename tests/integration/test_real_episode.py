@@ -17,7 +17,7 @@ from selfshot.evaluation.episodes import episode_truth, predict_rows, row_name
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.backbone import SmallBackbone
 from selfshot.models.methods import build_vis
-from selfshot.training.loop import run_plain
+from selfshot.training.loop import Schedule, run_plain
 from selfshot.training.vis import training_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -97,6 +97,6 @@ def test_one_real_episode_is_learned_by_heart(shared: Path, source: str) -> None
         return float(scores["AP50"])
 
     before = ap50()
-    run_plain(task, steps=240, warmup_steps=10, weight_decay=1e-4, clip_norm=1.0)
+    run_plain(task, Schedule(steps=240, warmup_steps=10, weight_decay=1e-4, clip_norm=1.0))
     assert before < 0.5
     assert ap50() == pytest.approx(1.0)

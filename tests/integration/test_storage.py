@@ -16,9 +16,10 @@ import torch
 from s3_server import BUCKET, s3_server
 
 from selfshot.config.load import load_experiment
-from selfshot.data.shared_store import Mirror, SharedStore
 from selfshot.data.storage import Storage
 from selfshot.errors import StorageError, UserError
+from selfshot.store.folders import Mirror
+from selfshot.store.remote import SharedStore
 from selfshot.studies.run import plan_experiment, run_experiment, verify_experiment
 from selfshot.studies.stages import STAGES
 
@@ -110,7 +111,7 @@ def test_weights_and_a_corpus_on_s3(
     from safetensors.torch import save_file
 
     from selfshot.data.corpus_manifest import open_manifest
-    from selfshot.distributed.embedding import embed_corpus
+    from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
     from selfshot.models.foreign_weights import read_foreign_weights, weights_digest
 
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
@@ -125,9 +126,12 @@ def test_weights_and_a_corpus_on_s3(
     Mirror(Storage(storage), "corpus", small_corpus).push("videos", "clips.parquet")
     manifest = open_manifest(f"{storage}/corpus/clips.parquet", root=f"{storage}/corpus/videos")
     summary = embed_corpus(
-        manifest, mean_colour(small_corpus / "encoder"), settings={"encoder": "mean"},
-        out=f"{storage}/embedded", num_frames=3, height=32, width=48, clips_per_batch=2,
-        clips_per_shard=4, decode_timeout_s=30, decode_memory_mb=512, max_quarantine_share=0.2,
+        manifest, mean_colour(small_corpus / "encoder"),
+        EmbeddingJob(
+            num_frames=3, height=32, width=48, clips_per_batch=2, clips_per_shard=4,
+            decode_timeout_s=30, decode_memory_mb=512, max_quarantine_share=0.2,
+        ),
+        settings={"encoder": "mean"}, out=f"{storage}/embedded",
     )  # fmt: skip
     assert (summary["embedded"], summary["quarantined"]) == (10, 1)
     shards = [n for n in Storage(storage).sizes("embedded") if n.startswith("shard-")]

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from selfshot.benchmarks.sprites.build import build_sprites
 from selfshot.config.load import load_experiment
 from selfshot.distributed.training import TrainingResult, train
+from selfshot.distributed.worker import Fleet
 from selfshot.evaluation.validation import Validation
 from selfshot.models.weights import load_vis
 from selfshot.studies.run import plan_experiment, run_experiment
 from selfshot.training.backbone import BackboneTask
+from selfshot.training.loop import Schedule, TaskSpec
 from selfshot.training.vis import VisTask
 
 pytestmark = [pytest.mark.usefixtures("ray_running"), pytest.mark.slow]
@@ -24,18 +26,13 @@ pytestmark = [pytest.mark.usefixtures("ray_running"), pytest.mark.slow]
 TOY = Path(__file__).parent / "toy.yaml"
 VIS = "selfshot.training.vis:VisTask"
 STEPS = 6
-LOOP: dict[str, Any] = {
-    "name": "vis",
-    "steps": STEPS,
-    "warmup_steps": 2,
-    "weight_decay": 1e-4,
-    "clip_norm": 1.0,
-    "checkpoint_every": 2,
-    "log_every": 1,
-    "zero_stage": 0,
-    "threads_per_worker": 1,
-    "seed": 3,
-}
+LOOP = (
+    Schedule(
+        steps=STEPS, warmup_steps=2, weight_decay=1e-4, clip_norm=1.0, checkpoint_every=2,
+        log_every=1, seed=3,
+    ),
+    Fleet(threads_per_worker=1),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +78,9 @@ def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
 
 def test_a_batch_is_the_same_in_parts(parts: dict[str, Any], tmp_path: Path) -> None:
     """Four episodes at once, and one after another with accumulation, on DeepSpeed."""
+    tasks = {count: TaskSpec("vis", VIS, parts | {"accumulate": count}) for count in (1, 4)}
     whole, divided = (
-        train(VIS, parts | {"accumulate": count}, work_dir=tmp_path / str(count), **LOOP)
-        for count in (1, 4)
+        train(task, *LOOP, work_dir=tmp_path / str(count)) for count, task in tasks.items()
     )
     for one, other in zip(whole.history, divided.history, strict=True):
         for name in ("loss", "foreground", "dice", "common", "grad_norm"):
@@ -106,8 +103,9 @@ def test_the_best_network_is_exported(parts: dict[str, Any], tmp_path: Path) -> 
         "every": 2,
         "export": "best",
     }
-    plain = train(VIS, parts, work_dir=tmp_path / "plain", **LOOP)
-    judged = train(VIS, parts, work_dir=tmp_path / "judged", validation=validation, **LOOP)
+    task = TaskSpec("vis", VIS, parts)
+    plain = train(task, *LOOP, work_dir=tmp_path / "plain")
+    judged = train(task, *LOOP, work_dir=tmp_path / "judged", validation=validation)
     # Being judged changes nothing of what is learned.
     assert [point["loss"] for point in judged.history] == [p["loss"] for p in plain.history]
     last = load_file(tmp_path / "judged" / "last" / "vis.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import TAKEN, is_finite, read_json
 from selfshot.data.ytvis import Annotations, SetAside, Track, parse_annotations, resolve_frame
 from selfshot.errors import UserError
+from selfshot.files import digest_bytes, digest_file, digest_pieces
 
 FEW_HOLDERS = 16
 
@@ -91,7 +91,7 @@ def read_annotated(
     entries: list[SetAside] = []
     loaded = parse_annotations(content, path, set_aside=entries)
     _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
-    found = Found(path.name, loaded, inputs={field: sha256_of(path)})
+    found = Found(path.name, loaded, inputs={field: digest_file(path)})
     for entry in entries:
         number = re.match(r"annotations\[(\d+)\]", entry.entry)
         video = video_of[int(number[1])] if number else None
@@ -173,12 +173,6 @@ def _ids_of(content: Any, section: str, key: str) -> list[int | None]:
         else None
         for value in values
     ]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def rename_classes(annotations: Annotations, names: Mapping[str, str | None]) -> Annotations:
@@ -314,10 +308,10 @@ def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
         reason = reader.fault(entry)
         if reason is not None:
             return reason, ()
-        return None, tuple(sha256_of(resolve_frame(frames, name)) for name in entry.file_names)
+        return None, tuple(digest_file(resolve_frame(frames, name)) for name in entry.file_names)
 
     videos = [video for video in sorted(found.annotations.videos) if video not in found.faults]
-    whole = hashlib.sha256()
+    digests: list[str] = []
     try:
         looked = list(in_threads(look, videos, "videos checked", on_message))
     finally:
@@ -327,8 +321,7 @@ def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
             found.faults[video] = reason
             continue
         found.files[video] = files
-        digest = hashlib.sha256()
-        for name, file in zip(found.annotations.videos[video].file_names, files, strict=True):
-            digest.update(f"{name}\0{file}\n".encode(errors="surrogatepass"))
-        whole.update(digest.hexdigest().encode())
-    found.inputs["frames"] = whole.hexdigest()
+        names = found.annotations.videos[video].file_names
+        lines = (f"{name}\0{file}\n" for name, file in zip(names, files, strict=True))
+        digests.append(digest_pieces(line.encode(errors="surrogatepass") for line in lines))
+    found.inputs["frames"] = digest_bytes("".join(digests).encode())

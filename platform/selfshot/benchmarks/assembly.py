@@ -10,7 +10,6 @@ from selfshot.benchmarks.annotated import (
     Found,
     check_frames,
     join_same_files,
-    sha256_of,
     without_pixels,
 )
 from selfshot.benchmarks.corpus import gather_corpus
@@ -23,6 +22,7 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.images import is_sorted_as_text
 from selfshot.data.ytvis import save_annotations
 from selfshot.errors import UserError
+from selfshot.files import digest_file
 
 SHOWN_REASONS = 3
 
@@ -125,7 +125,7 @@ def assemble(
     inputs = {**found.inputs, "corpus": gathered.digest}
     if corpus_labels is not None:
         write_corpus_labels(folder, labels)
-        inputs["corpus_labels"] = sha256_of(corpus_labels)
+        inputs["corpus_labels"] = digest_file(corpus_labels)
     save_annotations(folder / "annotations.json", loaded, {"description": found.name})
 
     num_videos = len(loaded.videos) + found.unread

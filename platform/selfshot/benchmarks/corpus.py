@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Collection
 from pathlib import Path
@@ -18,9 +17,10 @@ from selfshot.benchmarks.folder_corpus import (
 )
 from selfshot.benchmarks.manifest import corpus_size, load_benchmark, read_corpus
 from selfshot.config.addresses import is_address
-from selfshot.data.sources import fold_source
 from selfshot.data.video import VIDEO_SUFFIXES
+from selfshot.data.ytvis import fold_source
 from selfshot.errors import UserError
+from selfshot.files import digest_pieces
 
 Row = dict[str, Any]
 
@@ -92,11 +92,10 @@ class Corpus:
 
 def digest_of(rows: Collection[Row]) -> str:
     """A digest of corpus rows that does not depend on their order."""
-    digest = hashlib.sha256()
-    for row in sorted(rows, key=lambda row: row["clip_id"]):
-        facts = (row[name] for name in ("clip_id", "uri", "start_s", "end_s", "sha256"))
-        digest.update("\0".join(map(str, facts)).encode() + b"\n")
-    return digest.hexdigest()
+    names = ("clip_id", "uri", "start_s", "end_s", "sha256")
+    ordered = sorted(rows, key=lambda row: row["clip_id"])
+    lines = ("\0".join(str(row[name]) for name in names) + "\n" for row in ordered)
+    return digest_pieces(line.encode() for line in lines)
 
 
 def gather_corpus(

@@ -7,7 +7,6 @@ metadata what it was made of. A build that was killed makes only the files that 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import re
@@ -30,6 +29,7 @@ from selfshot.data.shots import SHOTS
 from selfshot.data.storage import Storage
 from selfshot.data.video import VideoError, duration_s
 from selfshot.errors import refuse_outage
+from selfshot.files import digest_bytes
 
 SCHEMA = CORPUS_SCHEMA.append(pa.field("offset", pa.int64()))
 SHORTEST_PART = 0.5
@@ -162,7 +162,7 @@ def _ahead(started: Iterator[Made], depth: int = 2) -> Iterator[Made]:
 
 def _digest(portion: list[Item], root: str, cutting: Cutting) -> str:
     said = [root, dataclasses.asdict(cutting), [dataclasses.astuple(item) for item in portion]]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return digest_bytes(json.dumps(said).encode())
 
 
 def _finished(storage: Storage, name: str, digest: str) -> dict[str, Any] | None:
@@ -266,7 +266,7 @@ class _Workers:
 def clip_id(item: Item, start_s: float | None) -> str:
     """An id that follows from the video and the time alone, and is safe as a file name."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", item.name)[-80:]
-    digest = hashlib.sha256(f"{item.uri}\0{item.name}".encode()).hexdigest()[:12]
+    digest = digest_bytes(f"{item.uri}\0{item.name}".encode())[:12]
     time = "" if start_s is None else f"-{round(1000 * start_s):09d}"
     return f"{plain}-{digest}{time}"
 

@@ -10,7 +10,6 @@ video.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from selfshot.benchmarks.annotated import Found, sha256_of
+from selfshot.benchmarks.annotated import Found
 from selfshot.benchmarks.assembly import assemble
 from selfshot.benchmarks.folder import name_sides
 from selfshot.benchmarks.folder_corpus import OnMessage, check_columns, csv_rows, in_threads
@@ -28,6 +27,7 @@ from selfshot.data.images import image_names, image_size, read_indices
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Track, Video
 from selfshot.errors import UserError
+from selfshot.files import digest_bytes, digest_file
 from selfshot.ops.masks import Rle, encode_rle, rle_area, rle_to_box
 
 VOID = 255
@@ -92,7 +92,7 @@ def build_davis(
     named, sources = (None, {}) if classes is None else read_classes(classes)
     found = read_sequences(frames, masks, named, on_message, sources)
     if classes is not None:
-        found.inputs["classes"] = sha256_of(classes)
+        found.inputs["classes"] = digest_file(classes)
     side_of = name_sides(found.annotations, val_classes, test_classes, found.name)
     return assemble(
         folder,
@@ -183,7 +183,7 @@ def read_sequences(
             return f"{place.parent.name}/{place.name}: {error.reason}"
 
     found = Found(f"{masks.parent.name}/{masks.name}", Annotations({}, {}, ()))
-    whole = hashlib.sha256()
+    digests: list[str] = []
     read_all = in_threads(read, names, "sequences read", on_message)
     tracks: list[tuple[int, str, list[Rle | None]]] = []
     videos: dict[int, Video] = {}
@@ -196,7 +196,7 @@ def read_sequences(
         number = len(videos) + 1
         last = name.rpartition("/")[2]
         source = sources.get(name) or sources.get(last) or last
-        whole.update(made.digest.encode())
+        digests.append(made.digest)
         videos[number] = Video(
             number, made.width, made.height, len(made.frames), made.frames, source_id=source
         )
@@ -221,7 +221,7 @@ def read_sequences(
             "(sequence,object,class), as what is not named would be taught as background",
             setting="benchmark.classes",
         )
-    found.inputs["masks"] = whole.hexdigest()
+    found.inputs["masks"] = digest_bytes("".join(digests).encode())
     categories = dict(enumerate(sorted({name for _, name, _ in tracks}), start=1))
     numbers = {name: i for i, name in categories.items()}
     found.annotations = Annotations(
@@ -264,7 +264,7 @@ def _read_sequence(frames: Path, masks: Path, name: str) -> SequenceMasks:
     files: list[str] = []
     size: tuple[int, int] | None = None
     objects: dict[int, list[Rle | None]] = {}
-    digest = hashlib.sha256()
+    lines: list[str] = []
     for index, mask in enumerate(image_names(masks / name, MASK_SUFFIXES)):
         path, stem = masks / name / mask, Path(mask).stem
         if stem not in there:
@@ -278,7 +278,7 @@ def _read_sequence(frames: Path, masks: Path, name: str) -> SequenceMasks:
                 f"{size[1]} × {size[0]}",
                 path,
             )
-        digest.update(f"{name}/{path.name}\0{sha256_of(path)}\n".encode())
+        lines.append(f"{name}/{path.name}\0{digest_file(path)}\n")
         files.append(frame_path.relative_to(frames).as_posix())
         for number in np.unique(pixels).tolist():
             if number not in (0, VOID):
@@ -287,4 +287,5 @@ def _read_sequence(frames: Path, masks: Path, name: str) -> SequenceMasks:
         for rles in objects.values():
             rles += [None] * (index + 1 - len(rles))
     assert size is not None, "a sequence has a PNG: that is how it was found"
-    return SequenceMasks(tuple(files), size[0], size[1], objects, digest.hexdigest())
+    digest = digest_bytes("".join(lines).encode())
+    return SequenceMasks(tuple(files), size[0], size[1], objects, digest)

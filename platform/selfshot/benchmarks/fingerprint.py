@@ -11,6 +11,7 @@ from selfshot.benchmarks.remote import list_clips
 from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError, refuse_outage
+from selfshot.files import digest_file
 
 
 def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
@@ -27,8 +28,7 @@ def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
     digest = hashlib.sha256()
     for field, path in files.items():
         try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(digest_file(path)))
         except OSError as error:
             raise UserError(f"benchmark.{field}: {path}: {error.strerror}") from None
     for root in roots:

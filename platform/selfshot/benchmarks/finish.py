@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import sha256_of
+import numpy as np
+
 from selfshot.benchmarks.leakage import check_leakage, used_videos
-from selfshot.benchmarks.manifest import Benchmark
-from selfshot.benchmarks.pairs import draw_pairs
-from selfshot.benchmarks.split import SIDES
+from selfshot.benchmarks.manifest import Benchmark, query_key
+from selfshot.benchmarks.split import SIDES, label, source_of
 from selfshot.benchmarks.statistics import statistics
+from selfshot.config.benchmarks import PAIRED_SUPPORTS
 from selfshot.data.ytvis import Annotations
+from selfshot.errors import UserError
+from selfshot.files import digest_file
+
+PAIRED_SIDES = ("val", "test")
+
+Pairs = dict[str, dict[str, tuple[int, ...]]]
+
+
+def draw_pairs(benchmark: Benchmark, annotations: Annotations) -> tuple[Pairs, int]:
+    """Ten supports of each val and test query, the first k of which are those of k shots.
+
+    They are drawn from the side's supports of the query's class, without those of the query's
+    own source. Where there are fewer, they are repeated in their order.
+
+    Returns:
+        For each side, the supports of each `query_key`; and how many queries have repeated ones.
+
+    Raises:
+        UserError: a query has no support at all.
+    """
+    numbers = {name: number for number, name in annotations.categories.items()}
+    pairs: Pairs = {}
+    repeated = 0
+    for side in PAIRED_SIDES:
+        pairs[side] = {}
+        pools = {name: sorted(videos) for name, videos in benchmark.supports[side].items()}
+        source = {v: source_of(annotations, v) for videos in pools.values() for v in videos}
+        sizes = {name: Counter(source[v] for v in videos) for name, videos in pools.items()}
+        for video, name in benchmark.queries[side]:
+            own, pool = source_of(annotations, video), pools.get(name, [])
+            available = len(pool) - (sizes[name][own] if pool else 0)
+            if not available:
+                raise UserError(
+                    f"benchmark: {label(annotations, video)}, a {side} query of {name}, has no "
+                    f"support: no other video of {name} is on that side; add one",
+                    setting="benchmark",
+                )
+            rng = np.random.default_rng([benchmark.seed, 37, video, numbers[name]])
+            drawn: dict[int, None] = {}
+            # Drawn one by one: a class of COCO has tens of thousands of videos, and as many ask.
+            while len(drawn) < min(available, PAIRED_SUPPORTS):
+                one = pool[int(rng.integers(len(pool)))]
+                if source[one] != own:
+                    drawn[one] = None
+            repeated += available < PAIRED_SUPPORTS
+            supports = list(drawn)
+            pairs[side][query_key(video, name)] = tuple(
+                supports[i % len(supports)] for i in range(PAIRED_SUPPORTS)
+            )
+    return pairs, repeated
+
 
 WRITTEN = ("annotations.json", "corpus.parquet", "corpus_labels.csv")
 
@@ -53,4 +106,4 @@ def finish_benchmark(
 
 def written_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a manifest folder that is there."""
-    return {name: sha256_of(folder / name) for name in WRITTEN if (folder / name).exists()}
+    return {name: digest_file(folder / name) for name in WRITTEN if (folder / name).exists()}

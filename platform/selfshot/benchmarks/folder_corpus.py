@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import os
 import re
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError, refuse_outage
+from selfshot.files import digest_bytes, digest_pieces
 
 PROGRESS_EVERY_S = 10.0
 _COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
@@ -65,7 +65,7 @@ def corpus_rows(
     if not uris:
         raise no_clip("benchmark.corpus", root)
     hashed = in_threads(
-        lambda uri: digest_file(root / uri), uris, "corpus clips hashed", on_message
+        lambda uri: size_and_digest(root / uri), uris, "corpus clips hashed", on_message
     )
     rows = clip_rows(uris, list(hashed))
     return rows, label_rows(rows, labels_csv, on_message)
@@ -264,13 +264,13 @@ def clip_ids(uris: Sequence[str]) -> dict[str, str]:
     """An id for each clip that is safe as a file name; those that would collide get a digest."""
     plain = {uri: re.sub(r"[^A-Za-z0-9._-]+", "_", stem(uri)) for uri in uris}
     times = Counter(plain.values())
-    digests = {uri: hashlib.sha256(uri.encode()).hexdigest()[:12] for uri in uris}
+    digests = {uri: digest_bytes(uri.encode())[:12] for uri in uris}
     return {
         uri: name if times[name] == 1 else f"{name}-{digests[uri]}" for uri, name in plain.items()
     }
 
 
-def digest_file(path: Path) -> tuple[int | None, str | None]:
+def size_and_digest(path: Path) -> tuple[int | None, str | None]:
     """Size and SHA-256 of a file, read piece by piece; None where it may not be read.
 
     Raises:
@@ -280,7 +280,7 @@ def digest_file(path: Path) -> tuple[int | None, str | None]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return size, hashlib.file_digest(file, "sha256").hexdigest()
+            return size, digest_pieces(iter(lambda: file.read(1 << 20), b""))
     except OSError as error:
         refuse_outage(error, path)
         return size, None

@@ -9,8 +9,7 @@ from typing import Any
 from selfshot.benchmarks.annotated import same_files
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import SIDES, UNSEEN, label, source_of
-from selfshot.data.sources import fold_source
-from selfshot.data.ytvis import Annotations
+from selfshot.data.ytvis import Annotations, fold_source
 from selfshot.errors import UserError
 
 SHOWN = 5

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 from selfshot.benchmarks.folder_corpus import OnMessage, Wanted, in_threads
 from selfshot.data.storage import Storage
 from selfshot.data.video import VIDEO_SUFFIXES
+from selfshot.files import digest_pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,9 @@ def hash_clips(
     """
 
     def look(clip: RemoteClip) -> tuple[int | None, str | None]:
-        digest = hashlib.sha256()
         try:
-            for piece in storage.pieces(clip.uri):
-                digest.update(piece)
+            return clip.size, digest_pieces(storage.pieces(clip.uri))
         except FileNotFoundError:
             return clip.size, None
-        return clip.size, digest.hexdigest()
 
     return list(in_threads(look, clips, "corpus clips hashed", on_message))

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import sha256_of
 from selfshot.benchmarks.corpus import digest_of
 from selfshot.benchmarks.finish import written_files
 from selfshot.benchmarks.folder_corpus import (
@@ -20,10 +19,10 @@ from selfshot.benchmarks.folder_corpus import (
     check_columns,
     clip_rows,
     csv_rows,
-    digest_file,
     find_clips,
     in_threads,
     no_clip,
+    size_and_digest,
     stem,
 )
 from selfshot.benchmarks.manifest import Benchmark, write_corpus
@@ -33,6 +32,7 @@ from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.data.video import duration_s
 from selfshot.errors import UserError
+from selfshot.files import digest_file
 
 SLACK_S = 0.5
 """A segment may end this much after its video does: lengths in headers are rounded."""
@@ -89,7 +89,7 @@ def build_yt8m_segments(
     files = len(rows)
     inputs = {}
     if segments is not None:
-        inputs["segments"] = sha256_of(segments)
+        inputs["segments"] = digest_file(segments)
         asked = read_segments(segments, segment_s)
         rows = _cut(rows, asked, root, segments, set_aside, on_message)
     inputs["corpus"] = digest_of(rows)
@@ -208,7 +208,7 @@ def _files(
         address = str(root)
         uris = find_clips(root, set_aside)
         paths = [root / uri for uri in uris]
-        hashed = list(in_threads(digest_file, paths, "corpus clips hashed", on_message))
+        hashed = list(in_threads(size_and_digest, paths, "corpus clips hashed", on_message))
     if not uris:
         raise no_clip("benchmark.corpus", corpus)
     return clip_rows(uris, hashed), address

@@ -12,6 +12,7 @@ import typer
 from selfshot.cli.app import Overrides, Resume, benchmark_app
 from selfshot.cli.experiments import check_resume, opened
 from selfshot.errors import UserError
+from selfshot.files import atomic_folder
 
 if TYPE_CHECKING:
     from selfshot.config.schema import Experiment
@@ -103,15 +104,9 @@ def _check_out(out: Path) -> None:
 
 def _copy(made: Path, out: Path) -> None:
     """Copies a finished benchmark, whole or not at all."""
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(made, partial)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with atomic_folder(out) as partial:
+            shutil.copytree(made, partial, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(
             f"--out: {out} cannot be written: {error.strerror or error}; the benchmark is in {made}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import hashlib
 import json
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError
+from selfshot.files import digest_pieces
 
 NEEDED = ("clip_id", "uri", "start_s", "end_s")
 OPTIONAL = ("offset", "bytes")
@@ -129,11 +129,9 @@ def _root_of(storage: Storage) -> str:
 
 def _look(storage: Storage, name: str) -> ManifestFile:
     where = storage.path(name)
-    digest = hashlib.sha256()
     try:
         with storage.open(name) as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+            digest = digest_pieces(iter(lambda: file.read(1 << 20), b""))
             file.seek(0)
             parquet = pq.ParquetFile(file)
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
@@ -144,7 +142,7 @@ def _look(storage: Storage, name: str) -> ManifestFile:
     missing = [column for column in NEEDED if column not in schema.names]
     if missing:
         raise UserError(f"{where}: columns {missing} are missing (needed: {list(NEEDED)})")
-    return ManifestFile(name, rows, digest.hexdigest())
+    return ManifestFile(name, rows, digest)
 
 
 def read_rows(manifest: Manifest, file: ManifestFile, start: int, stop: int) -> pa.Table:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from selfshot.errors import UserError
+from selfshot.files import atomic_file
 
 _MEND = "correct or remove the entry"
 _CHUNK = 2**22
@@ -110,14 +111,8 @@ def _read_text(path: Path | str, watch: Watch | None) -> str:
 
 def write_json(path: Path | str, content: object) -> None:
     """Write a JSON file, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, allow_nan=False, separators=(",", ":"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, allow_nan=False, separators=(",", ":"))
 
 
 def once(number: int, seen: Mapping[int, object]) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import random
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ import pyarrow.fs as pafs
 
 from selfshot.config.addresses import is_address
 from selfshot.errors import StorageError, UserError, hidden_outage
+from selfshot.files import PARTIAL, atomic_file, partial_name
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
@@ -35,7 +35,6 @@ _FINAL = (
     "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "SignatureDoesNotMatch", "EXPIRED_TOKEN",
     "ExpiredToken", "HTTP status 401", "HTTP status 403", "HTTP status 404", "credentials",
 )  # fmt: skip
-_PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
 
 Result = TypeVar("Result")
 
@@ -277,14 +276,9 @@ class Storage:
     def download(self, name: str, path: Path) -> None:
         """Copy to a local file, which appears when it is whole; raises as `open`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(_beside(path.name))
-        try:
-            with self.open(name) as source, partial.open("wb") as file:
-                while piece := source.read(COPY_BYTES):
-                    file.write(piece)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_file(path) as partial, self.open(name) as source, partial.open("wb") as file:
+            while piece := source.read(COPY_BYTES):
+                file.write(piece)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a file.
@@ -337,7 +331,7 @@ class Storage:
     def remove_partial(self) -> None:
         """Remove what killed runs left half written in the folder itself."""
         for name in self.sizes():
-            if _PARTIAL.fullmatch(name):
+            if PARTIAL.fullmatch(name):
                 self.remove(name)
 
     @contextlib.contextmanager
@@ -347,7 +341,7 @@ class Storage:
         if not self._appear_whole:
             folder, _, last = place.rpartition("/")
             self.filesystem.create_dir(folder, recursive=True)
-            partial = f"{folder}/{_beside(last)}"
+            partial = f"{folder}/{partial_name(last)}"
         stream = self.filesystem.open_output_stream(partial)
         try:
             yield stream
@@ -490,8 +484,3 @@ class StoredFile(io.RawIOBase):
                 raise
 
         return self._storage.tried("read", again, self._file_name)
-
-
-def _beside(name: str) -> str:
-    """A name for what is not whole yet: no two writers share it."""
-    return f".{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"

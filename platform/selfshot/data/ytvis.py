@@ -6,12 +6,13 @@ Masks stay run lengths until someone asks for a frame, so memory is bounded by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from selfshot.data.frame_paths import inside, is_one_video, resolve_frame
 from selfshot.data.json_entries import (
     EntryError,
     SetAside,
@@ -27,7 +28,7 @@ from selfshot.data.json_entries import (
     sized,
     write_json,
 )
-from selfshot.data.sources import sources_of
+from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.errors import UserError
 from selfshot.ops.masks import Extents, Rle, measured_rles, rle_area, rle_to_box
 
@@ -40,6 +41,7 @@ __all__ = [
     "Track",
     "Video",
     "Watch",
+    "fold_source",
     "load_annotations",
     "load_results",
     "parse_annotations",
@@ -416,3 +418,59 @@ def _with_text(segmentations: tuple[Rle | None, ...]) -> list[Rle | None]:
         else {**rle, "counts": rle["counts"].decode("ascii")}
         for rle in segmentations
     ]
+
+
+def resolve_frame(root: Path | str, file_name: str) -> Path:
+    """The path of a frame below the frames' root.
+
+    Raises:
+        UserError: the name is empty, absolute, or steps out of the root.
+    """
+    try:
+        return Path(root) / inside(file_name)
+    except ValueError as error:
+        raise UserError(f"{root}: file_name: {error}") from None
+
+
+def inside(file_name: object) -> str:
+    """The name itself, refused with a ValueError if it could lead out of a folder."""
+    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+        raise ValueError(f"{short(file_name)} is not allowed (a path below the frames' root)")
+    try:
+        os.fsencode(file_name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{short(file_name)} is no name that a file can have") from None
+    for form in (PurePosixPath(file_name), PureWindowsPath(file_name)):
+        if form.is_absolute() or form.drive or form.root or ".." in form.parts:
+            raise ValueError(
+                f"{short(file_name)} leaves the frames' root (give a path below it, without ..)"
+            )
+    return file_name
+
+
+def is_one_video(file_names: Sequence[str]) -> bool:
+    """Whether the names are that of one video file, rather than of images."""
+    suffixes = [PurePosixPath(name).suffix.lower() for name in file_names[:2]]
+    return len(suffixes) == 1 and suffixes[0] in VIDEO_SUFFIXES
+
+
+def fold_source(name: str) -> str:
+    """A source's name without what differs by accident: case, outer spaces, the form of accents."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def sources_of(videos: Mapping[int, Video]) -> dict[int, str]:
+    """What each video was cut from; one that does not say is its own source.
+
+    Two entries of the same frames are one source, and so are names that `fold_source` makes one:
+    all have the name of the first. A slash keeps a path apart from a name.
+    """
+    first: dict[str, str] = {}
+    found = {}
+    for number in sorted(videos):
+        video = videos[number]
+        name = video.source_id
+        if name is None:
+            name = f"/{video.file_names[0]}" if video.file_names else f"/video {number}"
+        found[number] = first.setdefault(fold_source(name), name)
+    return found

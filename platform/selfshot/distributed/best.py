@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfshot.distributed.atomic import write_atomically
+from selfshot.files import atomic_folder, write_atomically
 
 BEST, LAST, SCORES = "best", "last", "validation.json"
 
@@ -78,11 +78,9 @@ class BestExport:
         chosen = self.settings["export"]
         write(task, self.work_dir / ("export" if chosen == LAST else LAST))
         final = self.work_dir / ("export" if chosen == BEST else BEST)
-        new = self.scratch / f"new-{BEST}-{os.getpid()}"
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.copytree(self.scratch / scores.pop("folder"), new)
-        shutil.rmtree(final, ignore_errors=True)
-        new.rename(final)
+        with atomic_folder(final, self.scratch / f"new-{BEST}-{os.getpid()}") as new:
+            shutil.copytree(self.scratch / scores.pop("folder"), new, dirs_exist_ok=True)
+            shutil.rmtree(final, ignore_errors=True)
         self._write(self.work_dir / SCORES, {**scores, "exported": chosen})
 
     def _scores(self) -> dict[str, Any] | None:

@@ -8,14 +8,13 @@ values.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from selfshot.data.shared_store import Mirror
-from selfshot.distributed.atomic import write_atomically
+from selfshot.files import digest_bytes, digest_file, write_atomically
+from selfshot.store.folders import Mirror
 
 DIGESTS = "digests.json"
 _KEPT = 8
@@ -66,7 +65,7 @@ class CheckpointDigests:
         (folder / DIGESTS).write_text(content)
         record = self.folder / f"{self.attempt}.json"
         made = json.loads(record.read_text()) if record.exists() else []
-        made.append({"step": step, "sha256": hashlib.sha256(content.encode()).hexdigest()})
+        made.append({"step": step, "sha256": digest_bytes(content.encode())})
         write_atomically(record, json.dumps(made[-_KEPT:]))
         if self.mirror is not None:
             self.mirror.push(f"scratch/digests/{record.name}")
@@ -98,7 +97,7 @@ class CheckpointDigests:
             content = (folder / DIGESTS).read_bytes()
         except FileNotFoundError:
             return f"{DIGESTS} is missing"
-        if hashlib.sha256(content).hexdigest() not in known:
+        if digest_bytes(content) not in known:
             return f"{DIGESTS} is none that this training wrote"
         listed, found = json.loads(content), _digests(folder)
         wrong = [name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)]
@@ -134,6 +133,5 @@ def _digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not path.name.startswith(".") and name != DIGESTS:
-            with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = digest_file(path)
     return found

@@ -44,30 +44,65 @@ START_S = 600.0
 SHOWN_CLIPS = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class EmbeddingJob:
+    """How a corpus is embedded.
+
+    Attributes:
+        num_frames: frames of a clip, sampled uniformly.
+        height, width: of a frame.
+        clips_per_batch: clips that are decoded and embedded together.
+        clips_per_shard: clips of a Parquet file.
+        decode_timeout_s: a clip that takes longer is set aside.
+        decode_memory_mb: a clip whose decoder wants more is set aside.
+        max_quarantine_share: more clips set aside than this share are an error.
+        shards_at_once: shards of one pipeline; those after it are begun when it has ended, so
+            this bounds what Ray and this process hold of a long manifest.
+        decoder: `decord`, and `pyav` for what it cannot read; or `pyav` alone.
+        stall_timeout_s: without progress for so long, the pipeline is built anew; None: 600 s,
+            and twice what a batch takes whose every clip reaches `decode_timeout_s`.
+        dtype: of the vectors, `float32` or `float16`.
+        decoders: processes that decode; None: one a core.
+        embedders: copies of the encoder; None: one a GPU if there are to be any, else one a core.
+        use_gpu: one GPU for each of them.
+        autoscales: wait for a GPU if the cluster has none, instead of refusing.
+        max_failures: how often the pipeline is built anew, with no shard finished in between, after
+            it has hung or after an error of the cluster that Ray did not mend by itself.
+        retry_quarantined: embed the shards again that hold quarantined clips.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    clips_per_batch: int
+    clips_per_shard: int
+    decode_timeout_s: float
+    decode_memory_mb: int
+    max_quarantine_share: float
+    shards_at_once: int = 1024
+    decoder: Decoder = "decord"
+    stall_timeout_s: float | None = None
+    dtype: str = "float32"
+    decoders: int | None = None
+    embedders: int | None = None
+    use_gpu: bool = False
+    autoscales: bool = False
+    max_failures: int = 2
+    retry_quarantined: bool = False
+
+    @property
+    def limit_s(self) -> float:
+        """Without progress for so long, the pipeline is built anew."""
+        return self.stall_timeout_s or START_S + 2 * self.clips_per_batch * self.decode_timeout_s
+
+
 def embed_corpus(
     manifest: Manifest,
     encoder: Any,
+    job: EmbeddingJob,
     *,
     settings: dict[str, Any],
     out: str | Path,
-    num_frames: int,
-    height: int,
-    width: int,
-    clips_per_batch: int,
-    clips_per_shard: int,
-    shards_at_once: int = 1024,
-    decoder: Decoder = "decord",
-    decode_timeout_s: float,
-    decode_memory_mb: int,
-    max_quarantine_share: float,
-    stall_timeout_s: float | None = None,
-    dtype: str = "float32",
-    decoders: int | None = None,
-    embedders: int | None = None,
-    use_gpu: bool = False,
-    autoscales: bool = False,
-    max_failures: int = 2,
-    retry_quarantined: bool = False,
     sharing: Sharing | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     on_message: Callable[[str], None] = lambda text: None,
@@ -79,32 +114,12 @@ def embed_corpus(
         encoder: an object whose `embed(frames uint8 (B, T, H, W, 3))` gives float32 (B, d), and
             whose `prepare(device)`, if it has one, is called first. It is put into Ray's object
             store once, so only this process needs the files that it was read from.
-        settings: what the vectors depend on beside the numbers below, such as the encoder's name
-            and digest; shards of other settings are refused.
+        job: how.
+        settings: what the vectors depend on beside `job`, such as the encoder's name and digest;
+            shards of other settings are refused.
         out: folder, or its address: receives summary.json and shard-00000.parquet … with clip_id,
             embedding (NaN for a clip that was set aside), status ("embedded", "quarantined") and
             error; decoded_frames and expected_frames, of the clip itself.
-        num_frames: frames of a clip, sampled uniformly.
-        height: of a frame.
-        width: of a frame.
-        clips_per_batch: clips that are decoded and embedded together.
-        clips_per_shard: clips of a Parquet file.
-        shards_at_once: shards of one pipeline; those after it are begun when it has ended, so
-            this bounds what Ray and this process hold of a long manifest.
-        decoder: `decord`, and `pyav` for what it cannot read; or `pyav` alone.
-        decode_timeout_s: a clip that takes longer is set aside.
-        decode_memory_mb: a clip whose decoder wants more is set aside.
-        max_quarantine_share: more clips set aside than this share are an error.
-        stall_timeout_s: without progress for so long, the pipeline is built anew; none: 600 s,
-            and twice what a batch takes whose every clip reaches `decode_timeout_s`.
-        dtype: of the vectors, `float32` or `float16`.
-        decoders: processes that decode; none: one a core.
-        embedders: copies of the encoder; none: one a GPU if there are to be any, else one a core.
-        use_gpu: one GPU for each of them.
-        autoscales: wait for a GPU if the cluster has none, instead of refusing.
-        max_failures: how often the pipeline is built anew, with no shard finished in between, after
-            it has hung or after an error of the cluster that Ray did not mend by itself.
-        retry_quarantined: embed the shards again that hold quarantined clips.
         sharing: fetches a manifest and videos that lie in a run's output folder to nodes that have
             not got them.
         on_progress: called about once a second with done, clips, quarantined, clips_per_s, eta_s.
@@ -125,25 +140,18 @@ def embed_corpus(
     began = time.monotonic()
     check_manifest(manifest)
     storage = Storage(out, "--out")
-    settings = {
-        **settings,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "decoder": decoder,
-        "dtype": dtype,
-        "clips_per_shard": clips_per_shard,
-    }
-    slices = make_slices(manifest, clips_per_shard)
+    names = ("num_frames", "height", "width", "decoder", "dtype", "clips_per_shard")
+    settings = {**settings, **{name: getattr(job, name) for name in names}}
+    slices = make_slices(manifest, job.clips_per_shard)
     writer = ShardWriter(
         storage,
         slices,
         settings,
-        dtype=dtype,
-        max_share=max_quarantine_share,
+        dtype=job.dtype,
+        max_share=job.max_quarantine_share,
         on_progress=on_progress,
     )
-    _take_stock(writer, storage, retry_quarantined, on_message)
+    _take_stock(writer, storage, job.retry_quarantined, on_message)
     folder, root = (
         one if is_address(one) else str(Path(one).resolve())
         for one in (manifest.folder, manifest.root)
@@ -152,19 +160,18 @@ def embed_corpus(
         # Of the files it need not know, and there may be many.
         "manifest": Manifest(folder, (), root),
         "sharing": sharing,
-        "decoder": decoder,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "time_limit_s": decode_timeout_s,
-        "max_bytes": decode_memory_mb * 10**6,
+        "decoder": job.decoder,
+        "num_frames": job.num_frames,
+        "height": job.height,
+        "width": job.width,
+        "time_limit_s": job.decode_timeout_s,
+        "max_bytes": job.decode_memory_mb * 10**6,
     }
-    limit_s = stall_timeout_s or START_S + 2 * clips_per_batch * decode_timeout_s
     failures = 0
     stuck: list[Slice] = []
     while unfinished := writer.unfinished():
         session = current_session()
-        if use_gpu and not session.num_gpus and not autoscales:
+        if job.use_gpu and not session.num_gpus and not job.autoscales:
             raise UserError(
                 "compute.use_gpu: true, but Ray sees no GPU; set it to false, or join a cluster "
                 "that has some",
@@ -172,18 +179,18 @@ def embed_corpus(
             )
         batches = [
             batch
-            for index in unfinished[:shards_at_once]
-            for batch in slices[index].cut(clips_per_batch)
+            for index in unfinished[: job.shards_at_once]
+            for batch in slices[index].cut(job.clips_per_batch)
         ]
-        sizes = _pool_sizes(session, len(batches), decoders, embedders, use_gpu)
+        sizes = _pool_sizes(session, len(batches), job)
         embedding = {
             "encoder": ray.put(encoder),
-            "frames": (num_frames, height, width, 3),
+            "frames": (job.num_frames, job.height, job.width, 3),
             "threads": sizes["threads"],
-            "device": "cuda" if use_gpu else "cpu",
+            "device": "cuda" if job.use_gpu else "cpu",
         }
-        dataset = _pipeline(batches, decoding, embedding, sizes, use_gpu)
-        dataset.context.execution_no_progress_timeout_s = limit_s
+        dataset = _pipeline(batches, decoding, embedding, sizes, job.use_gpu)
+        dataset.context.execution_no_progress_timeout_s = job.limit_s
         try:
             # Left open, the pipeline would go on after Ray's end, and start another Ray.
             with contextlib.closing(_stream(dataset)) as stream:
@@ -198,14 +205,14 @@ def embed_corpus(
             stalled = isinstance(error, ray.data.exceptions.ExecutionTimeoutError)
             if not stalled and not _is_of_the_cluster(error):
                 raise
-            if stalled and use_gpu and autoscales and not current_session().num_gpus:
+            if stalled and job.use_gpu and job.autoscales and not current_session().num_gpus:
                 on_message("there is still no GPU; waiting for one")
                 continue
             # What is not finished time after time is what the pipeline hangs on.
             stuck = [batch for batch in stuck if batch in missing] or missing
-            what = f"no batch has finished for {limit_s:g} s" if stalled else _first_line(error)
+            what = f"no batch has finished for {job.limit_s:g} s" if stalled else _first_line(error)
             failures = failures + 1 if len(writer.unfinished()) == len(unfinished) else 1
-            if failures <= max_failures:
+            if failures <= job.max_failures:
                 on_message(
                     f"{what}; not finished: {_clips_of(manifest, stuck, 5)}; "
                     "going on from the finished shards"
@@ -217,10 +224,10 @@ def embed_corpus(
                 f"{what}, {failures} times without a new shard. Not finished: "
                 f"{_clips_of(manifest, stuck, SHOWN_CLIPS)}. Look for them in the logs of Ray's "
                 "workers; leave them out of the manifest, or let a batch take longer with "
-                f"--set embedding.stall_timeout_s={2 * limit_s:g}",
+                f"--set embedding.stall_timeout_s={2 * job.limit_s:g}",
                 setting="embedding.stall_timeout_s",
             ) from error
-        if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - shards_at_once):
+        if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - job.shards_at_once):
             raise RuntimeError("the pipeline ended, and not every clip came out of it")
     salvaged = writer.check_whole()
     seconds = time.monotonic() - began
@@ -276,15 +283,13 @@ def _take_stock(
         )
 
 
-def _pool_sizes(
-    session: Session, batches: int, decoders: int | None, embedders: int | None, use_gpu: bool
-) -> dict[str, int]:
+def _pool_sizes(session: Session, batches: int, job: EmbeddingJob) -> dict[str, int]:
     """Actors of each kind, and threads of each embedder."""
     cores = max(1, int(session.num_cpus))
-    copies = embedders or (int(session.num_gpus) if use_gpu else cores)
+    copies = job.embedders or (int(session.num_gpus) if job.use_gpu else cores)
     copies = max(1, min(copies, batches))
     return {
-        "decoders": max(1, min(decoders or cores, batches)),
+        "decoders": max(1, min(job.decoders or cores, batches)),
         "embedders": copies,
         "threads": max(1, cores // copies),
     }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from pathlib import Path
 
-from selfshot.data.locks import file_lock
+from selfshot.files import atomic_file, file_lock
 
 PREFIX = "sqlite:///"
 
@@ -31,21 +30,17 @@ def make_database(uri: str) -> None:
     with file_lock(path.with_name(f".{path.name}.lock"), lambda text: None, path.name):
         if path.exists():
             return
-        making, made = (path.with_name(f".{path.name}.{word}") for word in ("making", "partial"))
+        making = path.with_name(f".{path.name}.making")
         for left in path.parent.glob(f"{making.name}*"):
             left.unlink()
-        made.unlink(missing_ok=True)
         _fill(making)
         # MLflow keeps its file open; the copy has everything, and nobody has it open.
         with (
+            atomic_file(path) as made,
             contextlib.closing(sqlite3.connect(making)) as source,
             contextlib.closing(sqlite3.connect(made)) as target,
         ):
             source.backup(target)
-        descriptor = os.open(made, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        made.replace(path)
         for left in path.parent.glob(f"{making.name}*"):
             left.unlink()
 

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfshot.data.locks import file_lock
-from selfshot.data.shared_store import MANIFEST, Mirror, SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.session import current_session
 from selfshot.errors import StorageError
+from selfshot.files import file_lock
+from selfshot.store.folders import Mirror
+from selfshot.store.remote import MANIFEST, SharedStore
 
 CACHE = "SELFSHOT_CACHE"
 """In a node's environment: the folder that is this node's output folder, if not the run's."""

@@ -6,20 +6,21 @@ still on disk: the next run logs it, or `selfshot track sync`.
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from selfshot.distributed.atomic import write_atomically
+from filelock import BaseFileLock
+
 from selfshot.distributed.mlflow_runs import Record, RunTree, Target, reason_of
+from selfshot.files import try_lock, write_atomically
 
 if TYPE_CHECKING:
-    from selfshot.data.shared_store import Mirror
+    from selfshot.store.folders import Mirror
 
 LIVE_S = 2.0
 """Between two looks at what is on disk."""
@@ -82,7 +83,7 @@ class Tracker:
         warnings.warn(f"MLflow at {self.target.address} {what} ({reasons}); {so}", stacklevel=3)
 
     def _work(self) -> None:
-        lock: IO[str] | None = None
+        lock: BaseFileLock | None = None
         tree: RunTree | None = None
         monitor: Any = None
         warned, again = False, 0.0
@@ -113,7 +114,7 @@ class Tracker:
         if monitor is not None:
             monitor.finish()
         if lock is not None:
-            lock.close()
+            lock.release()
 
     def _watch_machine(self, run_id: str) -> Any:
         """Keep the run's id, and have MLflow's monitor log the load of this machine."""
@@ -126,15 +127,9 @@ class Tracker:
         return monitor
 
 
-def locked(folder: Path) -> IO[str] | None:
-    """A lock that says that this process alone logs that run, until it is closed; None: another."""
-    file = (folder / "lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def locked(folder: Path) -> BaseFileLock | None:
+    """A lock that says that this process alone logs that run; None: another holds it."""
+    return try_lock(folder / "lock")
 
 
 def token_of(folder: Path, mirror: Mirror | None = None) -> str:

@@ -11,13 +11,12 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfshot.data.retried_files import retried_filesystem
-from selfshot.data.shared_store import Mirror
 from selfshot.data.storage import Storage
 from selfshot.distributed.best import what_was_chosen
 from selfshot.distributed.session import Session, current_session
@@ -27,10 +26,13 @@ from selfshot.distributed.worker import (
     FAILURE,
     HISTORY,
     START,
+    Fleet,
     read_history,
     train_worker,
 )
 from selfshot.errors import StorageError, UserError, reported_error
+from selfshot.store.folders import Mirror
+from selfshot.training.loop import Schedule, TaskSpec
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -56,63 +58,28 @@ class TrainingResult:
 
 
 def train(
-    task: str,
-    kwargs: Mapping[str, Any],
+    task: TaskSpec,
+    schedule: Schedule,
+    fleet: Fleet = Fleet(),
     *,
     work_dir: Path,
-    name: str,
-    steps: int,
-    warmup_steps: int,
-    weight_decay: float,
-    clip_norm: float,
-    checkpoint_every: int,
-    log_every: int,
-    num_workers: int = 1,
-    min_workers: int | None = None,
-    threads_per_worker: int | None = None,
-    use_gpu: bool = False,
-    autoscales: bool = False,
-    zero_stage: int = 0,
-    max_failures: int = 2,
-    loader_workers: int = 0,
-    compile_module: bool = False,
-    drops: Sequence[float] | None = None,
-    drop_factor: float = 0.1,
     validation: Mapping[str, Any] | None = None,
-    seed: int = 0,
     on_log: OnLog | None = None,
     sharing: Sharing | None = None,
 ) -> TrainingResult:
     """Train a task to the end, going on from the last checkpoint in `work_dir` if there is one.
 
-    A dead worker is restarted up to `max_failures` times. After the death of this very process
-    the same call goes on. At equal settings the weights are those of an undisturbed run.
+    A dead worker is restarted up to `fleet.max_failures` times. After the death of this very
+    process the same call goes on. At equal settings the weights are those of an undisturbed run.
 
     Args:
-        task: dotted path "selfshot.module:function" of a `TrainingTask` builder.
-        kwargs: its arguments, plain JSON values with absolute paths.
+        task: what is trained.
+        schedule: its steps; of its checkpoints two are kept.
+        fleet: the workers.
         work_dir: receives history.jsonl and export/; scratch/ in it holds the checkpoints. On a
             cluster it lies on storage that all nodes share.
-        name: of the stage, for people.
-        steps: optimiser steps.
-        warmup_steps: steps of rising learning rate; then a cosine to zero, or drops.
-        weight_decay: for groups that name none.
-        clip_norm: bound of the gradient's global norm.
-        checkpoint_every: steps between checkpoints; two are kept.
-        log_every: steps between logged points.
-        num_workers: data-parallel workers.
-        min_workers: go on with as few where the cluster has no more; none: wait for all.
-        threads_per_worker: None divides this machine's cores among the workers.
-        use_gpu: one GPU a worker, bfloat16 autocast, NCCL; otherwise gloo and float32.
-        autoscales: wait for GPUs that the cluster has not, instead of refusing.
-        zero_stage: which of deepspeed/zero{0,1,2,3}.json.
-        max_failures: restarts after a worker's death.
-        loader_workers: processes that make a worker's batches; 0: a thread of its own.
-        compile_module: torch.compile it; on a CPU that needs a C++ compiler.
-        drops, drop_factor: see `training.loop.schedule`; none: the cosine.
         validation: scores the module while it learns, and keeps the best (`distributed.best`);
             none: export/ is of the last step.
-        seed: of dropout and of whatever the task draws while it is built.
         on_log: called here for each logged point: the metrics, and stage, steps, steps_per_s and
             eta_s. Points between a checkpoint and a death are reported again.
         sharing: set where nodes have folders of their own: inputs are fetched, and checkpoints,
@@ -138,9 +105,7 @@ def train(
     sent = None if mirror is None else mirror.attempt(attempt, scratch / f"sent-{attempt}")
     for stale in (FAILURE, START):
         (scratch / stale).unlink(missing_ok=True)
-    threads, resources = _resources(
-        session, num_workers, threads_per_worker, use_gpu, autoscales
-    )
+    threads, resources = _resources(session, fleet)
     checkpoints = Storage(str(scratch / "ray")) if mirror is None else mirror.storage
     place = "" if mirror is None else f"{mirror.place}/scratch/ray"
     _drop_unreadable(checkpoints, f"{place}/train".lstrip("/"))
@@ -153,31 +118,20 @@ def train(
     trainer = Trainer(
         train_worker,
         train_loop_config={
-            "task": task,
-            "kwargs": dict(kwargs),
+            "task": task.path,
+            "kwargs": dict(task.kwargs),
+            "schedule": dataclasses.asdict(schedule),
+            "fleet": dataclasses.asdict(fleet),
             "work_dir": str(work_dir),
-            "steps": steps,
-            "warmup_steps": warmup_steps,
-            "weight_decay": weight_decay,
-            "clip_norm": clip_norm,
-            "checkpoint_every": checkpoint_every,
-            "log_every": log_every,
-            "loader_workers": loader_workers,
-            "compile": compile_module,
-            "drops": None if drops is None else list(drops),
-            "drop_factor": drop_factor,
             "validation": None if validation is None else dict(validation),
             "threads": threads,
-            "use_gpu": use_gpu,
-            "zero_stage": zero_stage,
-            "seed": seed,
             "sharing": None if sharing is None else dataclasses.asdict(sharing),
             "attempt": attempt,
         },
-        torch_config=NodesTorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodesTorchConfig(backend="nccl" if fleet.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=_wanted_workers(num_workers, min_workers),
-            use_gpu=use_gpu,
+            num_workers=_wanted_workers(fleet),
+            use_gpu=fleet.use_gpu,
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
@@ -186,26 +140,26 @@ def train(
             storage_path=checkpoints.path(place),
             storage_filesystem=None if mirror is None else retried_filesystem(checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=fleet.max_failures),
         ),
     )
     followed = work_dir if sent is None else sent.folder
-    with _followed(followed, name, steps, on_log, sent):
+    with _followed(followed, task.name, schedule.steps, on_log, sent):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             if sent is not None:
                 sent.storage.check()  # If storage is away, that is the reason to be told.
-            _raise_reported_error(name, error)
-            raise TrainingFailedError(f"{name}: {_last_line(error)}") from error
+            _raise_reported_error(task.name, error)
+            raise TrainingFailedError(f"{task.name}: {_last_line(error)}") from error
     if sent is not None:
         sent.pull_folder()
         _take(sent.folder, work_dir)
         _raise_user_error(scratch)
         if not (work_dir / EXPORT).is_dir():
             raise StorageError(
-                f"{name}: what was trained is no longer at {sent.address}; run the same command "
-                "again"
+                f"{task.name}: what was trained is no longer at {sent.address}; run the same "
+                "command again"
             )
     _raise_user_error(scratch)
     return TrainingResult(
@@ -217,15 +171,10 @@ def train(
     )
 
 
-def _resources(
-    session: Session,
-    num_workers: int,
-    threads: int | None,
-    use_gpu: bool,
-    autoscales: bool = False,
-) -> tuple[int, dict[str, float]]:
+def _resources(session: Session, fleet: Fleet) -> tuple[int, dict[str, float]]:
     """Threads of a worker, and what it asks of Ray."""
-    if use_gpu and session.num_gpus < num_workers and not autoscales:
+    num_workers = fleet.num_workers
+    if fleet.use_gpu and session.num_gpus < num_workers and not fleet.autoscales:
         raise UserError(
             f"compute.use_gpu: true with num_workers: {num_workers} needs as many GPUs, and Ray "
             f"sees {session.num_gpus:g}; set compute.use_gpu to false or fewer workers",
@@ -233,16 +182,17 @@ def _resources(
         )
     # A worker is on one node; on a cluster, workers may be on as many.
     cores = len(os.sched_getaffinity(0)) if session.embedded else int(session.node_cpus)
-    threads = threads or max(1, cores // num_workers)
+    threads = fleet.threads_per_worker or max(1, cores // num_workers)
     # On one machine more threads than cores are slow but right, so they do not wait for ever.
     share = session.num_cpus / num_workers if session.embedded else float(threads)
     cpus = min(float(threads), max(0.1, int(share * 10) / 10))
-    return threads, {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
+    return threads, {"CPU": cpus, **({"GPU": 1.0} if fleet.use_gpu else {})}
 
 
-def _wanted_workers(num_workers: int, min_workers: int | None) -> Any:
+def _wanted_workers(fleet: Fleet) -> Any:
     """A number, or the bounds between which Ray Train starts as many as there is room for."""
-    return num_workers if min_workers is None else (min_workers, num_workers)
+    most, least = fleet.num_workers, fleet.min_workers
+    return most if least is None else (least, most)
 
 
 def _drop_unreadable(files: Storage, run: str) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.data.retried_files import retried_filesystem
-from selfshot.data.shared_store import Mirror
-from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.session import current_session, quieten
 from selfshot.distributed.sharing import Sharing
+from selfshot.files import write_atomically
+from selfshot.store.folders import Mirror
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -11,14 +12,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from selfshot.data.shared_store import Mirror
-from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.best import BEST, LAST, SCORES, BestExport
 from selfshot.distributed.checkpoints import CheckpointDigests, weights_only
 from selfshot.distributed.sharing import Sharing
 from selfshot.errors import UserError
+from selfshot.files import atomic_folder, write_atomically
+from selfshot.store.folders import Mirror
+
+if TYPE_CHECKING:
+    from selfshot.training.loop import Schedule
 
 CONFIGS = Path(__file__).parent / "deepspeed"
 HISTORY = "history.jsonl"
@@ -29,6 +33,33 @@ SEND_EVERY_S = 5.0
 PLACED = ("kwargs", "validation", "work_dir")
 """Arguments that name places."""
 KEPT = "kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fleet:
+    """The workers of a training.
+
+    Attributes:
+        num_workers: data-parallel workers.
+        min_workers: go on with as few where the cluster has no more; None: wait for all.
+        threads_per_worker: None divides this machine's cores among the workers.
+        use_gpu: one GPU a worker, bfloat16 autocast, NCCL; otherwise gloo and float32.
+        autoscales: wait for GPUs that the cluster has not, instead of refusing.
+        zero_stage: which of deepspeed/zero{0,1,2,3}.json.
+        max_failures: restarts after a worker's death.
+        loader_workers: processes that make a worker's batches; 0: a thread of its own.
+        compile: torch.compile the module; on a CPU that needs a C++ compiler.
+    """
+
+    num_workers: int = 1
+    min_workers: int | None = None
+    threads_per_worker: int | None = None
+    use_gpu: bool = False
+    autoscales: bool = False
+    zero_stage: int = 0
+    max_failures: int = 2
+    loader_workers: int = 0
+    compile: bool = False
 
 
 def deepspeed_config(
@@ -114,20 +145,22 @@ def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], Mirror | None
 def _train(
     config: dict[str, Any], scratch: Path, mirror: Mirror | None, digests: CheckpointDigests
 ) -> None:
-    os.environ["DS_ACCELERATOR"] = "cuda" if config["use_gpu"] else "cpu"
+    fleet = Fleet(**config["fleet"])
+    os.environ["DS_ACCELERATOR"] = "cuda" if fleet.use_gpu else "cpu"
     import ray.train
     import torch
 
     from selfshot.training import batches as ahead
     from selfshot.training import loop
 
+    plan = loop.Schedule(**config["schedule"])
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(plan.seed)
     task = loop.build_task(config["task"], config["kwargs"])
-    engine, peaks = _initialise(task, config)
-    work_dir, steps = Path(config["work_dir"]), int(config["steps"])
+    engine, peaks = _initialise(task, plan, fleet)
+    work_dir = Path(config["work_dir"])
     meter = loop.Meter()
     parts = engine.gradient_accumulation_steps()
     kept_to = work_dir if mirror is not None and rank == 0 else None
@@ -146,14 +179,14 @@ def _train(
                 sent_at = time.monotonic()
 
     def judged(done: int) -> bool:
-        return best is not None and done > 0 and best.due(done, steps)
+        return best is not None and done > 0 and best.due(done, plan.steps)
 
     def probe(done: int) -> dict[str, float]:
         """Of rank 0, while the others wait."""
         probing, judging = loop.probe_due(task, done), judged(done)
         if not probing and not judging:
             return {}
-        with _whole_weights(task.module, config["zero_stage"], change=False):
+        with _whole_weights(task.module, fleet.zero_stage, change=False):
             if rank != 0:
                 return {}
             figures = cast(loop.WatchedTask, task).probe() if probing else {}
@@ -168,22 +201,20 @@ def _train(
         if mirror is not None:
             mirror.push(HISTORY, f"scratch/{START}")
     if start == 0:
-        _start(task, config["zero_stage"], rank)
+        _start(task, fleet.zero_stage, rank)
     if start == 0 and (before := probe(0)):
         log({"step": 0, **before})
     batches_made, since = 0, time.monotonic()
     with ahead.load_batches(
         loop.batch_maker(task, rank, world_size),
-        range(start, steps),
-        workers=config["loader_workers"],
+        range(start, plan.steps),
+        workers=fleet.loader_workers,
     ) as batches:
         for step, batch in batches:
-            multiplier = loop.schedule(
-                step, steps, config["warmup_steps"], config["drops"], config["drop_factor"]
-            )
+            multiplier = plan.multiplier(step)
             for group, peak in zip(engine.optimizer.param_groups, peaks.values(), strict=True):
                 group["lr"] = peak * multiplier
-            loop.seed_step(config["seed"], step, rank)
+            loop.seed_step(plan.seed, step, rank)
             metrics: dict[str, float] = {}
             norm: float | None = None
             for part in loop.parts_of(task, batch):
@@ -196,7 +227,7 @@ def _train(
                 loop.check_finite(metrics, step, task, part)
                 # The engine takes the mean over parts, and their losses are shares of the whole.
                 engine.backward(outputs["loss"] * parts if parts > 1 else outputs["loss"])
-                norm = _gradient_norm(engine, config["zero_stage"])
+                norm = _gradient_norm(engine, fleet.zero_stage)
                 engine.step()
             if norm is None:
                 norm = engine.get_global_grad_norm()
@@ -204,20 +235,20 @@ def _train(
                 metrics["grad_norm"] = float(norm)
             meter.add(metrics)
             batches_made += 1
-            with _whole_weights(task.module, config["zero_stage"], change=True):
+            with _whole_weights(task.module, fleet.zero_stage, change=True):
                 task.after_step(step)
             done = step + 1
             probing = loop.probe_due(task, done) or judged(done)
-            if done % config["log_every"] == 0 or done == steps or probing:
+            if done % plan.log_every == 0 or done == plan.steps or probing:
                 speed = loop.pace(task, batches_made, time.monotonic() - since)
                 means = {**meter.take(), **speed, **probe(done)}
                 log({"step": done, **means, **loop.learning_rates(peaks, multiplier)})
                 batches_made, since = 0, time.monotonic()
-            if done % config["checkpoint_every"] == 0 or done == steps:
+            if done % plan.checkpoint_every == 0 or done == plan.steps:
                 # On another machine it is all that there is of this run.
                 kept = work_dir if mirror is not None and rank == 0 else None
                 _checkpoint(engine, meter, done, scratch, kept, digests)
-    with _whole_weights(task.module, config["zero_stage"], change=False):
+    with _whole_weights(task.module, fleet.zero_stage, change=False):
         if rank == 0 and best is None:
             _export(task, work_dir / EXPORT)
         elif rank == 0 and best is not None:
@@ -253,7 +284,9 @@ def _gradient_norm(engine: Any, zero_stage: int) -> float | None:
     return gradient_norm(engine.module.parameters())
 
 
-def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+def _initialise(
+    task: Any, plan: Schedule, fleet: Fleet
+) -> tuple[Any, dict[str, float]]:
     """The DeepSpeed engine of a task, and the peak learning rate of each of its groups."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
@@ -270,16 +303,16 @@ def _initialise(task: Any, config: dict[str, Any]) -> tuple[Any, dict[str, float
         model=task.module,
         model_parameters=plain,
         config=deepspeed_config(
-            config["zero_stage"],
+            fleet.zero_stage,
             learning_rate=max(peaks.values()),
-            weight_decay=config["weight_decay"],
-            clip_norm=config["clip_norm"],
-            use_gpu=config["use_gpu"],
+            weight_decay=plan.weight_decay,
+            clip_norm=plan.clip_norm,
+            use_gpu=fleet.use_gpu,
         )
         | {"gradient_accumulation_steps": getattr(task, "accumulate", 1)},
     )
     engine.train()
-    if config["compile"]:
+    if fleet.compile:
         engine.module.compile()
     return engine, peaks
 
@@ -368,10 +401,7 @@ def _checkpoint(
 
 def _export(task: Any, final: Path) -> None:
     """Write the export beside its place and swap it in."""
-    new = final.parent / "scratch" / f"export-{os.getpid()}"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    task.module.eval()
-    task.export(new)
-    shutil.rmtree(final, ignore_errors=True)
-    new.rename(final)
+    with atomic_folder(final, final.parent / "scratch" / f"export-{os.getpid()}") as new:
+        task.module.eval()
+        task.export(new)
+        shutil.rmtree(final, ignore_errors=True)

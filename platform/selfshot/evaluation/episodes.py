@@ -17,8 +17,8 @@ from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Prediction, save_results
 from selfshot.evaluation.confidence import COMPARED, support_confidence
-from selfshot.evaluation.kept_rows import KeptRows
 from selfshot.evaluation.video_ap import episode_scores
+from selfshot.files import digest_bytes, write_atomically
 from selfshot.models.features import ClipFeatures, groups_of, stack_supports
 from selfshot.models.vis import masks_at
 from selfshot.models.vis_model import VisModel
@@ -26,6 +26,7 @@ from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
 from selfshot.ops.motion import moving_objects
 from selfshot.retrieval.methods import Support
+from selfshot.store.local import MANIFEST, Store, canonical_json, stage_key
 
 QUERIES_AT_ONCE = 4
 DECODE_LIMIT_S = 20.0
@@ -149,8 +150,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
             `folds`, `side`, `max_queries`, `predictions` folder for the result files,
             `support_frames` of a support if it is not as long as the benchmark's clips,
-            `confidence`, see `predict_rows`, `device` of the models, and `kept`, the folder of
-            `KeptRows` and the `keys` of networks and benchmark, if rows are to be kept.
+            `confidence`, see `predict_rows`, `device` of the models, and `kept`, the root of a
+            `store` and the `keys` of networks and benchmark, if rows are to be kept.
 
     Returns:
         `rows`: for each row its name and scores in percent (AP, AP50, … and `pooled`);
@@ -167,8 +168,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     target.mkdir(parents=True, exist_ok=True)
     files = {row_name(row): target / f"{row_name(row)}.fold{config['fold']}.json"
              for row in config["rows"]}  # fmt: skip
-    kept, keys = _kept_rows(config, fold, chosen)
-    scores = {name: kept.find(keys[name], file) for name, file in files.items()}
+    kept = {row_name(row): _KeptRow(config, row, fold, chosen) for row in config["rows"]}
+    scores = {name: kept[name].find(file) for name, file in files.items()}
     left = [row for row in config["rows"] if scores[row_name(row)] is None]
     if left:
         device = config.get("device", "cpu")
@@ -180,31 +181,63 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
         for name, found in predictions.items():
             save_results(files[name], found)
             made = scores[name] = _percent(episode_scores(truth, found))
-            kept.keep(keys[name], made, files[name])
+            kept[name].keep(made, files[name])
     results = [
         row | {"name": row_name(row)} | (scores[row_name(row)] or {}) for row in config["rows"]
     ]
     return {"rows": results, "queries": len(fold), "fold": config["fold"]}
 
 
-def _kept_rows(
-    config: dict[str, Any], fold: list[tuple], chosen: dict[str, Any]
-) -> tuple[KeptRows, dict[str, str]]:
-    """Where rows are kept, and the key of each row of this fold by its name."""
-    told = ("fold", "folds", "side", "max_queries", "support_frames")
-    place = config.get("kept") or {"folder": None, "keys": {}}
-    facts = {**place["keys"], **{name: config.get(name) for name in told}}
-    kept = KeptRows(place["folder"] and Path(place["folder"]), facts)
-    keys = {}
-    for row in config["rows"]:
+class _KeptRow:
+    """A row of a fold in the store: scores and result file, found by whatever experiment.
+
+    It depends on the networks, the fold's queries and its own supports, and on nothing else. The
+    trials of a study that changes the corpus ask for the same labelled supports again and again.
+    """
+
+    STAGE = "evaluated_rows"
+    FILE = "predictions.json"
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        row: dict[str, Any],
+        fold: list[tuple],
+        chosen: dict[str, Any],
+    ) -> None:
+        """Nothing is looked for yet; arguments as `evaluate_fold` has them."""
         asked: list[Any] = []
         power = config.get("confidence", 0.0) if row["supports"] in COMPARED else 0.0
         if row["supports"] not in SUPPORT_FREE:
             for video, name in fold:
                 trust = support_confidence(chosen, video, name, row) ** power if power else 1.0
                 asked.append([query_key(video, name), _supports(chosen, video, name, row), trust])
-        keys[row_name(row)] = kept.key(row, asked)
-    return kept, keys
+        facts = ("fold", "folds", "side", "max_queries", "support_frames")
+        self.settings = {name: config.get(name) for name in facts} | {
+            "row": dict(row),
+            "supports": digest_bytes(canonical_json(asked).encode()),
+        }
+        kept = config.get("kept")
+        self.store = kept and Store(Path(kept["store"]))
+        self.inputs: dict[str, Any] = kept["keys"] if kept else {}
+
+    def find(self, predictions: Path) -> dict[str, Any] | None:
+        """The scores, if the row was kept; its result file is then copied to `predictions`."""
+        key = stage_key(self.STAGE, 1, self.settings, self.inputs)
+        found = self.store and self.store.find(self.STAGE, key)
+        if not found:
+            return None
+        write_atomically(predictions, (found / self.FILE).read_bytes())
+        scores: dict[str, Any] = json.loads((found / MANIFEST).read_text())["metrics"]
+        return scores
+
+    def keep(self, scores: Mapping[str, Any], predictions: Path) -> None:
+        """Keep the row, which was just predicted."""
+        if self.store:
+            with self.store.stage(self.STAGE, 1, self.settings, self.inputs) as folder:
+                if not folder.done:
+                    write_atomically(folder.path / self.FILE, predictions.read_bytes())
+                    folder.finish(scores)
 
 
 def predict_rows(

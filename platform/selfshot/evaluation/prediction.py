@@ -13,6 +13,7 @@ from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Video
 from selfshot.evaluation.episodes import track_scores
 from selfshot.evaluation.linking import TrackLinker, windows_of
+from selfshot.files import atomic_file
 from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
 from selfshot.models.vis import masks_at
 from selfshot.models.vis_model import VisModel
@@ -109,12 +110,10 @@ def predict_video(
             linker.add(part, (logits[0] > 0).cpu().numpy(), scores, features, rles)
             on_window(number + 1, len(parts))
         nearest = np.minimum((np.arange(video.length) + every // 2) // every, len(looked_at) - 1)
-        partial = results.with_name(f".{results.name}.partial")
-        with partial.open("w") as file:
+        with atomic_file(results) as partial, partial.open("w") as file:
             file.write("[")
             count = linker.write_results(
                 file, video_id=video.id, category_id=CATEGORY, nearest=nearest.tolist()
             )
             file.write("]\n")
-        partial.replace(results)
     return count

@@ -6,9 +6,9 @@ A new one is a line in `ENCODERS` and a function that builds it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch.nn import functional
 
 from selfshot.errors import UserError
+from selfshot.files import digest_pieces
 from selfshot.models.trunks import EfficientNetTrunk
 
 FRAMES_AT_ONCE = 16
@@ -102,13 +103,15 @@ def _is_export(folder: Path) -> bool:
 
 def digest_of(folder: Path) -> str:
     """SHA-256 over the names and bytes of a folder's files."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()[:16]
+
+    def pieces() -> Iterator[bytes]:
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            yield f"{path.name}\0{path.stat().st_size}\0".encode()
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    yield piece
+
+    return digest_pieces(pieces())[:16]
 
 
 class FrameAverage:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import pickle
 import re
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from selfshot.config.addresses import is_address
 from selfshot.errors import Reported, StorageError, UserError, hidden_outage
+from selfshot.files import digest_bytes, digest_file
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 """Keys under which training programs put the weights of a network."""
@@ -161,18 +161,17 @@ def weights_digest(path: Path | str) -> str:
         try:
             filesystem, inside = fsspec.core.url_to_fs(str(path))
         except ImportError:
-            return hashlib.sha256(_read_remote(str(path))).hexdigest()
+            return digest_bytes(_read_remote(str(path)))
         if "file" in filesystem.protocol:
-            with open(inside, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return digest_file(inside)
         if "http" not in filesystem.protocol:
             return str(filesystem.ukey(inside))
         # Its ukey is the address alone, whatever is there.
         said = filesystem.info(inside)
         marks = [said.get(name) for name in ("ETag", "Content-MD5", "Digest", "Last-Modified")]
         if not any(marks):
-            return hashlib.sha256(_read_remote(str(path))).hexdigest()
-        return hashlib.sha256(repr([str(path), said.get("size"), *marks]).encode()).hexdigest()
+            return digest_bytes(_read_remote(str(path)))
+        return digest_bytes(repr([str(path), said.get("size"), *marks]).encode())
 
 
 def fit_foreign_weights(

@@ -14,12 +14,10 @@ from torch.nn import functional
 from selfshot.models.backbones import build_backbone
 from selfshot.models.companion import Companion
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
-from selfshot.models.inception import InceptionTrunk
-from selfshot.models.pretrained import inflate_positions
 from selfshot.models.projection import ProjectionHead
-from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
+from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk, InceptionTrunk
 from selfshot.models.video_encoder import VideoEncoder
-from selfshot.models.video_vit import VideoViT
+from selfshot.models.video_vit import VideoViT, inflate_positions
 from selfshot.models.weights import fill, load_backbone, read_weights
 from selfshot.models.windows import peak_vectors
 

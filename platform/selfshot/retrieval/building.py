@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from selfshot.files import write_atomically
 from selfshot.models.device import device_for
 from selfshot.retrieval.clip_ids import ClipIds, write_ids
 from selfshot.retrieval.embeddings import (
@@ -128,7 +129,7 @@ def build_from_embeddings(
         "effort": 1,
         **faiss_facts(),
     }
-    _write_json(folder / METADATA_FILE, facts)
+    write_atomically(folder / METADATA_FILE, json.dumps(facts, indent=1) + "\n")
     if plan.kind != "flat":
         index = load_index(folder)
         facts |= measure(index, ids, embeddings, settings, on_message)
@@ -140,7 +141,7 @@ def build_from_embeddings(
         **{f"{name}_seconds": value for name, value in seconds.parts.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    _write_json(folder / METADATA_FILE, facts)
+    write_atomically(folder / METADATA_FILE, json.dumps(facts, indent=1) + "\n")
     return facts
 
 
@@ -386,7 +387,7 @@ class _Seconds:
         return _Timer(self.parts, name)
 
     def save(self) -> None:
-        _write_json(self.path, self.parts)
+        write_atomically(self.path, json.dumps(self.parts, indent=1) + "\n")
 
     def total(self) -> float:
         return sum(self.parts.values())
@@ -403,9 +404,3 @@ class _Timer:
     def __exit__(self, *error: object) -> None:
         taken = time.perf_counter() - self.began
         self.parts[self.name] = self.parts.get(self.name, 0.0) + taken
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.rename(path)

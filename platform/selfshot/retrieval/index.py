@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from selfshot.errors import UserError
+from selfshot.files import atomic_file
 from selfshot.retrieval.clip_ids import ClipIds, write_ids
 from selfshot.retrieval.kinds import CODE_BITS, IndexPlan
 
@@ -315,11 +316,8 @@ def train_index(index: Any, sample: Float[np.ndarray, "sampled dim"], *, use_gpu
 def write_index(index: Any, path: Path) -> None:
     """Write a FAISS index under its name at once."""
     faiss = load_faiss()
-    temporary = path.with_name(f".{path.name}")
-    faiss.write_index(index, str(temporary))
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    with atomic_file(path) as partial:
+        faiss.write_index(index, str(partial))
 
 
 def read_index(path: Path) -> Any:

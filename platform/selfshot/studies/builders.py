@@ -16,7 +16,7 @@ from selfshot.studies.progress import Progress
 
 if TYPE_CHECKING:
     from selfshot.benchmarks.manifest import Benchmark
-    from selfshot.studies.store import StageFolder
+    from selfshot.store.local import StageFolder
 
 BUILDERS = {
     "folder": "selfshot.benchmarks.folder:build_folder",

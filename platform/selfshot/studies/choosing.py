@@ -18,8 +18,8 @@ from selfshot.benchmarks.manifest import (
     read_corpus_labels,
 )
 from selfshot.data.clips import ClipReader
-from selfshot.data.sources import fold_source
 from selfshot.data.video import VideoError
+from selfshot.data.ytvis import fold_source
 from selfshot.errors import UserError
 from selfshot.evaluation.episodes import SupportReader, first_of_each_class, folds
 from selfshot.evaluation.ranking import Ranking, precision_at, ranking_scores

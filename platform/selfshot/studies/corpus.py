@@ -6,24 +6,32 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
+from selfshot.files import remove_partial_files, rename_folder
 from selfshot.studies.progress import Progress
+
+if TYPE_CHECKING:
+    from selfshot.distributed.embedding import EmbeddingJob
 
 ITEMS_PER_FILE = 10_000
 
 
-def embedding_arguments(experiment: Experiment) -> dict[str, Any]:
-    """Plain arguments of the embedding job, out of an experiment's sections."""
-    section, compute = experiment.embedding, experiment.compute
-    return {
-        **section.model_dump(),
-        "use_gpu": compute.use_gpu,
-        "autoscales": compute.autoscales,
-        "max_failures": compute.max_failures,
-    }
+def embedding_job(
+    experiment: Experiment, height: int, width: int, *, retry_quarantined: bool = False
+) -> EmbeddingJob:
+    """Of an experiment's sections, for frames of a size in pixels."""
+    from selfshot.distributed.embedding import EmbeddingJob
+
+    return EmbeddingJob(
+        **experiment.embedding.model_dump(),
+        **experiment.compute.model_dump(include={"use_gpu", "autoscales", "max_failures"}),
+        height=height,
+        width=width,
+        retry_quarantined=retry_quarantined,
+    )
 
 
 def account(summary: dict[str, Any]) -> str:
@@ -172,12 +180,9 @@ def embed(
         summary = embed_corpus(
             manifest,
             opened.encoder,
+            embedding_job(experiment, height, width, retry_quarantined=retry_quarantined),
             settings={"encoder": opened.digest},
             out=out,
-            height=height,
-            width=width,
-            **embedding_arguments(experiment),
-            retry_quarantined=retry_quarantined,
             on_progress=progress.embedding,
             on_message=progress.note,
         )
@@ -242,5 +247,6 @@ def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, A
         embeddings, partial, partial / "scratch", settings, progress.note
     )
     shutil.rmtree(partial / "scratch")
-    partial.rename(out)
+    remove_partial_files(partial)
+    rename_folder(partial, out)
     return facts

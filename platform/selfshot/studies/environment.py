@@ -6,7 +6,7 @@ import os
 import platform as machine
 from importlib.metadata import version
 
-from selfshot.studies.store import git_revision
+from selfshot.store.local import git_revision
 
 
 def run_environment() -> dict[str, str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.config.schema import Experiment
+from selfshot.store.local import MANIFEST
 from selfshot.studies.resources import GPU_STAGES, is_here
 from selfshot.studies.run import open_store
 from selfshot.studies.settings import table_rows
-from selfshot.studies.store import MANIFEST
 from selfshot.studies.sweeping import StudyPlan
 
 

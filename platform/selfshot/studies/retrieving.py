@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from selfshot.store.local import StageFolder
 from selfshot.studies.context import Context, Metrics
 from selfshot.studies.settings import kinds_on_demand
-from selfshot.studies.store import StageFolder
 
 if TYPE_CHECKING:
     from selfshot.models.trained_encoder import FrozenEncoder

@@ -17,20 +17,20 @@ from selfshot.config.addresses import is_address
 from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
-from selfshot.data.locks import file_lock
-from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError
-from selfshot.studies.progress import Progress
-from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
-from selfshot.studies.stages import STAGES, Context, Stage
-from selfshot.studies.store import (
+from selfshot.files import file_lock
+from selfshot.store.local import (
     StageFolder,
     Store,
     complaint_about,
     stage_key,
     verify,
 )
+from selfshot.store.remote import SharedStore
+from selfshot.studies.progress import Progress
+from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
+from selfshot.studies.stages import STAGES, Context, Stage
 from selfshot.studies.tracking import results_of_experiment, tracked
 
 if TYPE_CHECKING:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from selfshot.config.benchmarks import SpritesBenchmark, Yt8mSegments
 from selfshot.config.fields import LATER, Section
 from selfshot.config.schema import BackboneConfig, Experiment
+from selfshot.files import digest_file
 from selfshot.studies.builders import inputs_digest
 
 
@@ -40,11 +39,6 @@ def _without_pace(settings: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "optimiser": optimiser}
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
     """Of a trained network, with what of the machine changes its weights."""
 
@@ -58,9 +52,9 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
             "zero_stage": compute.zero_stage,
         }
         if name == "backbone" and experiment.backbone.weights is not None:
-            section["weights"] = _file_digest(experiment.backbone.weights)
+            section["weights"] = digest_file(experiment.backbone.weights)
         if name == "vis" and experiment.vis.initial is not None:
-            section["initial"] = _file_digest(experiment.vis.initial)
+            section["initial"] = digest_file(experiment.vis.initial)
         if name == "vis" and not isinstance(experiment.benchmark, SpritesBenchmark):
             # Padding was attended to once. Composed clips have none, and were always alike.
             section["padding"] = "left out"

@@ -16,10 +16,11 @@ from selfshot.benchmarks.manifest import corpus_size
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
+from selfshot.store.local import StageFolder
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
-from selfshot.studies.corpus import account, embedding_arguments
+from selfshot.studies.corpus import account, embedding_job
 from selfshot.studies.retrieving import make_seen, make_supports
 from selfshot.studies.settings import (
     benchmark_settings,
@@ -33,7 +34,6 @@ from selfshot.studies.settings import (
     table_rows,
     training_settings,
 )
-from selfshot.studies.store import StageFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,32 +80,21 @@ def _train(
 ) -> Metrics:
     """Run a task on the engine and leave its export and history in the folder."""
     from selfshot.distributed.training import train
+    from selfshot.distributed.worker import Fleet
+    from selfshot.training.loop import Schedule, TaskSpec
 
     compute = context.experiment.compute
+    of_fleet = {field.name for field in dataclasses.fields(Fleet)}
     result = train(
-        task,
-        kwargs,
+        TaskSpec(name, task, kwargs),
+        Schedule(
+            **optimiser.model_dump(exclude={"learning_rate", "schedule", "drops"}),
+            drops=optimiser.drop_shares,
+            seed=context.experiment.seed,
+        ),
+        Fleet(**compute.model_dump(include=of_fleet)),
         work_dir=folder.path,
-        name=name,
-        steps=optimiser.steps,
-        warmup_steps=optimiser.warmup_steps,
-        weight_decay=optimiser.weight_decay,
-        clip_norm=optimiser.clip_norm,
-        drops=optimiser.drop_shares,
-        drop_factor=optimiser.drop_factor,
         validation=validation,
-        checkpoint_every=optimiser.checkpoint_every,
-        log_every=optimiser.log_every,
-        num_workers=compute.num_workers,
-        min_workers=compute.min_workers,
-        threads_per_worker=compute.threads_per_worker,
-        use_gpu=compute.use_gpu,
-        autoscales=compute.autoscales,
-        loader_workers=compute.loader_workers,
-        compile_module=compute.compile,
-        zero_stage=compute.zero_stage,
-        max_failures=compute.max_failures,
-        seed=context.experiment.seed,
         on_log=context.progress.training,
         sharing=context.sharing,
     )
@@ -187,11 +176,9 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
             str(source / "corpus.parquet"), root=str((source / benchmark.corpus_root).resolve())
         ),
         opened.encoder,
+        embedding_job(context.experiment, benchmark.height, benchmark.width),
         settings={"encoder": opened.digest},
         out=folder.path if away is None else away.address,
-        height=benchmark.height,
-        width=benchmark.width,
-        **embedding_arguments(context.experiment),
         sharing=context.sharing,
         on_progress=context.progress.embedding,
         on_message=context.progress.note,
@@ -290,8 +277,8 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     # Trials of a study ask for the same labelled supports. With storage, nodes have only their own.
     names = ("benchmark", *(name for name in ("vis", "vis_no_fuser") if name in context.folders))
     keys = {"version": EVALUATION_VERSION, **{n: context.keys[n] for n in names}}
-    place = str(folder.path.resolve().parents[1] / "evaluated_rows")
-    kept = None if context.sharing else {"folder": place, "keys": keys}
+    store = str(folder.path.resolve().parents[1])
+    kept = None if context.sharing else {"store": store, "keys": keys}
     configs = [
         {
             "trial_id": f"seed_{seed}",

@@ -13,6 +13,7 @@ from selfshot.benchmarks.inputs import check_corpus, distinct_inputs
 from selfshot.config.load import resolved_yaml
 from selfshot.config.sweep import Study
 from selfshot.errors import UserError
+from selfshot.files import write_atomically
 from selfshot.studies.environment import run_environment
 from selfshot.studies.progress import Progress, followed
 from selfshot.studies.reports.tables import Table
@@ -60,8 +61,8 @@ def run_study(study: Study) -> StudyRun:
         made = [trial.path.name for trial in plan.trials if trial.done]
         there.push(*(name for name in made if name not in known))
     (folder / "trials").mkdir(parents=True, exist_ok=True)
-    _write(folder / "study.yaml", resolved_yaml(study.experiment))
-    _write(folder / "trials.json", json.dumps(_listed(plan), indent=1) + "\n")
+    write_atomically(folder / "study.yaml", resolved_yaml(study.experiment))
+    write_atomically(folder / "trials.json", json.dumps(_listed(plan), indent=1) + "\n")
     progress = Progress(len(plan.trials))
     waiting = plan.open_trials
     progress.note(
@@ -284,9 +285,3 @@ def _listed(plan: StudyPlan) -> list[dict[str, Any]]:
         }
         for trial in plan.trials
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -10,6 +10,7 @@ from typing import Any
 from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
 from selfshot.config.sweep import Study, Trial
+from selfshot.store.local import Store, stage_key
 from selfshot.studies.builders import known_digests
 from selfshot.studies.run import (
     open_store,
@@ -19,7 +20,6 @@ from selfshot.studies.run import (
     stage_status,
     wanted_stages,
 )
-from selfshot.studies.store import Store, stage_key
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import time
 from collections import Counter
@@ -24,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
 from selfshot.config.sweep import parse_study
-from selfshot.distributed.atomic import write_atomically
 from selfshot.distributed.mlflow_runs import Record, RunTree, Target, flatten
 from selfshot.distributed.tracking import Tracker, locked, token_of
+from selfshot.files import digest_file, write_atomically
+from selfshot.store.local import MANIFEST, SCRATCH, Store, git_revision
 from selfshot.studies.environment import run_environment
 from selfshot.studies.reports.tables import Table, shown, to_markdown
 from selfshot.studies.scores import figure_name
-from selfshot.studies.store import MANIFEST, SCRATCH, Store, git_revision
 
 if TYPE_CHECKING:
     from selfshot.distributed.sharing import Sharing
@@ -130,7 +129,7 @@ def log_left_over(folder: Path, open_store: Callable[[Experiment], Store]) -> tu
     lock = locked(folder)
     if lock is None:
         return 0, []  # The process that goes on with it logs it.
-    with lock:
+    try:
         facts = json.loads((folder / FACTS).read_text())
         output = folder.resolve().parents[2]
         experiment = parse_study(facts["settings"], str(folder / FACTS)).experiment
@@ -141,6 +140,8 @@ def log_left_over(folder: Path, open_store: Callable[[Experiment], Store]) -> tu
         tree = RunTree(target_of(folder, facts), token_of(folder))
         arrived = tree.log(records(folder, store, tree))
         return arrived, [*tree.refused.values()]
+    finally:
+        lock.release()
 
 
 def _last_sign(folder: Path, facts: Facts, store: Store) -> float:
@@ -391,7 +392,7 @@ def _dataset(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
     return {
         "name": content["name"],
-        "digest": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "digest": digest_file(path),
         "source": str(path),
         "profile": {**content["counts"], "kind": content["kind"], "seed": content["seed"]},
         "context": "training and test",

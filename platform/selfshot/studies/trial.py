@@ -12,6 +12,7 @@ from selfshot.config.load import parse_experiment
 from selfshot.config.schema import Experiment
 from selfshot.data.ytvis import load_results
 from selfshot.errors import UserError
+from selfshot.store.local import MANIFEST
 from selfshot.studies.builders import known_digests
 from selfshot.studies.progress import Progress
 from selfshot.studies.run import (
@@ -22,7 +23,6 @@ from selfshot.studies.run import (
     wanted_stages,
 )
 from selfshot.studies.stages import Context
-from selfshot.studies.store import MANIFEST
 
 
 def make_until(config: dict[str, Any]) -> Context:

@@ -7,6 +7,7 @@ the losses of `run_plain`, which is short enough to be read as the specification
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib
 import json
@@ -203,6 +204,51 @@ def schedule(
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """What is trained: `build_task` builds it, here or on another machine.
+
+    Attributes:
+        name: for people, such as that of the stage.
+        path: dotted path "selfshot.module:function" of a `TrainingTask` builder.
+        kwargs: its arguments, plain JSON values with absolute paths.
+    """
+
+    name: str
+    path: str
+    kwargs: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The steps of a training: AdamW with a linear warm-up and a falling learning rate.
+
+    Attributes:
+        steps: optimiser steps.
+        warmup_steps: steps over which the learning rates rise; then a cosine to zero, or drops.
+        weight_decay: for groups that name none of their own.
+        clip_norm: bound of the gradient's global norm.
+        log_every: steps between two logged points; the last step is always logged.
+        checkpoint_every: steps between two checkpoints; the plain loop makes none.
+        drops, drop_factor: see `schedule`.
+        seed: of dropout, and of whatever a task draws while it is built.
+    """
+
+    steps: int
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: float
+    log_every: int = 20
+    checkpoint_every: int = 100
+    drops: Sequence[float] | None = None
+    drop_factor: float = 0.1
+    seed: int = 0
+
+    def multiplier(self, step: int) -> float:
+        """Of the peak learning rates at a step."""
+        return schedule(step, self.steps, self.warmup_steps, self.drops, self.drop_factor)
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's generator for one step, so that dropout is the same after a restart."""
     # A large odd stride keeps (step, rank) pairs apart; 2^63 bounds what torch accepts.
@@ -271,30 +317,17 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 
 def run_plain(
     task: TrainingTask,
+    plan: Schedule,
     *,
-    steps: int,
-    warmup_steps: int,
-    weight_decay: float,
-    clip_norm: float,
-    log_every: int = 20,
-    seed: int = 0,
     loader_workers: int = 0,
-    drops: Sequence[float] | None = None,
-    drop_factor: float = 0.1,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train in this process with AdamW, a linear warm-up and a falling learning rate.
+    """Train in this process.
 
     Args:
         task: what to train; its module is changed in place.
-        steps: optimiser steps.
-        warmup_steps: steps over which the learning rates rise.
-        weight_decay: for groups that name none of their own.
-        clip_norm: bound of the gradient's global norm.
-        log_every: steps between two logged points; the last step is always logged.
-        seed: of dropout.
+        plan: its steps.
         loader_workers: see `load_batches`.
-        drops, drop_factor: see `schedule`.
         on_log: receives each logged point as it is made.
 
     Returns:
@@ -303,7 +336,7 @@ def run_plain(
     """
     groups: list[dict[str, Any]] = [{**group} for group in task.parameter_groups()]
     peaks = {group["name"]: float(group["lr"]) for group in groups}
-    optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
     device = parameters[0].device
     meter, history = Meter(), []
@@ -320,13 +353,13 @@ def run_plain(
         log({"step": 0, **cast(WatchedTask, task).probe(), "time": time.time()})
     batches_made, since = 0, time.monotonic()
     with load_batches(
-        batch_maker(task, 0, 1), range(steps), workers=loader_workers
+        batch_maker(task, 0, 1), range(plan.steps), workers=loader_workers
     ) as batches:
         for step, batch in batches:
-            multiplier = schedule(step, steps, warmup_steps, drops, drop_factor)
+            multiplier = plan.multiplier(step)
             for group, peak in zip(optimiser.param_groups, peaks.values(), strict=True):
                 group["lr"] = peak * multiplier
-            seed_step(seed, step, 0)
+            seed_step(plan.seed, step, 0)
             metrics: dict[str, float] = {}
             optimiser.zero_grad(set_to_none=True)
             for part in parts_of(task, batch):
@@ -335,14 +368,14 @@ def run_plain(
                 metrics = add_scalars(metrics, dict(zip(names, values.tolist(), strict=True)))
                 check_finite(metrics, step, task, part)
                 outputs["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)
             meter.add({**metrics, "grad_norm": float(norm)})
             batches_made += 1
             optimiser.step()
             task.after_step(step)
             done = step + 1
             probing = probe_due(task, done)
-            if done % log_every == 0 or done == steps or probing:
+            if done % plan.log_every == 0 or done == plan.steps or probing:
                 speed = pace(task, batches_made, time.monotonic() - since)
                 probed = cast(WatchedTask, task).probe() if probing else {}
                 means = {**meter.take(), **speed, **probed}

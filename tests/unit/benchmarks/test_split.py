@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfshot.benchmarks.finish import draw_pairs
 from selfshot.benchmarks.leakage import check_leakage, query_sources
 from selfshot.benchmarks.manifest import Benchmark
-from selfshot.benchmarks.pairs import draw_pairs
 from selfshot.benchmarks.split import UNSEEN, source_of, split_videos
 from selfshot.data.clips import ClipReader
 from selfshot.data.ytvis import Annotations, Track, Video

@@ -17,7 +17,7 @@ from PIL import Image
 from selfshot.benchmarks.corpus_build import Cutting, build_manifest
 from selfshot.benchmarks.corpus_items import Item
 from selfshot.benchmarks.fingerprint import fingerprint
-from selfshot.benchmarks.folder_corpus import digest_file, find_clips
+from selfshot.benchmarks.folder_corpus import find_clips, size_and_digest
 from selfshot.data.fetch import sample_stored_clip
 from selfshot.data.images import image_names, read_image
 from selfshot.data.video import sample_clip
@@ -48,7 +48,7 @@ def no_more_files() -> Iterator[None]:
     [
         lambda folder: read_image(folder / "a.png", 8, 8),
         image_names,
-        lambda folder: digest_file(folder / "clip.mp4"),
+        lambda folder: size_and_digest(folder / "clip.mp4"),
         lambda folder: find_clips(folder, []),
         lambda folder: fingerprint({}, [folder]),
         lambda folder: sample_stored_clip(str(folder / "clip.mp4"), offset=2, **SIZE),

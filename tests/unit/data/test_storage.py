@@ -214,7 +214,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path, address: str) 
     files = Storage(address.format(tmp=tmp_path), "--out")
     files.write("a.json", b"one")
     files.write("a.json", b"two!")
-    files.write(".b.parquet.17-0123abcd", b"left by a kill")
+    files.write(".b.parquet.17-0123abcd.partial", b"left by a kill")
     assert files.read("a.json") == b"two!" and files.sizes()["a.json"] == 4
     files.remove_partial()
     assert files.sizes() == {"a.json": 4}

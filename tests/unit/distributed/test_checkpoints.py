@@ -12,11 +12,11 @@ import pytest
 import ray
 import torch
 
-from selfshot.data.shared_store import Mirror
 from selfshot.data.storage import ATTEMPTS, Storage
 from selfshot.distributed.checkpoints import DIGESTS, CheckpointDigests, weights_only
 from selfshot.distributed.training import _drop_unreadable
 from selfshot.errors import StorageError
+from selfshot.store.folders import Mirror
 
 RUN = "scratch/ray/train"
 SNAPSHOT = f"{RUN}/checkpoint_manager_snapshot.json"

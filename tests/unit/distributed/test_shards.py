@@ -145,7 +145,7 @@ def test_a_later_run_takes_stock(tmp_path: Path, address: str) -> None:
     storage = Storage(out, "--out")
     storage.write("shard-00000.parquet", storage.read("shard-00000.parquet")[:-9])
     storage.write("shard-00009.parquet", b"of a longer manifest")
-    storage.write(".shard-00001.parquet.11-0123abcd", b"half")
+    storage.write(".shard-00001.parquet.11-0123abcd.partial", b"half")
     assert resumed(write_manifest(tmp_path / "m", 7, 3), out).unfinished() == [0]
     assert "shard-00009.parquet" not in storage.sizes()
     assert not [name for name in storage.sizes() if name.startswith(".")]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
 from selfshot.distributed.mapping import _packed, _unpack
 from selfshot.distributed.sharing import CACHE, Sharing
 from selfshot.distributed.tracking import token_of
 from selfshot.distributed.trials import _keep
 from selfshot.errors import StorageError
-from selfshot.studies.store import Store
+from selfshot.store.local import Store
+from selfshot.store.remote import SharedStore
 from selfshot.training import loop
 
 

@@ -396,10 +396,10 @@ def test_one_process_at_a_time_logs_a_run(folder: Path) -> None:
     target = Target(None, "paper", folder)
     other = Tracker(target, folder, lambda tree: family(folder, tree.token))
     assert other.close() and everything(target) == {}
-    held.close()
+    held.release()
     with_lock = locked(folder)
     assert with_lock is not None
-    with_lock.close()
+    with_lock.release()
 
 
 def test_a_run_that_somebody_deleted_is_made_again(folder: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from selfshot.data.shared_store import Mirror
 from selfshot.data.storage import Storage
 from selfshot.distributed.trials import _read_result
+from selfshot.store.folders import Mirror
 
 
 @pytest.mark.parametrize("content", [b"", b'{"rows": [', b"\xff"])

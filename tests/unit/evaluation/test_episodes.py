@@ -482,7 +482,7 @@ def test_rows_that_were_predicted_before_are_taken(
 
     def evaluated(name: str, vis: str = "a", **more: Any) -> dict[str, Any]:
         asked.clear()
-        kept = {"folder": str(tmp_path / "kept"), "keys": {"vis": vis}}
+        kept = {"store": str(tmp_path / "kept"), "keys": {"vis": vis}}
         into = str(tmp_path / name)
         return episodes.evaluate_fold(config_of(folder, kept=kept, predictions=into, **more))
 
@@ -504,8 +504,8 @@ def test_rows_that_were_predicted_before_are_taken(
         assert len(asked) == 3, change
 
     # What was damaged or half written is predicted again.
-    masks = sorted((tmp_path / "kept").glob("*.predictions.json"))
-    scores = sorted({*(tmp_path / "kept").glob("*.json")} - {*masks})
+    masks = sorted((tmp_path / "kept").rglob("predictions.json"))
+    scores = sorted((tmp_path / "kept").rglob("manifest.json"))
     assert len(scores) == len(masks) == 13
     for path in masks:
         path.write_bytes(path.read_bytes()[:-2])

@@ -11,9 +11,8 @@ from torch import nn
 
 from selfshot.errors import UserError
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
-from selfshot.models.inception import InceptionTrunk
-from selfshot.models.pretrained import inflate_positions
-from selfshot.models.video_vit import SIZES, VideoViT
+from selfshot.models.trunks import InceptionTrunk
+from selfshot.models.video_vit import SIZES, VideoViT, inflate_positions
 
 
 def _fit(network: nn.Module, path: Path) -> WeightsReport:

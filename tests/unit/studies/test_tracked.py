@@ -19,10 +19,10 @@ from selfshot.config.schema import Experiment
 from selfshot.config.sweep import load_study
 from selfshot.distributed import tracking
 from selfshot.distributed.mlflow_runs import Target
+from selfshot.store.local import StageFolder, Store, stage_key
 from selfshot.studies.reports.tables import Cell, Table
 from selfshot.studies.run import open_store
 from selfshot.studies.scores import figure_name
-from selfshot.studies.store import StageFolder, Store, stage_key
 from selfshot.studies.tracking import (
     FACTS,
     LONGEST_NOTE,

@@ -20,7 +20,7 @@ from selfshot.training import contrast
 from selfshot.training.batches import load_batches
 from selfshot.training.contrast import NO_VIDEO
 from selfshot.training.encoder import EncoderTask
-from selfshot.training.loop import batch_maker, run_plain, seed_step
+from selfshot.training.loop import Schedule, batch_maker, run_plain, seed_step
 
 LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
 
@@ -187,7 +187,7 @@ class TestEncoder:
         task.after_step(0)
         videos = whole["videos"].repeat_interleave(2)
         assert torch.equal(task.module.queue_videos[:8], videos), "keys of all parts are kept"
-        history = run_plain(task, steps=2, **LOOP)
+        history = run_plain(task, Schedule(steps=2, **LOOP))
         assert all(0 <= point["nearest_is_positive"] <= 1 for point in history)
 
     def test_the_farthest_positive_alone_of_clips_that_change(
@@ -262,7 +262,7 @@ class TestEncoder:
         monkeypatch.setattr(EncoderTask, "_fit_whitening", count)
         task = make(adapter="whitened_linear", layers=0, dim=32, steps=2)
         assert not fitted
-        run_plain(task, steps=2, **LOOP)
+        run_plain(task, Schedule(steps=2, **LOOP))
         assert fitted == [task]
 
     def test_the_queue_ages(self, make: Any) -> None:
@@ -282,7 +282,7 @@ class TestEncoder:
         task = make(head=head, steps=2)
         assert task.module.queue.shape == (16, 7)
         before = {name: value.clone() for name, value in task.module.head.state_dict().items()}
-        run_plain(task, steps=2, **LOOP)
+        run_plain(task, Schedule(steps=2, **LOOP))
         after = task.module.head.state_dict()
         assert not torch.equal(before["layers.0.weight"], after["layers.0.weight"])
         slow = task.module.momentum_head.state_dict()["layers.0.weight"]
@@ -374,7 +374,7 @@ class TestEncoder:
         assert found["probe_precision_1"] == pytest.approx(np.mean(at_1))
         assert found["probe_precision_5"] == pytest.approx(np.mean(at_5))
         assert found["probe_chance"] == pytest.approx(np.mean(chance))
-        history = run_plain(task, steps=4, **LOOP | {"log_every": 3})
+        history = run_plain(task, Schedule(steps=4, **LOOP | {"log_every": 3}))
         assert [point["step"] for point in history] == [0, 2, 3, 4]
         assert [("probe_precision_5" in point) for point in history] == [True, True, False, True]
         assert history[0]["probe_precision_5"] == pytest.approx(found["probe_precision_5"])
@@ -382,7 +382,7 @@ class TestEncoder:
 
     def test_without_a_queue(self, make: Any) -> None:
         task = make(queue_length=0)
-        assert np.isfinite(_losses(run_plain(task, steps=2, **LOOP))).all()
+        assert np.isfinite(_losses(run_plain(task, Schedule(steps=2, **LOOP)))).all()
 
     def test_two_ranks_have_the_loss_of_one(
         self, make: Any, monkeypatch: pytest.MonkeyPatch
@@ -464,7 +464,7 @@ class TestEncoder:
     def test_the_momentum_encoder_follows(self, make: Any) -> None:
         task = make(momentum=0.5)
         start = {k: v.clone() for k, v in task.module.encoder.state_dict().items()}
-        run_plain(task, steps=1, **LOOP)
+        run_plain(task, Schedule(steps=1, **LOOP))
         name = "blocks.0.attention.out.weight"
         fast = task.module.encoder.state_dict()[name]
         slow = task.module.momentum_encoder.state_dict()[name]
@@ -482,7 +482,7 @@ class TestEncoder:
         task = make(loss=loss, queue_length=0, learning_rate=5e-3, steps=15)
         batch = task.batch(0, 0, 1)
         task.batch = lambda step, rank, world_size: batch
-        losses = _losses(run_plain(task, steps=15, **LOOP))
+        losses = _losses(run_plain(task, Schedule(steps=15, **LOOP)))
         assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
     @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ class TestEncoder:
         expected = trunk in ("scratch", "video_vit") or more.get("trunk_trained", False)
         inside = task.module.encoder if trunk == "video_vit" else task.module.encoder.trunk
         assert any(id(p) in trained for p in inside.parameters()) == expected
-        run_plain(task, steps=1, **LOOP)
+        run_plain(task, Schedule(steps=1, **LOOP))
         task.export(tmp_path)
         batch = task.batch(4, 0, 1)["frames"][:, 0]
         # Loading sets how this process multiplies convolutions, so it comes before both.

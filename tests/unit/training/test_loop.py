@@ -18,6 +18,7 @@ from selfshot.training.batches import load_batches, prefetch, to_device
 from selfshot.training.loop import (
     Meter,
     NonFiniteLossError,
+    Schedule,
     build_task,
     learning_rates,
     resolve,
@@ -45,14 +46,14 @@ def test_schedule_with_drops() -> None:
     # The paper's: 20 epochs, a tenth from the 15th on.
     assert [schedule(step, 20, 0, [0.7]) for step in (13, 14)] == pytest.approx([1.0, 0.1])
     assert schedule(9, 20, 0, []) == 1.0
-    dropped = run_plain(ToyTask(seed=2), steps=10, log_every=1, drops=[0.5], **SETTINGS)
+    dropped = run_plain(ToyTask(seed=2), Schedule(steps=10, log_every=1, drops=[0.5], **SETTINGS))
     assert [point["lr"] for point in dropped[3:]] == pytest.approx([1e-2] * 2 + [1e-3] * 5)
 
 
 def test_run_plain_is_adamw_written_out() -> None:
     task = ToyTask(seed=2, dropout=0.0)
     twin = ToyTask(seed=2, dropout=0.0)
-    history = run_plain(task, steps=7, log_every=1, **SETTINGS)
+    history = run_plain(task, Schedule(steps=7, log_every=1, **SETTINGS))
     groups = twin.parameter_groups()
     state = {id(p): (torch.zeros_like(p), torch.zeros_like(p)) for g in groups for p in g["params"]}
     losses = []
@@ -82,8 +83,8 @@ def test_run_plain_is_adamw_written_out() -> None:
 
 
 def test_history_means_and_last_step() -> None:
-    every = run_plain(ToyTask(), steps=8, log_every=1, **SETTINGS)
-    thirds = run_plain(ToyTask(), steps=8, log_every=3, **SETTINGS)
+    every = run_plain(ToyTask(), Schedule(steps=8, log_every=1, **SETTINGS))
+    thirds = run_plain(ToyTask(), Schedule(steps=8, log_every=3, **SETTINGS))
     assert [point["step"] for point in thirds] == [3, 6, 8]
     means = [sum(p["loss"] for p in every[a:b]) / (b - a) for a, b in ((0, 3), (3, 6), (6, 8))]
     assert [point["loss"] for point in thirds] == pytest.approx(means, rel=1e-6)
@@ -94,7 +95,7 @@ def test_history_means_and_last_step() -> None:
 def test_same_seed_same_weights_and_it_learns(tmp_path: Path) -> None:
     for name in ("a", "b"):
         task = ToyTask(seed=1, learning_rate=3e-2)
-        history = run_plain(task, steps=150, log_every=10, seed=4, **SETTINGS)
+        history = run_plain(task, Schedule(steps=150, log_every=10, seed=4, **SETTINGS))
         (tmp_path / name).mkdir()
         task.export(tmp_path / name)
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
@@ -104,7 +105,7 @@ def test_same_seed_same_weights_and_it_learns(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:
     with pytest.raises(NonFiniteLossError, match="step 4: the loss is nan") as caught:
-        run_plain(ToyTask(spoil_step=4), steps=8, **SETTINGS)
+        run_plain(ToyTask(spoil_step=4), Schedule(steps=8, **SETTINGS))
     assert isinstance(caught.value, UserError)
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
 
@@ -115,7 +116,7 @@ def test_a_loss_that_is_not_finite_names_the_batch() -> None:
             return f"samples {batch['inputs'].shape[0]}"
 
     with pytest.raises(NonFiniteLossError, match=r"step 1: the loss is nan.*: samples 16"):
-        run_plain(Described(spoil_step=1), steps=8, **SETTINGS)
+        run_plain(Described(spoil_step=1), Schedule(steps=8, **SETTINGS))
 
 
 MAKERS = """
@@ -229,7 +230,7 @@ def test_learning_rates_are_those_of_the_optimiser(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
     task = ToyTask(learning_rate=0.02)
     loop = {"warmup_steps": 3, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
-    history = run_plain(task, steps=7, **loop)
+    history = run_plain(task, Schedule(steps=7, **loop))
     for point, (head, body) in zip(history, had, strict=True):
         assert (point["lr"], point["lr_head"], point["lr_body"]) == (head, head, body)
     assert history[2]["lr"] == pytest.approx(0.02) and history[2]["lr_body"] == pytest.approx(0.01)

@@ -16,7 +16,7 @@ from selfshot.errors import UserError
 from selfshot.models.backbone import normalise_frames
 from selfshot.models.weights import load_backbone, load_vis, save_weights
 from selfshot.training.backbone import BackboneTask
-from selfshot.training.loop import run_plain
+from selfshot.training.loop import Schedule, run_plain
 from selfshot.training.vis import VisTask
 
 LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
@@ -200,7 +200,7 @@ class TestBackbone:
         assert ours != pytest.approx(surprise.mean(), abs=1e-5)
 
     def test_it_learns(self, backbone_settings: dict[str, Any]) -> None:
-        history = run_plain(BackboneTask(**backbone_settings), steps=20, **LOOP)
+        history = run_plain(BackboneTask(**backbone_settings), Schedule(steps=20, **LOOP))
         losses = _losses(history)
         assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
 
@@ -208,7 +208,7 @@ class TestBackbone:
         self, backbone_settings: dict[str, Any], backbone_folder: Path, tmp_path: Path
     ) -> None:
         task = BackboneTask(**backbone_settings)
-        run_plain(task, steps=2, **LOOP)
+        run_plain(task, Schedule(steps=2, **LOOP))
         task.export(tmp_path)
         loaded, ours = load_backbone(tmp_path), task.module.eval()
         frames = normalise_frames(task.batch(5, 0, 1)["frames"])
@@ -334,7 +334,7 @@ class TestVis:
         norms = {k: v.clone() for k, v in task.module.named_buffers()}
         episode = task.batch(0, 0, 1)
         task.batch = lambda step, rank, world_size: episode
-        history = run_plain(task, steps=15, **LOOP)
+        history = run_plain(task, Schedule(steps=15, **LOOP))
         losses = _losses(history)
         assert np.mean(losses[-3:]) < 0.8 * losses[0]
         assert history[-1]["common"] < history[0]["common"]
@@ -342,7 +342,7 @@ class TestVis:
 
     def test_export_and_load(self, make: Any, tmp_path: Path) -> None:
         task = make()
-        run_plain(task, steps=1, **LOOP)
+        run_plain(task, Schedule(steps=1, **LOOP))
         task.export(tmp_path)
         loaded, ours = load_vis(tmp_path), task.module.model.eval()
         batch = task.batch(4, 0, 1)
@@ -359,7 +359,7 @@ class TestVis:
             "min_score": 0.0, "max_overlap": 0.5, "min_likeness": 0.5,
         }  # fmt: skip
         task = make(siamese, method="siamese_mask_rcnn", episodes_per_batch=4, accumulate=2)
-        history = run_plain(task, steps=6, **LOOP)
+        history = run_plain(task, Schedule(steps=6, **LOOP))
         assert history[-1]["loss"] < history[0]["loss"]
         assert set(history[0]) >= {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}
         batch = task.batch(0, 0, 1)
@@ -455,7 +455,7 @@ class TestVis:
 
     def test_training_in_parts(self, make: Any) -> None:
         histories = [
-            run_plain(make(episodes_per_batch=4, accumulate=parts), steps=3, **LOOP)
+            run_plain(make(episodes_per_batch=4, accumulate=parts), Schedule(steps=3, **LOOP))
             for parts in (1, 4)
         ]
         for one, other in zip(*histories, strict=True):

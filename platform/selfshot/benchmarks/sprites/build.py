@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,7 @@ from selfshot.benchmarks.sprites.classes import GLYPHS
 from selfshot.benchmarks.sprites.scenes import Shot, shot
 from selfshot.data.ytvis import load_annotations
 from selfshot.errors import UserError
+from selfshot.files import digest_bytes, write_atomically
 from selfshot.ops.masks import encode_rle, rle_area, rle_to_box
 
 FPS = 8
@@ -175,14 +174,12 @@ def compose_unit(unit: Unit) -> str:
                 "end_s": None,
                 "source_id": clip["name"],
                 "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
+                "sha256": digest_bytes(data),
                 "class": clip["class"],
                 "shots": shots,
             }
         )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(entries), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(entries))
     return str(path)
 
 

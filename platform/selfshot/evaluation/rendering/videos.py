@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -44,6 +42,7 @@ from selfshot.evaluation.rendering.sheets import (
     contact_sheet,
     resized,
 )
+from selfshot.files import atomic_file, digest_bytes
 
 FORMATS = ("mp4", "gif", "png")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -255,7 +254,7 @@ def file_stem(video: Video) -> str:
     """A name for a video's files that cannot leave their folder and is no other video's."""
     number = str(video.id)
     if len(number) > 20:
-        number = hashlib.sha256(number.encode()).hexdigest()[:20]
+        number = digest_bytes(number.encode())[:20]
     name = re.sub(r"[^A-Za-z0-9]+", "_", video_name(video)).strip("_")[:60]
     return f"{number}_{name}" if name else number
 
@@ -315,7 +314,7 @@ def _show_one(
         ", ".join(plain(name) for name in classes),
     )
     with contextlib.ExitStack() as stack:
-        paths = {kind: stack.enter_context(_whole(out / name)) for kind, name in files.items()}
+        paths = {kind: stack.enter_context(atomic_file(out / name)) for kind, name in files.items()}
         scene = Scene(video, panels, rows) if moves else None
         animations = [
             stack.enter_context(Animation(paths[kind], kind, fps))
@@ -349,17 +348,6 @@ def _one_by_one(
         yield from piece
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place to write a file, which has its name when all went well, and is gone otherwise."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _write_page(
     out: Path, title: str, drawn: Sequence[Drawn], left_out: Sequence[tuple[str, str]]
 ) -> None:
@@ -375,7 +363,7 @@ def _write_page(
     page = environment.get_template("browse.html.jinja").render(
         title=title, drawn=drawn, left_out=left_out
     )
-    with _whole(out / "index.html") as partial:
+    with atomic_file(out / "index.html") as partial:
         # Names may hold half of a surrogate pair, which UTF-8 has no bytes for.
         partial.write_text(page, encoding="utf-8", errors="replace")
 

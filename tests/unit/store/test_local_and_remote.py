@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from selfshot.data.shared_store import SharedStore
 from selfshot.data.storage import Storage
 from selfshot.errors import StorageError
-from selfshot.studies.store import Store, verify
+from selfshot.store.local import Store, verify
+from selfshot.store.remote import SharedStore
 
 SOURCE = Path(__file__).resolve().parents[3] / "platform"
 
@@ -150,7 +150,7 @@ def test_a_kill_before_the_pointer_leaves_no_half_stage(tmp_path: Path, before: 
                 time.sleep(60)
             write(self, name, content)
         Storage.write = stop
-        from test_store_shared import make, store_of
+        from test_local_and_remote import make, store_of
         make(store_of(Path({str(tmp_path)!r}), "a"))
     """
     process = subprocess.Popen(

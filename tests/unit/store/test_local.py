@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from selfshot.studies.store import MANIFEST, Store, hash_files, stage_key, verify
+from selfshot.store.local import MANIFEST, Store, hash_files, stage_key, verify
 
 SETTINGS = {"steps": 5, "rate": 0.1, "nested": {"b": [1, 2], "a": None}}
 
@@ -39,7 +39,7 @@ import sys, time
 from pathlib import Path
 from typing import Any
 sys.path.insert(0, {str(source)!r})
-from selfshot.studies.store import Store
+from selfshot.store.local import Store
 store = Store(Path({str(tmp_path)!r}))
 with store.stage("slow", 1, {{}}, {{}}) as folder:
 {textwrap.indent(textwrap.dedent(body), "    ")}

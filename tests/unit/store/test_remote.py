@@ -13,17 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfshot.data import shared_store
-from selfshot.data.shared_store import DamagedError, Mirror, SharedStore, is_safe, parts_of
 from selfshot.data.storage import Storage
 from selfshot.errors import StorageError
+from selfshot.store import remote
+from selfshot.store.folders import Mirror, is_safe
+from selfshot.store.remote import DamagedError, SharedStore, parts_of
 
 STAGE, KEY = "vis", "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
 def _small_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_store, "PART_BYTES", 50)
+    monkeypatch.setattr(remote, "PART_BYTES", 50)
 
 
 def finished(folder: Path, files: Mapping[str, bytes], key: str = KEY, note: str = "") -> Path:
@@ -167,7 +168,7 @@ def test_two_that_upload_at_once_do_not_mix(
         join(self, paths, name)
 
     monkeypatch.setattr(Storage, "join", meanwhile)
-    monkeypatch.setattr(shared_store, "AT_ONCE", 1)
+    monkeypatch.setattr(remote, "AT_ONCE", 1)
     assert not store.publish(STAGE, KEY, first)
     assert store.fetch(STAGE, KEY, tmp_path / "got")
     assert contents(tmp_path / "got") == contents(second)
@@ -231,7 +232,7 @@ def test_files_are_cut_where_they_were_joined(
         whole = whole[size:]
     wanted = [(str(n), len(c), hashlib.sha256(c).hexdigest()) for n, c in enumerate(contents)]
     with tempfile.TemporaryDirectory() as folder:
-        shared_store._cut(iter(pieces), wanted, Path(folder))
+        remote._cut(iter(pieces), wanted, Path(folder))
         assert [(Path(folder) / str(n)).read_bytes() for n in range(len(contents))] == contents
 
 
@@ -249,7 +250,7 @@ def test_a_part_that_comes_wrong_once_is_read_again(
             yield from pieces(self, name)
 
     monkeypatch.setattr(Storage, "pieces", wrong)
-    monkeypatch.setattr(shared_store, "AT_ONCE", 1)
+    monkeypatch.setattr(remote, "AT_ONCE", 1)
     assert store.fetch(STAGE, KEY, tmp_path / "got")
 
 

@@ -17,24 +17,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from selfshot.data.locks import Message
 from selfshot.data.storage import Storage
+from selfshot.files import Message, atomic_folder, digest_bytes, write_atomically
+from selfshot.store.folders import is_safe
 
 MANIFEST = "manifest.json"
 PART_BYTES = 64 * 2**20
 AT_ONCE = 4
 READ_ATTEMPTS = 3
-FileState = tuple[int, int, int]
-"""Inode, time in nanoseconds and size of a file: no clock has to agree with another one's."""
 _KEY = re.compile(r"[0-9a-f]{16}")
 _UPLOAD = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{8})?")
 
@@ -50,14 +47,6 @@ class Pointer:
     upload: str
     sha256: str
     part_bytes: int
-
-
-def is_safe(name: str) -> bool:
-    """Whether a name of another machine stays inside the folder that it is put into."""
-    parts = name.split("/")
-    return bool(name) and "\\" not in name and "\0" not in name and not (
-        {"", ".", ".."} & set(parts)
-    )  # fmt: skip
 
 
 def parts_of(files: Mapping[str, int], part_bytes: int) -> list[list[str]]:
@@ -118,7 +107,7 @@ class SharedStore:
             content = self.storage.read(name)
         except FileNotFoundError:
             raise DamagedError(f"{MANIFEST} is missing") from None
-        if hashlib.sha256(content).hexdigest() != pointer.sha256:
+        if digest_bytes(content) != pointer.sha256:
             raise DamagedError(f"{MANIFEST} has changed")
         try:
             said = json.loads(content)
@@ -141,7 +130,7 @@ class SharedStore:
         """
         content = (folder / MANIFEST).read_bytes()
         files: dict[str, Any] = json.loads(content)["files"]
-        sha256 = hashlib.sha256(content).hexdigest()
+        sha256 = digest_bytes(content)
         if (same := self._compare(stage, key, sha256, files)) is not None:
             return same
         upload = sha256[:16]
@@ -192,22 +181,15 @@ class SharedStore:
         pointer = self.pointer(stage, key)
         if pointer is None:
             return False
-        partial = final.with_name(f"{final.name}.fetched")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
-            content, said = self.manifest(stage, key, pointer)
-            self._say(f"{stage}/{key} is fetched from {self.storage.address}")
-            self._fetch_files(stage, key, pointer, said["files"], partial)
+            with atomic_folder(final, final.with_name(f"{final.name}.fetched")) as partial:
+                content, said = self.manifest(stage, key, pointer)
+                self._say(f"{stage}/{key} is fetched from {self.storage.address}")
+                self._fetch_files(stage, key, pointer, said["files"], partial)
+                write_atomically(partial / MANIFEST, content)
         except DamagedError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             self._note_damage(stage, key, pointer, error)
             return False
-        with (partial / MANIFEST).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(final)
         return True
 
     def _note_damage(self, stage: str, key: str, pointer: Pointer, error: Exception) -> None:
@@ -258,7 +240,7 @@ class SharedStore:
                     content = self.storage.read_part(f"{upload}/{part}", before, sizes[name])
                 except FileNotFoundError:
                     raise DamagedError(f"{part} is missing") from None
-                if hashlib.sha256(content).hexdigest() != said["files"][name]["sha256"]:
+                if digest_bytes(content) != said["files"][name]["sha256"]:
                     raise DamagedError(f"{name} has changed (its SHA-256 is not the manifest's)")
                 return content
         return None
@@ -305,95 +287,3 @@ def _cut(pieces: Iterator[bytes], wanted: Sequence[tuple[str, int, str]], folder
                 left -= len(piece)
         if digest.hexdigest() != sha256:
             raise DamagedError(f"{name} has changed (its SHA-256 is not the manifest's)")
-
-
-class Mirror:
-    """A folder of work in progress, and its counterpart behind the address."""
-
-    def __init__(self, storage: Storage, place: str, folder: Path) -> None:
-        """Args: the files, the counterpart's name there, and the folder here."""
-        self.storage, self.place, self.folder = storage, place, folder
-
-    @property
-    def address(self) -> str:
-        """Of the counterpart."""
-        return self.storage.address_of(self.place)
-
-    def attempt(self, name: str, folder: Path | None = None) -> Mirror:
-        """A counterpart beside those of other machines that may make the same.
-
-        Args:
-            name: of the attempt.
-            folder: another folder here than this one's.
-        """
-        return Mirror(self.storage, f"{self.place}/attempt-{name}", folder or self.folder)
-
-    def states(self, *names: str) -> dict[str, FileState]:
-        """The files of it by their relative path, but hidden ones.
-
-        Args:
-            names: relative paths of files and folders, which may be absent; none: the whole.
-        """
-        found: dict[str, FileState] = {}
-        for name in names or ("",):
-            path = self.folder / name
-            for one in [path] if path.is_file() else sorted(path.rglob("*")):
-                relative = PurePosixPath(one.relative_to(self.folder))
-                if one.is_file() and not any(part.startswith(".") for part in relative.parts):
-                    state = one.stat()
-                    found[str(relative)] = (state.st_ino, state.st_mtime_ns, state.st_size)
-        return found
-
-    def push(self, *names: str, unless: Mapping[str, FileState] | None = None) -> None:
-        """Send files and folders of it; those that are not there are left out.
-
-        Args:
-            names: see `states`.
-            unless: what `states` said earlier: a file that is still so is not sent.
-        """
-        for relative, state in self.states(*names).items():
-            if (unless or {}).get(relative) != state:
-                self.storage.upload(self.folder / relative, f"{self.place}/{relative}")
-
-    def pull(self, name: str, *, missing: bool = False) -> bool:
-        """Bring a file.
-
-        Args:
-            name: relative path.
-            missing: only if it is not here.
-
-        Returns:
-            whether it is here.
-        """
-        if missing and (self.folder / name).exists():
-            return True
-        try:
-            self.storage.download(f"{self.place}/{name}", self.folder / name)
-        except FileNotFoundError:
-            return (self.folder / name).exists()
-        return True
-
-    def pull_folder(self, name: str = "", *, missing: bool = False) -> int:
-        """Bring all files of a folder but hidden ones; returns how many were brought.
-
-        Args:
-            name: relative path; empty: the whole.
-            missing: only those that are not here.
-        """
-        there = self.storage.sizes(f"{self.place}/{name}".rstrip("/"), deep=True)
-        brought = 0
-        for relative in sorted(there):
-            path = self.folder / name / relative
-            hidden = any(part.startswith(".") for part in relative.split("/"))
-            if is_safe(relative) and not hidden and not (missing and path.exists()):
-                self.storage.download(f"{self.place}/{name}/{relative}".replace("//", "/"), path)
-                brought += 1
-        return brought
-
-    def remove(self, name: str = "") -> None:
-        """Remove a file or folder of the counterpart, or all of it."""
-        whole = f"{self.place}/{name}".rstrip("/")
-        if self.storage.size(whole) is not None:
-            self.storage.remove(whole)
-        else:
-            self.storage.remove_folder(whole)

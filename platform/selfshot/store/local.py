@@ -9,7 +9,7 @@
 A folder appears under its final name by one rename, after its manifest was written and synced, so
 whoever finds it finds all of it. A kill at any moment, kill -9 included, leaves the lock free.
 
-With storage (`selfshot.data.shared_store`) this folder is a cache of it: what is not here is
+With storage (`selfshot.store.remote`) this folder is a cache of it: what is not here is
 fetched before anything is made, and what is finished is sent there.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -31,10 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import selfshot
-from selfshot.data.locks import Message, file_lock
-from selfshot.data.shared_store import MANIFEST as MANIFEST
-from selfshot.data.shared_store import SharedStore
 from selfshot.errors import StorageError
+from selfshot.files import (
+    Message,
+    atomic_file,
+    digest_bytes,
+    digest_file,
+    file_lock,
+    remove_partial_files,
+    rename_folder,
+    write_atomically,
+)  # fmt: skip
+from selfshot.store.remote import MANIFEST as MANIFEST
+from selfshot.store.remote import SharedStore
 
 Exclusive = Callable[[str], contextlib.AbstractContextManager[Any]]
 SCRATCH = "scratch"
@@ -64,7 +72,7 @@ def stage_key(
         "settings": dict(settings),
         "inputs": dict(inputs),
     }
-    return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:16]
+    return digest_bytes(canonical_json(named).encode())[:16]
 
 
 class StageFolder:
@@ -123,6 +131,7 @@ class StageFolder:
             self._finishing = True
             shutil.rmtree(partial / SCRATCH, ignore_errors=True)
         (partial / MANIFEST).unlink(missing_ok=True)
+        remove_partial_files(partial)
         manifest = {
             **self.facts,
             "key": self.key,
@@ -133,15 +142,9 @@ class StageFolder:
             "git": git_revision(),
             "files": hash_files(partial),
         }
-        temporary = partial / f".{MANIFEST}"
-        with temporary.open("w") as file:
-            file.write(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(partial / MANIFEST)
-        _sync_folder(partial)
-        partial.rename(self.final)
-        _sync_folder(self.final.parent)
+        text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+        write_atomically(partial / MANIFEST, text)
+        rename_folder(partial, self.final)
         self.done = True
         self._on_finish(self.final)
 
@@ -154,9 +157,9 @@ class StageFolder:
     def _note_seconds(self) -> None:
         with self._beat, contextlib.suppress(OSError):  # A full disk loses no more than the time.
             if not self._finishing:
-                temporary = self.path / SCRATCH / ".seconds"
-                temporary.write_text(f"{self.seconds:.3f}")
-                temporary.rename(temporary.with_name("seconds"))
+                # Not with `write_atomically`, which would make a folder again that was removed.
+                with atomic_file(self.path / SCRATCH / "seconds") as new:
+                    new.write_text(f"{self.seconds:.3f}")
 
 
 class Store:
@@ -251,10 +254,7 @@ class Store:
             content = self.shared.read_file(stage, key, name)
             if content is None:
                 return None
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            partial = copy.with_name(f".{copy.name}.{os.getpid()}")
-            partial.write_bytes(content)
-            partial.replace(copy)
+            write_atomically(copy, content)
         return copy
 
     def overtaken(self, folder: StageFolder) -> bool:
@@ -378,7 +378,7 @@ def hash_files(folder: Path, threads: int = 4) -> dict[str, dict[str, Any]]:
     entries = sorted(entry for entry in _walk(folder) if entry[0] != MANIFEST)
 
     def digests(part: Sequence[tuple[str, int]]) -> list[str]:
-        return [_digest(folder / name) for name, _ in part]
+        return [digest_file(folder / name) for name, _ in part]
 
     with ThreadPoolExecutor(threads) as pool:
         # Many files a task: handing over 40,000 single files costs more than hashing them.
@@ -391,11 +391,6 @@ def hash_files(folder: Path, threads: int = 4) -> dict[str, dict[str, Any]]:
     }
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -403,14 +398,6 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name, entry.stat().st_size
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @functools.cache
