@@ -92,13 +92,18 @@ def test_zero_stages_and_workers(
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_killed_worker_resumes(tmp_path: Path, undisturbed: TrainingResult) -> None:
-    """The worker dies between two checkpoints; history and weights do not show it."""
+@pytest.mark.parametrize(
+    "victim", ["RayTrainWorker", pytest.param("TrainController", marks=pytest.mark.slow)]
+)
+def test_a_killed_worker_resumes(
+    tmp_path: Path, undisturbed: TrainingResult, victim: str
+) -> None:
+    """It dies between two checkpoints; history and weights do not show it."""
     killed: list[int] = []
 
     def on_log(point: dict[str, Any]) -> None:
         if point["step"] >= 10 and not killed:
-            killed.extend(train_workers())
+            killed.extend(processes_of(victim))
             os.kill(killed[0], signal.SIGKILL)
 
     result = train_toy(tmp_path, {"seconds_per_step": 0.15}, on_log=on_log)
@@ -122,14 +127,14 @@ def test_a_mistake_of_one_rank_that_a_restart_mends_is_forgotten(tmp_path: Path)
     assert not list(mistakes.iterdir()) and result.history[-1]["step"] == 6
 
 
-def train_workers() -> list[int]:
-    """Process ids of Ray Train's workers below this process."""
+def processes_of(actor: str) -> list[int]:
+    """Process ids of an actor of Ray Train below this process."""
     import psutil
 
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if actor in " ".join(process.cmdline()):
                 found.append(process.pid)
         except psutil.Error:
             continue
@@ -143,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
     assert [point["step"] for point in points] == [5]
     assert points[0]["stage"] == "toy" and points[0]["steps"] == STEPS
     assert points[0]["steps_per_s"] > 0 and points[0]["eta_s"] > 0
-    assert not train_workers()
+    assert not processes_of("RayTrainWorker")
 
 
 @pytest.mark.slow

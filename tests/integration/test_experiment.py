@@ -36,7 +36,11 @@ ROWS = [
     ("none", 0),
     ("no_fuser", 0),
     ("query_itself", 1),
-    *[(kind, shots) for kind in ("random", "self_shot", "oracle") for shots in (1, 2)],
+    *[
+        (kind, shots)
+        for kind in ("random", "self_shot", "seen_penalty", "oracle")
+        for shots in (1, 2)
+    ],
 ]
 REUSED_S = 15.0
 
@@ -110,7 +114,7 @@ def test_supports_of_every_query(first: Run) -> None:
     assert set(chosen) == {query_key(*pair) for pair in benchmark.queries["test"]}
     for video, name in benchmark.queries["test"]:
         supports = chosen[query_key(video, name)]
-        for kind in ("self_shot", "random"):
+        for kind in ("self_shot", "seen_penalty", "random"):
             assert len(set(supports[kind])) == 2 and set(supports[kind]) <= corpus
         assert len(set(supports["oracle"])) == 2
         assert tuple(supports["oracle"]) == benchmark.pairs["test"][query_key(video, name)][:2]

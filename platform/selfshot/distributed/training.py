@@ -146,8 +146,8 @@ def train(
     followed = work_dir if sent is None else sent.folder
     with _followed(followed, task.name, schedule.steps, on_log, sent):
         try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
+            _fit(trainer, fleet.max_failures)
+        except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:
             if sent is not None:
                 sent.storage.check()  # If storage is away, that is the reason to be told.
             _raise_reported_error(task.name, error)
@@ -169,6 +169,38 @@ def train(
         resumed_from=int(json.loads((scratch / START).read_text())["step"]),
         chosen=what_was_chosen(work_dir) if validation is not None else {},
     )
+
+
+def _fit(trainer: Any, restarts: int) -> None:
+    """Train; where the controller's process dies, which Ray Train does not restart, go on."""
+    import ray.exceptions
+
+    for left in range(restarts, -1, -1):
+        try:
+            trainer.fit()
+            return
+        except ray.exceptions.ActorDiedError as error:
+            # With its node, or with this process's, nothing is left to go on with.
+            if not left or "worker process has died" not in str(error):
+                raise
+            _free_workers()
+
+
+def _free_workers() -> None:
+    """Give back what a dead controller had reserved, which Ray holds until the job ends.
+
+    Ray Train's own cleaner asks the dashboard, which an embedded Ray has not.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = ray.get_runtime_context().get_job_id()
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        said = PlacementGroupTableData.FromString(content)
+        if said.creator_actor_dead and said.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(said.placement_group_id)))
 
 
 def _resources(session: Session, fleet: Fleet) -> tuple[int, dict[str, float]]:
