@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from selfshot import cli
+from selfshot.cli import reading
 from selfshot.cli.score_tables import LISTED
 from selfshot.data.ytvis import load_annotations, load_results
 from selfshot.evaluation.video_ap import evaluate_tracks
@@ -69,6 +70,8 @@ def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     """Runs a command line in a folder that holds `truth.json` and `results.json`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    # On a busy machine it would tell how far it is.
+    monkeypatch.setattr(reading, "QUIET_ELSEWHERE_S", float("inf"))
     Path("truth.json").write_text(json.dumps(_truth()))
     Path("results.json").write_text(json.dumps(_results()))
 
