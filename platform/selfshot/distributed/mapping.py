@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ def _packed(function: Callable[[Unit], Any], unit: Unit) -> bytes:
         inside.mkdir()
         function({**unit, "folder": str(inside), "path": str(Path(folder) / "unit.json")})
         packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(folder, arcname="")
+        with zipfile.ZipFile(packed, "w") as files:
+            for path in sorted(Path(folder).rglob("*")):
+                files.write(path, path.relative_to(folder))
         return packed.getvalue()
 
 
@@ -68,9 +69,9 @@ def _unpack(packed: bytes, unit: Unit) -> str:
     """Put a unit's files where they belong; its `path` comes last, for it says that it is done."""
     with (
         tempfile.TemporaryDirectory(dir=Path(unit["path"]).parent) as folder,
-        tarfile.open(fileobj=io.BytesIO(packed)) as tar,
+        zipfile.ZipFile(io.BytesIO(packed)) as files,
     ):
-        tar.extractall(folder, filter="data")
+        files.extractall(folder)
         inside, target = Path(folder) / "files", Path(unit["folder"])
         for path in inside.rglob("*"):
             place = target / path.relative_to(inside)
