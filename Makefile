@@ -1,5 +1,5 @@
 # Two commands: `make demo` shows the whole paper at a small size, `make test` checks the house.
-# They need Python 3.11 or later, make and a C++ compiler; everything else goes into .venv.
+# They need Python 3.11.4 or later, make and a C++ compiler; everything else goes into .venv.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -35,8 +35,8 @@ environment: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "==> making the environment in $(VENV), about five minutes the first time"
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "error: $(PYTHON) is older than 3.11; write make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' \
+	  || { echo "error: $(PYTHON) is older than 3.11.4; write make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-input --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[cpu,dev]'
