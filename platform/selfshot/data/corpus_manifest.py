@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfshot.config.addresses import is_address
+from selfshot.data.guard import StoredClip
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError
 from selfshot.files import digest_pieces
@@ -197,6 +198,19 @@ def find_clips(manifest: Manifest, clip_ids: Collection[str]) -> dict[str, dict[
         rows = table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
         found |= {row["clip_id"]: row for row in rows}
     return found
+
+
+def stored_clip(root: str, row: Mapping[str, Any], *, confine: bool, max_bytes: int) -> StoredClip:
+    """Where the clip of a row lies, for `FETCH`; `confine`: not outside the root."""
+    return StoredClip(
+        place_of(root, row["uri"]),
+        row["start_s"],
+        row["end_s"],
+        offset=row["offset"],
+        length=None if row["offset"] is None else row["bytes"],
+        within=root if confine else None,
+        max_bytes=max_bytes,
+    )
 
 
 def check_manifest(manifest: Manifest, hashes_at_once: int = _HASHES_AT_ONCE) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from selfshot.config.addresses import is_address
-from selfshot.data.corpus_manifest import Manifest, ManifestFile, place_of, read_rows
+from selfshot.data.corpus_manifest import Manifest, ManifestFile, read_rows, stored_clip
 from selfshot.distributed.shards import Slice
 from selfshot.distributed.sharing import Sharing
 
@@ -49,21 +49,11 @@ class Decode:
 
         Of each clip also how many frames it has, `expected`, and how many of them were `decoded`.
         """
-        from selfshot.data.guard import StoredClip
-
         (part,) = (as_slice(row) for row in parts.to_pylist())
         rows = read_rows(self.manifest, part.file, part.first, part.first + part.stop - part.start)
         root = self.manifest.root
         clips = [
-            StoredClip(
-                place_of(root, row["uri"]),
-                row["start_s"],
-                row["end_s"],
-                offset=row["offset"],
-                length=None if row["offset"] is None else row["bytes"],
-                within=root if self.confine else None,
-                max_bytes=self.max_bytes,
-            )
+            stored_clip(root, row, confine=self.confine, max_bytes=self.max_bytes)
             for row in rows.to_pylist()
         ]
         frames = np.zeros((len(clips), *self.decoder.shape), dtype=np.uint8)

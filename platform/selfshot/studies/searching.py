@@ -14,9 +14,9 @@ from jaxtyping import UInt8
 from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.config.addresses import is_address
 from selfshot.config.schema import Experiment
-from selfshot.data.corpus_manifest import Manifest, find_clips, open_manifest, place_of
+from selfshot.data.corpus_manifest import Manifest, find_clips, open_manifest, stored_clip
 from selfshot.data.fetch import FETCH
-from selfshot.data.guard import GuardedDecoder, StoredClip
+from selfshot.data.guard import GuardedDecoder
 from selfshot.errors import UserError
 from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.device import device_for
@@ -190,18 +190,10 @@ def _middle_frames(
 ) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
     """A frame of each clip that can be read, at the size of the first query's."""
     height, width = found[0].frame.shape[:2]
-    root, within = manifest.root, None if is_address(manifest.root) else manifest.root
+    root = manifest.root
     rows = find_clips(manifest, {hit.clip_id for one in found for hit in one.hits})
     clips = [
-        StoredClip(
-            place_of(root, row["uri"]),
-            row["start_s"],
-            row["end_s"],
-            offset=row["offset"],
-            length=None if row["offset"] is None else row["bytes"],
-            within=within,
-            max_bytes=_MAX_BYTES,
-        )
+        stored_clip(root, row, confine=not is_address(root), max_bytes=_MAX_BYTES)
         for row in rows.values()
     ]
     with GuardedDecoder(decode=FETCH, num_frames=1, height=height, width=width) as decoder:
