@@ -161,17 +161,30 @@ def _own_handlers(*held_back: signal.Signals) -> Iterator[None]:
     Args:
         held_back: signals that come after the block.
     """
+    import ray
+
     if threading.current_thread() is not threading.main_thread():
         yield  # It has no handlers, and Ray sets none there.
         return
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    late: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    # The mask is this thread's: what another one takes (NumPy has some) is handled here all the
+    # same, by Ray's handler if that were set.
+    for one in held_back:
+        if callable(before[one]):
+            signal.signal(one, lambda number, frame: late.append(number))
+    set_by_ray = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
+        ray._private.utils.set_sigterm_handler = set_by_ray
         for one, handler in before.items():
             signal.signal(one, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if late:
+            signal.raise_signal(late[0])
 
 
 def _apart() -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import sys
+import threading
+import time
 import weakref
 from pathlib import Path
 
 import pytest
 import ray
 
+from selfshot.cli.stopping import stopping
 from selfshot.distributed import session
+from selfshot.distributed.session import _own_handlers
 from selfshot.errors import UserError
 
 
@@ -112,3 +118,23 @@ def test_the_folder_of_an_embedded_ray_is_its_owners_alone(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
     with session._temp_dir() as folder:
         assert folder.parent == Path("/tmp")
+
+
+def test_a_stop_while_ray_starts_ends_the_program_in_order_once_ray_has_started() -> None:
+    """Another thread takes the signal; Ray's own handler would end the program with status 15."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    started = False
+    try:
+        with pytest.raises(KeyboardInterrupt), stopping() as received:
+            with _own_handlers(signal.SIGTERM):
+                ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+                started = True
+            pytest.fail("the stop was lost")
+    finally:
+        done.set()
+        other.join()
+    assert (started, received) == (True, [signal.SIGTERM])
