@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 import yaml
 
+from selfshot.config.load import laid
+
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +95,7 @@ class Cluster:
         """`ray job submit` of a command on a study that is in the working directory."""
         words = [
             "ray", "job", "submit", "--runtime-env", str(ROOT / "cluster" / "runtime_env.yaml"),
-            "--working-dir", ".", "--", "selfshot", *command, "--set", "scale=toy",
+            "--working-dir", ".", "--", "selfshot", *command,
             "--set", "compute.address=auto", "--set", f"output={self.output}",
             "--set", f"tracking.uri={SERVER}",
         ]  # fmt: skip
@@ -167,10 +169,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         shutil.copy(ROOT / "tests" / "integration" / "toy.yaml", made.words)
         figure = {"sweep": {"over": {"supports.corpus_share": SHARES}}, **TOY}
         for name, scale in (("figure02", figure), ("table01", TOY)):
-            # The paper's study with one more scale: everything but the size is as it is published.
-            text = yaml.safe_load((PAPER / f"{name}.yaml").read_text())
-            text["scales"] = {"toy": scale}
-            text |= {"base": "", "scale": "toy"}
+            # The paper's study at another size: everything but the size is as it is published.
+            text = laid(yaml.safe_load((PAPER / f"{name}.yaml").read_text()), scale | {"base": ""})
             (made.words / f"{name}.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
         yield made
     finally:

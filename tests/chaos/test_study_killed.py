@@ -22,7 +22,6 @@ SETTINGS = [
     "evaluation.supports=[random, seen_penalty]",
     "sweep.over={supports.expand_by: [0, 1, 2], supports.window_size: [2, 3]}",
     "sweep.parallel=1",
-    "sweep.stopping.budgets=[]",
 ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from selfshot.config.document import read_document
+from selfshot.config.document import read_yaml
 from selfshot.errors import UserError
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -40,7 +40,7 @@ class PublishedBenchmark:
 @cache
 def published_benchmarks() -> dict[str, PublishedBenchmark]:
     """The paper's benchmarks by their kind."""
-    content = read_document(PUBLISHED.read_text(encoding="utf-8"), PUBLISHED.name).data
+    content = read_yaml(PUBLISHED.read_text(encoding="utf-8"), PUBLISHED.name)
     made = {}
     for kind, entry in content.items():
         classes = {**entry["train"], **entry["val_test"]}

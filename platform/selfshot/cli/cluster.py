@@ -33,7 +33,7 @@ def check(
     from selfshot.distributed.session import ray_session
 
     with opened(experiment, overrides) as study:
-        loaded, document = study.experiment, study.document
+        loaded, data = study.experiment, study.data
     compute = loaded.compute
     from selfshot.distributed.checks import Finding, check_cluster, check_faiss, check_tracking
     from selfshot.distributed.room import lack_of_room
@@ -55,7 +55,7 @@ def check(
     elif compute.autoscales:
         findings.append(Finding("room", "warning", f"waited for by a run: {lack}"))
     else:
-        findings.append(Finding("room", "wrong", str(placed(lack, document))))
+        findings.append(Finding("room", "wrong", str(placed(lack, data))))
     findings.append(check_faiss(compute.use_gpu))
     findings.append(check_tracking(loaded.tracking.uri, loaded.output))
     for finding in findings:

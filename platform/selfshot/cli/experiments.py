@@ -33,8 +33,8 @@ def opened(
     from selfshot.config.sweep import load_study
 
     study = load_study(path, overrides or (), trials=trials)
-    with located(study.document):
-        check_inputs(*study.experiments, document=study.document)
+    with located(study.data):
+        check_inputs(*study.experiments, data=study.data)
         yield study
 
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cache
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from selfshot.config.document import Document, read_document, read_text, write_yaml
+from selfshot.config.document import (
+    Key,
+    Location,
+    Place,
+    place_of,
+    read_text,
+    read_yaml,
+    write_yaml,
+)
 from selfshot.config.fields import AS_YAML
-from selfshot.config.layers import lay
 from selfshot.config.messages import ConfigError, messages_of, shown
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
+
+_KEY = re.compile(r"[^\s.=\[\]{}]+(\.[^\s.=\[\]{}]+)*")
+_OF_ITS_OWN = ("name", "description", "sweep")
+_WHOLE = (("sweep", "over"), ("sweep", "cases"))
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -36,17 +49,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def parse_experiment(text: str, source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Validates an experiment's text; see `load_experiment`.
-
-    Args:
-        text: The YAML.
-        source: What messages call it; a `base` is looked for beside it.
-        overrides: `key=value` strings.
-
-    Raises:
-        UserError: As `load_experiment`.
-    """
-    return checked(lay(read_document(text, source), source, overrides), source)
+    """Validates an experiment's text, called `source` in messages; see `load_experiment`."""
+    return checked(layered(read_yaml(text, source), source, overrides), source)
 
 
 def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -65,61 +69,153 @@ def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) ->
         UserError: As `load_experiment`; or the file is about another kind.
     """
     source = "the defaults" if path is None else str(path)
-    document = read_document("{}" if path is None else read_text(path), source)
-    if document.data is None:
-        document.data = {}
-    if isinstance(document.data, dict) and not {"name", "benchmark"} & set(document.data):
-        _check_kind(document.data.get("kind", kind), kind, source)
-        _wrap(document, kind)
-    experiment = checked(lay(document, source, overrides), source)
-    _check_kind(experiment.benchmark.kind, kind, source)
+    data: Any = {} if path is None else read_yaml(read_text(path), source) or {}
+    if isinstance(data, dict) and not {"name", "benchmark"} & data.keys():
+        whole = {key: value for key, value in data.items() if key in ("seed", "output")}
+        section = {key: value for key, value in data.items() if key not in whole}
+        data = {"name": kind, **whole, "benchmark": {"kind": kind} | section}
+        if kind == "sprites":
+            # Batches of stages that are not meant must not be too large for a small benchmark.
+            data["backbone"] = {"classes_per_batch": 2}
+            data["encoder"] = {"videos_per_batch": 2, "queue_length": 0}
+    experiment = checked(layered(data, source, overrides), source)
+    if experiment.benchmark.kind != kind:
+        raise UserError(
+            f"--config: {source} is about a benchmark of kind {experiment.benchmark.kind}, not "
+            f"{kind}; name that kind, or give another file"
+        )
     return experiment
 
 
-def _check_kind(said: object, kind: str, source: str) -> None:
-    if said != kind:
+def layered(data: Any, source: str, overrides: Sequence[str] = ()) -> Any:
+    """What a file says, with its base under it and `--set` over it.
+
+    Raises:
+        UserError: a layer cannot be read, or does not fit.
+    """
+    layers = [parse_override(one) for one in overrides]
+    if data is None and layers:
+        data = {}
+    if isinstance(data, dict):
+        bases = [one for one in layers if "base" in one]
+        data = _over_base(reduce(laid, bases, data), source, (os.path.realpath(source),))
+        data = overridden(data, [one for one in layers if one not in bases])
+    return data
+
+
+def overridden(data: dict[str, Any], layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sections of an experiment with others over them, which may change a default benchmark."""
+    if "benchmark" not in data:
+        data = data | {"benchmark": {"kind": "sprites"}}
+    return reduce(laid, layers, data)
+
+
+def laid(
+    under: Mapping[str, Any], over: Mapping[str, Any], at: Location = ()
+) -> dict[str, Any]:
+    """A section with another over it, which changes the keys that it names.
+
+    One of another `kind`, a list, and a sweep's `over` and `cases` take the place of what was
+    there.
+    """
+    result = dict(under)
+    for key, value in over.items():
+        below, where = under.get(key), (*at, key)
+        if (
+            isinstance(value, dict) and isinstance(below, dict) and where not in _WHOLE
+            and value.get("kind", below.get("kind")) == below.get("kind")
+        ):  # fmt: skip
+            result[key] = laid(below, value, where)
+        else:
+            result.pop(key, None)  # A dict keeps its key where a value is replaced, and its place.
+            result[key] = value
+    return result
+
+
+def _over_base(data: dict[str, Any], source: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """An experiment laid over its base, if it has one; `above`: itself and what lies over it."""
+    base, where = data.get("base"), place_of(data, ("base",))
+    data = {key: value for key, value in data.items() if key != "base"}
+    if not base:
+        return data
+    try:
+        if not isinstance(base, str):
+            raise UserError(f"{shown(base)} is not allowed (an experiment's file)")
+        path = Path(source).parent / base
+        under = read_yaml(read_text(path), str(path))
+        if not isinstance(under, dict):
+            raise UserError(f"{path} holds no experiment")
+        real = os.path.realpath(path)
+        if real in above:
+            circle = " → ".join(os.path.basename(one) for one in (*above, real))
+            raise UserError(f"{base!r} leads in a circle ({circle}), take one of them out")
+    except UserError as error:
+        raise UserError(f"base: {error}; {where}", setting="base") from None
+    under = {key: value for key, value in under.items() if key not in _OF_ITS_OWN}
+    return laid(_over_base(under, str(path), (*above, real)), data)
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """The layer that `--set a.b.c=value` stands for.
+
+    A value is read as YAML (`3`, `1e-3`, `true`, `[1, 5]`, `{steps: 20}`, empty for null), and
+    lists are replaced whole. What reads as no YAML value, such as `a: b`, is plain text.
+
+    Raises:
+        UserError: it has no `=`, an odd key, or a value that cannot be read.
+    """
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals:
         raise UserError(
-            f"--config: {source} is about a benchmark of kind {said}, not {kind}; name that kind, "
-            "or give another file"
+            f"--set {override}: no '=' in it (write --set key=value, as in --set vis.dim=72)"
         )
+    if not _KEY.fullmatch(key):
+        raise UserError(
+            f"--set {override}: {key!r} is not a key (words joined by dots, as in "
+            "vis.optimiser.steps; a list is set whole, as in evaluation.seeds=[0,1])"
+        )
+    place = Place(f"--set {override if len(override) <= 80 else override[:79] + '…'}")
+    try:
+        value = read_yaml(text, str(place), numbered=False)
+    except UserError:
+        # Brackets and quotes were meant as YAML; anything else is a text with odd marks in it.
+        if text[:1] in ("[", "{", "'", '"', "!", "&"):
+            raise
+        if not text.isprintable():
+            raise UserError(f"the value holds characters that cannot be printed; {place}") from None
+        value = text
+    if isinstance(value, dict | list) and text[:1] not in ("{", "["):
+        value = text
+    return nested(key, value, place)
 
 
-def _wrap(document: Document, kind: str) -> None:
-    """Makes an experiment of the keys of a benchmark's section."""
-    outer = {key: document.data.pop(key) for key in ("seed", "output") if key in document.data}
-    whole = document.place_of(())
-    document.places = {
-        location if location[:1] and location[0] in outer else ("benchmark", *location): place
-        for location, place in document.places.items()
-    } | {(): whole}
-    section = {"kind": kind, **document.data}
-    document.data = {"name": kind, **outer, "benchmark": section}
-    if kind == "sprites":
-        # Batches of stages that are not meant must not be too large for a small benchmark.
-        document.data["backbone"] = {"classes_per_batch": 2}
-        document.data["encoder"] = {"videos_per_batch": 2, "queue_length": 0}
+def nested(name: str, value: Any, place: Place) -> dict[str, Any]:
+    """Sections that say no more than one setting, by its dotted name."""
+    for part in reversed(name.split(".")):
+        value = {Key.of(part, place): value}
+    result: dict[str, Any] = value
+    return result
 
 
-def checked(document: Document, source: str) -> Experiment:
-    """The experiment that a document says.
+def checked(data: Any, source: str) -> Experiment:
+    """The experiment that a file's data say.
 
     Validated as JSON and strictly: lists become tuples and texts become paths, but `true` is no
     number and "3" no integer.
 
     Raises:
-        UserError: It says none, or there are mistakes in it.
+        UserError: They say none, or there are mistakes in them.
     """
-    if document.data is None:
+    if data is None:
         raise UserError(f"{source}: empty; an experiment needs at least a name (name: my-study)")
-    if not isinstance(document.data, dict):
-        raise UserError(
-            f"{source}: holds {shown(document.data)}, not keys and values (name: my-study)"
-        )
-    data = _filled(document.data, _defaults())
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: holds {shown(data)}, not keys and values (name: my-study)")
     try:
-        return Experiment.model_validate_json(json.dumps(data), strict=True)
+        text = json.dumps(_filled(data, _defaults()))
+        return Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ConfigError.of(messages_of(error, document), source) from None
+        raise ConfigError.of(messages_of(error, data, source), source) from None
 
 
 @cache

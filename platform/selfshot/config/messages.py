@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple, get_args
@@ -15,26 +15,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from selfshot.config.benchmarks import KINDS
-from selfshot.config.document import Document, Location, Place, dotted
+from selfshot.config.document import Location, Place, dotted, place_of
 from selfshot.config.fields import Section
 from selfshot.config.schema import Experiment
 from selfshot.errors import Reported, StorageError, UserError, reported_error
 
 MAX_MESSAGES = 10
 
-_WORDS = {
-    "greater than or equal to": "≥",
-    "less than or equal to": "≤",
-    "greater than": ">",
-    "less than": "<",
-    "a valid integer": "an integer",
-    "a valid number": "a number",
-    "a valid boolean": "true or false",
-    "a valid string": "a text",
-    "a valid array": "a list",
-    "an object": "keys and values",
-}
-"""Pydantic's words → those of people who write YAML."""
 _LEADING_KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 
 
@@ -69,7 +56,7 @@ class ConfigError(UserError):
 
 
 @contextmanager
-def located(document: Document) -> Iterator[None]:
+def located(data: Any) -> Iterator[None]:
     """Add where its setting was written to a mistake that a block finds.
 
     A missing file or a GPU that no machine has is found long after the YAML was read.
@@ -78,14 +65,14 @@ def located(document: Document) -> Iterator[None]:
         yield
     except Reported as error:
         inner = reported_error(error) or error
-        if (told := placed(inner, document)) is inner:
+        if (told := placed(inner, data)) is inner:
             raise
         raise told from error
 
 
-def placed(error: UserError | StorageError, document: Document) -> UserError | StorageError:
+def placed(error: UserError | StorageError, data: Any) -> UserError | StorageError:
     """An error that says where its setting was written, if a person wrote it and it does not."""
-    place = document.places.get(tuple((error.setting or "").split(".")))
+    place = place_of(data, tuple((error.setting or "").split(".")), exact=True)
     if place is None or isinstance(error, ConfigError):
         return error
     kind = StorageError if isinstance(error, StorageError) else ConfigError
@@ -93,27 +80,18 @@ def placed(error: UserError | StorageError, document: Document) -> UserError | S
 
 
 @cache
-def settings(whole: type[Section] = Experiment) -> dict[Location, FieldInfo]:
+def settings() -> dict[Location, FieldInfo]:
     """Every setting and section, where pydantic finds it: kinds of benchmark are a level."""
 
     def walk(section: type[Section], at: Location) -> Iterator[tuple[Location, FieldInfo]]:
         for name, field in section.model_fields.items():
-            inner, name = _sections(field.annotation), field.alias or name
             yield (*at, name), field
+            inner = _sections(field.annotation)
             for one in inner:
                 kind = get_args(one.model_fields["kind"].annotation) if len(inner) > 1 else ()
                 yield from walk(one, (*at, name, *kind))
 
-    return dict(walk(whole, ()))
-
-
-@cache
-def setting_names() -> dict[str, bool]:
-    """The dotted name of every setting and section → whether it is a section."""
-    return {
-        dotted(_shown_location(at)): bool(_sections(field.annotation))
-        for at, field in settings().items()
-    }
+    return dict(walk(Experiment, ()))
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
@@ -123,43 +101,36 @@ def _sections(annotation: Any) -> list[type[Section]]:
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
-def _shown_location(at: Location) -> Location:
+def _written(at: Location) -> Location:
     """A place as people write it, without the benchmark's kind that pydantic puts into it."""
     return at[:1] + at[2:] if at[:1] == ("benchmark",) else at
 
 
-def messages_of(
-    error: ValidationError,
-    document: Document,
-    within: Location = (),
-    section: type[Section] = Experiment,
-) -> list[Message]:
+def messages_of(error: ValidationError, data: Any, source: str) -> list[Message]:
     """One message for each finding, with the place that wrote the value.
 
     Args:
         error: what pydantic found.
-        document: what was validated, or holds it.
-        within, section: where in the document, and of which kind, if it is no whole experiment.
+        data: what was validated.
+        source: the place of what nobody wrote.
     """
     found = error.errors(include_url=False)
     return [
-        _message(one, document, within, settings(section))
+        _message(one, data, source)
         for one in found
         # A list that holds a wrong item is reported as too short as well: the item is enough.
         if not any(o["loc"][: len(one["loc"])] == one["loc"] != o["loc"] for o in found)
     ]
 
 
-def _message(
-    error: ErrorDetails, document: Document, within: Location, known: Mapping[Location, FieldInfo]
-) -> Message:
-    location = within + _shown_location(error["loc"])
+def _message(error: ErrorDetails, data: Any, source: str) -> Message:
+    location = _written(error["loc"])
     name = dotted(location) or "the experiment"
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        text = f"{name}: unknown key{_mend_key(error['loc'], known)}"
+        text = f"{name}: unknown key{_mend_key(error['loc'])}"
     elif kind == "missing":
-        field = known.get(error["loc"])
+        field = settings().get(error["loc"])
         text = f"{name}: missing ({(field and field.description) or 'a value'})"
     elif kind == "value_error":
         # A rule between several keys begins with the key to look at first.
@@ -175,27 +146,23 @@ def _message(
         choices = f" (one of {', '.join(KINDS)}){mend(value.get('kind', ''), KINDS)}"
         text = f"{name}.kind: {given}{choices}"
     else:
-        allowed = re.sub(r"^(Input|String|Tuple) ", "", error["msg"])
-        for word, instead in _WORDS.items():
-            allowed = allowed.replace(word, instead)
         choice = mend(value, re.findall("'(.*?)'", context.get("expected", "")))
+        allowed = error["msg"].partition(" ")[2]  # Without its `Input`.
         text = f"{name}: {shown(value)} is not allowed ({allowed}){choice}"
-    return Message(dotted(location), text, document.place_of(location))
+    return Message(dotted(location), text, place_of(data, location) or Place(source))
 
 
-def _mend_key(at: Location, known: Mapping[Location, FieldInfo]) -> str:
-    """What to write in place of an unknown key."""
-    here = [str(one[-1]) for one in known if one[:-1] == at[:-1]]
-    meant = same_name(str(at[-1]), dotted(_shown_location(at[:-1]))) or nearest(at[-1], here)
+def _mend_key(at: Location) -> str:
+    """What to write in place of an unknown key: its like here, or that name further inside."""
+    here = [str(one[-1]) for one in settings() if one[:-1] == at[:-1]]
+    inside = [
+        dotted(_written(one))
+        for one in settings()
+        if one[-1] == at[-1] and one[: len(at) - 1] == at[:-1]
+    ]
+    meant = " or ".join(inside[:3]) or nearest(at[-1], here)
     hint = f", did you mean {meant}?" if meant else ""
     return hint + f" (known here: {', '.join(here)})" * bool(here)
-
-
-def same_name(key: str, section: str = "") -> str | None:
-    """Settings that are called as a key is, in a section if there are some, else anywhere."""
-    places = sorted(one for one in setting_names() if one.rpartition(".")[2] == key)
-    within = [one for one in places if one.startswith(section)]
-    return " or ".join((within or places)[:3]) or None
 
 
 def mend(value: object, choices: Sequence[str]) -> str:
@@ -205,7 +172,7 @@ def mend(value: object, choices: Sequence[str]) -> str:
 
 
 def nearest(word: object, words: Sequence[str]) -> str | None:
-    """The known word that the person probably meant."""
+    """The word that the person probably meant."""
     matches = difflib.get_close_matches(str(word).lower().replace("-", "_"), words, 1, 0.6)
     return matches[0] if matches else None
 

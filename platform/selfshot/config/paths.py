@@ -6,9 +6,10 @@ import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from selfshot.config.addresses import is_address, scheme_problem
-from selfshot.config.document import Document
+from selfshot.config.document import place_of
 from selfshot.config.messages import ConfigError, Message
 from selfshot.config.schema import Experiment
 
@@ -29,38 +30,35 @@ _INPUTS: dict[str, tuple[str, bool]] = {
 _WEIGHTS = "a .safetensors or PyTorch file of weights"
 
 
-def check_inputs(*experiments: Experiment, document: Document | None = None) -> None:
+def check_inputs(*experiments: Experiment, data: Any = None) -> None:
     """Looks for the files that experiments read and the folders that they write.
 
     Args:
         experiments: those of one file; what several of them name is looked for once.
-        document: the file, for the lines of the settings.
+        data: the file's, for the lines of the settings.
 
     Raises:
         ConfigError: Something is missing or of the wrong kind; all of it in one message.
     """
-    wanted = dict.fromkeys(one for each in experiments for one in _outputs(each))
-    problems = [(name, _output_problem(path, name)) for name, path in wanted]
-    inputs = dict.fromkeys(one for each in experiments for one in _inputs(each))
-    problems += [(one[0], _input_problem(*one)) for one in inputs]
-    problems += [
-        ("storage", scheme_problem("storage", one.storage)) for one in experiments if one.storage
-    ]
-    places = document.places if document else {}
-    found = [
-        Message(name, problem, places.get(tuple(name.split("."))))
-        for name, problem in problems
-        if problem
-    ]
+    found = []
+    for experiment in experiments:
+        problems = [(one[0], _input_problem(*one)) for one in _inputs(experiment)]
+        problems.append(("output", _output_problem(experiment.output, "output")))
+        if experiment.storage is not None:
+            problems.append(("storage", _storage_problem(experiment.storage)))
+        for name, problem in problems:
+            if problem:
+                place = place_of(data, tuple(name.split(".")), exact=True)
+                found.append(Message(name, problem, place))
     if found:
         raise ConfigError.of(found, experiments[0].name, "paths are wrong")
 
 
-def _outputs(experiment: Experiment) -> Iterator[tuple[str, Path]]:
-    yield "output", experiment.output
+def _storage_problem(storage: str) -> str | None:
     # Whether an address answers is asked when the run begins.
-    if experiment.storage is not None and not is_address(experiment.storage):
-        yield "storage", Path(experiment.storage)
+    if is_address(storage):
+        return scheme_problem("storage", storage)
+    return _output_problem(Path(storage), "storage")
 
 
 def _inputs(experiment: Experiment) -> Iterator[tuple[str, Path, str, bool]]:

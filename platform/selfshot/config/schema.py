@@ -7,7 +7,7 @@ which hands plain keyword arguments down; no class below sees a section whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -273,8 +273,6 @@ class Experiment(Section):
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig = SweepConfig()
     base: str = Field("", description="an experiment's file that this one lies over")
-    scale: str = Field("", description="which of `scales` is meant; empty: none of them")
-    scales: dict[str, dict[str, Any]] = Field({}, description="name → sections that it changes")
 
     @model_validator(mode="after")
     def _across_sections(self) -> Experiment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfshot.config.fields import Count, Section
 
@@ -16,37 +16,28 @@ PaperTable = Literal[
 """Tables and figures of the paper that a study's report may take the form of."""
 
 
-class StoppingConfig(Section):
-    """Stops weak trials early: ASHA over whole, ever longer trainings of each trial."""
+class AshaConfig(Section):
+    """Weak trials end early: Ray Tune's ASHA over whole, ever longer trainings of each trial."""
 
     setting: str = Field(
-        "vis.optimiser.steps", description="the number of steps that the budgets stand for"
+        "encoder.optimiser.steps", description="steps of a training; its value is ASHA's max_t"
     )
-    budgets: tuple[Count, ...] = Field((), description="rising; none: every trial runs to its end")
+    grace_period: Count = Field(description="the least value of it that a trial is judged by")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+        3, description="one in so many goes on, to so many times the value"
+    )
     metric: str = Field(
         "supports:val.precision_at.5", description="what ranks trials: STAGE:name of a metric"
     )
     mode: Literal["max", "min"] = "max"
-    reduction: Annotated[float, Field(gt=1.0)] = Field(
-        3.0, description="one in so many goes on to the next budget"
-    )
-
-    @model_validator(mode="after")
-    def _rising(self) -> StoppingConfig:
-        if list(self.budgets) != sorted(set(self.budgets)) or len(self.budgets) == 1:
-            raise ValueError(f"budgets: {list(self.budgets)} is not at least two rising numbers")
-        return self
 
 
 class SweepConfig(Section):
     """Many trials of one experiment; docs/guide/studies.md describes them."""
 
-    over: dict[str, Any] = Field({}, description="setting → a list, or a range of numbers")
+    over: dict[str, Any] = Field({}, description="setting → a list, or a distribution")
     cases: dict[str, dict[str, Any]] = Field({}, description="name → the settings it changes")
-    method: Literal["grid", "random"] = Field(
-        "grid", description="every combination, or `samples` that are drawn"
-    )
-    samples: Count = Field(10, description="points that `random` draws for each case")
+    samples: Count = Field(10, description="times that distributions are drawn from")
     repeat: Count = Field(1, description="times that each point is tried, each with other seeds")
     repeat_setting: str = Field("seed", description="the whole number that repeats count up")
     parallel: Count = Field(2, description="trials at one time")
@@ -56,7 +47,7 @@ class SweepConfig(Section):
     table: PaperTable = Field(
         "", description="the paper's table or figure whose form the report takes"
     )
-    stopping: StoppingConfig = StoppingConfig()
+    asha: AshaConfig | None = Field(None, description="none: every trial runs to its end")
 
     @property
     def is_study(self) -> bool:

@@ -225,8 +225,9 @@ def _run_trials(
     waiting.sort(key=lambda trial: trial.trial.repeat)
     labels = {trial.key: trial.trial.label for trial in waiting}
     sweep = plan.study.experiment.sweep
-    until, rule = sweep.until, sweep.stopping
-    stopping = Stopping(rule.budgets, rule.mode, rule.reduction) if rule.budgets else None
+    stopping = None
+    if sweep.asha is not None:
+        stopping = Stopping(plan.study.budgets, sweep.asha.mode, sweep.asha.reduction_factor)
     # Trials that are done are ranked with the others, from what they scored.
     asked = list(plan.trials) if stopping else waiting
     done = len(plan.trials) - len(plan.open_trials)
@@ -244,7 +245,7 @@ def _run_trials(
         try:
             run_trials(
                 "selfshot.studies.trial:run_trial",
-                [worker_config(plan, trial, until, trial.key) for trial in asked],
+                [worker_config(plan, trial, sweep.until, trial.key) for trial in asked],
                 out_dir=plan.folder / "trials",
                 name=plan.study.experiment.name,
                 parallel=parallel,

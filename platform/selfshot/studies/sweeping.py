@@ -206,7 +206,7 @@ def worker_config(plan: StudyPlan, trial: PlannedTrial, until: str, log: str) ->
     """
     experiment = trial.trial.experiment
     sharing = sharing_of(plan.study.experiment)
-    stopping = plan.study.experiment.sweep.stopping
+    asha = plan.study.experiment.sweep.asha
     absolute = experiment.model_copy(
         update={
             "output": experiment.output.resolve(),
@@ -221,7 +221,7 @@ def worker_config(plan: StudyPlan, trial: PlannedTrial, until: str, log: str) ->
         "digests": plan.digests,
         "sharing": None if sharing is None else dataclasses.asdict(sharing),
         "trial": facts_of(trial.trial, trial.key),
-        "metric": stopping.metric if stopping.budgets else "",
-        "budget_setting": stopping.setting,
+        "metric": asha.metric if asha else "",
+        "budget_setting": asha.setting if asha else "",
         "breakdown": plan.study.experiment.sweep.table.startswith("table04"),
     }

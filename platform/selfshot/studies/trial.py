@@ -99,9 +99,9 @@ def metric_of(metrics: dict[str, dict[str, Any]], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         known = ", ".join(f"{one}:…" for one in metrics)
         raise UserError(
-            f"sweep.stopping.metric: {name!r} is no number of this trial's stages ({known}; "
+            f"sweep.asha.metric: {name!r} is no number of this trial's stages ({known}; "
             "manifest.json of each stage has its metrics)",
-            setting="sweep.stopping.metric",
+            setting="sweep.asha.metric",
         )
     return float(value)
 

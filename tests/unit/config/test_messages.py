@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def told(study: Study, error: Exception) -> Exception:
-    with pytest.raises(type(error)) as caught, located(study.document):
+    with pytest.raises(type(error)) as caught, located(study.data):
         raise error
     return caught.value
 
@@ -76,7 +76,7 @@ def test_a_mistake_crosses_processes_with_its_setting() -> None:
 def test_every_missing_input_has_its_own_line(file: Path) -> None:
     study = load_study(file, ["vis.initial=y"])
     with pytest.raises(ConfigError) as caught:
-        check_inputs(*study.experiments, *study.experiments, document=study.document)
+        check_inputs(*study.experiments, *study.experiments, data=study.data)
     lines = str(caught.value).splitlines()
     assert lines[0] == "a: 4 paths are wrong"
     assert [line.rpartition("; ")[2].removeprefix(f"{file}, ") for line in lines[1:]] == [
@@ -89,6 +89,6 @@ def test_every_trial_has_its_inputs_looked_for(tmp_path: Path) -> None:
     path.write_text("name: a\nsweep:\n  over: {vis.initial: [one, two], seed: [1, 2]}\n")
     study = load_study(path)
     with pytest.raises(ConfigError) as caught:
-        check_inputs(*study.experiments, document=study.document)
+        check_inputs(*study.experiments, data=study.data)
     lines = str(caught.value).splitlines()
     assert lines[0] == "a: 2 paths are wrong" and "one does not" in lines[1] and "two" in lines[2]

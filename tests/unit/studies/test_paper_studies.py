@@ -1,12 +1,12 @@
-"""The paper's studies: every file in every scale, and every cell of every table has a trial."""
+"""The paper's studies: every file at every size, and every cell of every table has a trial."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 
 from selfshot.config.studies import PaperTable
 from selfshot.config.sweep import Study, load_study
@@ -23,36 +23,33 @@ ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "experiments" / "paper").glob("*.yaml"))
 # What is not built yet, and how validation says so.
 MISSING: dict[str, str] = {}
-# Rows that have no trial in a scale.
+# Rows that have no trial.
 DASHES = {
-    "table01 small": {"(c) Inception fixed", "(d) Inception MoCo"},
+    "table01": {"(c) Inception fixed", "(d) Inception MoCo"},
 }
-SCALES = [
-    pytest.param(path, scale, id=f"{path.stem} {scale or 'small'}")
+CASES = [  # As a file stands, and with the other bases that its head names.
+    pytest.param(path, size, id=f"{path.stem} {size}")
     for path in FILES
-    for scale in ["", *yaml.safe_load(path.read_text())["scales"]]
+    for size in ["", *re.findall(rf"--set name={path.stem}-(\w+)", path.read_text())]
 ]
 
 
-def load(path: Path, scale: str) -> Study:
-    return load_study(path, [f"scale={scale}"])
+def load(path: Path, size: str) -> Study:
+    """A file's study, with the settings of the command in its head that names that size."""
+    head = path.read_text().split("\nname:")[0].replace("\\\n#", "")
+    commands = [line for line in head.splitlines() if size and f"name={path.stem}-{size}" in line]
+    return load_study(path, commands[0].split(" --set ")[1:] if commands else ())
 
 
-@pytest.mark.parametrize(("path", "scale"), SCALES)
-def test_every_study_is_valid_in_every_scale(path: Path, scale: str) -> None:
+@pytest.mark.parametrize(("path", "size"), CASES)
+def test_every_study_is_valid_at_every_size(path: Path, size: str) -> None:
     if path.stem in MISSING:
         with pytest.raises(UserError, match=MISSING[path.stem]):
-            load(path, scale)
+            load(path, size)
         return
-    made = load(path, scale)
+    made = load(path, size)
     assert bool(made.trials) == (path.stem not in ("figure03", "figure05"))
-    names = {load(path, other).experiment.name for other in _scales(path)}
-    assert len(names) == len(_scales(path)), "two scales would write into one folder"
-    assert made.experiment.name.startswith(path.stem)
-
-
-def _scales(path: Path) -> list[str]:
-    return ["", *yaml.safe_load(path.read_text())["scales"]]
+    assert made.experiment.name == (f"{path.stem}-{size}" if size else path.stem)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -91,15 +88,15 @@ def fake_results(study: Study) -> list[dict[str, Any]]:
     return results
 
 
-@pytest.mark.parametrize(("path", "scale"), SCALES)
-def test_every_published_cell_has_its_trial(path: Path, scale: str) -> None:
+@pytest.mark.parametrize(("path", "size"), CASES)
+def test_every_published_cell_has_its_trial(path: Path, size: str) -> None:
     if path.stem in MISSING:
         return
-    study = load(path, scale)
+    study = load(path, size)
     name = study.experiment.sweep.table
     if name in ("", "table06", "figure02"):
         return
-    dashes = DASHES.get(f"{name} {scale or 'small'}", DASHES.get(name, set()))
+    dashes = DASHES.get(path.stem, set())
     table = paper_table(published_table(name), fake_results(study))
     for label, cells in table.rows:
         for column, cell in zip(table.columns, cells, strict=True):

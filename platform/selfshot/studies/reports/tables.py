@@ -13,7 +13,7 @@ from typing import Any
 
 from selfshot.benchmarks.published import published_benchmarks
 from selfshot.benchmarks.statistics import ROWS
-from selfshot.config.document import read_document
+from selfshot.config.document import read_yaml
 
 PUBLISHED = Path(__file__).parents[1] / "published.yaml"
 SELECTORS = ("case", "settings", "supports", "shots", "extra", "bin", "oracle", "self_shot")
@@ -52,9 +52,9 @@ class PublishedTable:
 @cache
 def published_content() -> dict[str, Any]:
     """The whole file."""
-    content: dict[str, Any] = read_document(
+    content: dict[str, Any] = read_yaml(
         PUBLISHED.read_text(encoding="utf-8"), PUBLISHED.name
-    ).data
+    )
     return content
 
 
