@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import LATER, Count, FilePath, PathText, Positive, Section, Share
+from selfshot.config.fields import Count, FilePath, PathText, Positive, Section, Share
 
 PAIRED_SUPPORTS = 10
 """Supports that a manifest fixes for each val and test query; the first k are those of k shots."""
@@ -123,10 +123,10 @@ class CocoOneShotBenchmark(DealtSides):
 
     kind: Literal["coco_one_shot"]
     annotations: FilePath = Field(description="COCO instances JSON")
-    eval_annotations: Annotated[FilePath | None, LATER] = Field(
+    eval_annotations: FilePath | None = Field(
         None, description="another one, of the scored images; those of the first only train"
     )
-    eval_frames: Annotated[FilePath | None, LATER] = Field(
+    eval_frames: FilePath | None = Field(
         None, description="folder of these images; none: frames"
     )
     fold: Annotated[int, Field(ge=1, le=4)] = Field(

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from selfshot.config.fields import (
-    LATER,
     Count,
     NonNegative,
     PathText,
@@ -92,27 +91,27 @@ class EncoderConfig(Section):
         "EfficientNet-Lite0 with ImageNet weights, a small network from scratch, Inception v3, or "
         "a ViT over the patches of all frames",
     )
-    trunk_trained: Annotated[bool | None, LATER] = Field(
+    trunk_trained: bool | None = Field(
         None, description="none: scratch and video_vit are trained, the others are frozen"
     )
-    weights: Annotated[PathText | None, LATER] = Field(
+    weights: PathText | None = Field(
         None, description="path or address of the trunk's weights, .safetensors or torch"
     )
-    frame_side: Annotated[int, Field(ge=0), LATER] = Field(
+    frame_side: Annotated[int, Field(ge=0)] = Field(
         0, description="efficientnet_lite0 and inception see frames enlarged to this side"
     )
-    vit_size: Annotated[Literal["tiny", "small", "base"], LATER] = "small"
-    vit_patch: Annotated[Count, LATER] = Field(16, description="side of a patch in pixels")
-    vit_pooling: Annotated[Literal["class", "mean"], LATER] = "class"
+    vit_size: Literal["tiny", "small", "base"] = "small"
+    vit_patch: Count = Field(16, description="side of a patch in pixels")
+    vit_pooling: Literal["class", "mean"] = "class"
     dim: Annotated[int, Field(ge=6)] = 128
     layers: Annotated[int, Field(ge=0)] = 1
     heads: Count = 4
-    adapter: Annotated[Literal["none", "linear", "whitened", "whitened_linear"], LATER] = Field(
+    adapter: Literal["none", "linear", "whitened", "whitened_linear"] = Field(
         "none",
         description="what corrects the pooled vectors: a trained linear map that starts at none, "
         "a map that is fitted before, or one after the other",
     )
-    whitening: Annotated[WhiteningConfig, LATER] = WhiteningConfig()
+    whitening: WhiteningConfig = WhiteningConfig()
     loss: Literal["rank", "nce", "moco"] = "rank"
     rank_temperature: Positive = Field(0.05, description="2 is what Eq. 6 prints")
     rank_form: Literal["ap", "paper"] = "ap"
@@ -120,21 +119,21 @@ class EncoderConfig(Section):
     num_frames: Count = Field(2, description="frames of one temporal crop")
     videos_per_batch: Annotated[int, Field(ge=2)] = 32
     crops_per_video: Annotated[int, Field(ge=2)] = 4
-    accumulate: Annotated[Count, LATER] = Field(
+    accumulate: Count = Field(
         1, description="parts of a batch that are computed one after another, to save memory"
     )
-    positives: Annotated[Literal["all", "farthest"], LATER] = Field(
+    positives: Literal["all", "farthest"] = Field(
         "all", description="which other crops of a clip an anchor should be near to"
     )
-    positive_cosine: Annotated[Share, LATER] = Field(
+    positive_cosine: Share = Field(
         1.0, description="an anchor counts if its farthest positive is less near than this"
     )
     queue_length: Annotated[int, Field(ge=0)] = 1280
     momentum: Share = Field(0.99, description="of Φ̃; rises to 1 on a cosine")
-    augmentation: Annotated[AugmentationConfig, LATER] = AugmentationConfig()
-    head: Annotated[HeadConfig, LATER] = HeadConfig()
-    companion: Annotated[CompanionConfig, LATER] = CompanionConfig()
-    peak_window: Annotated[int, Field(ge=0), LATER] = Field(
+    augmentation: AugmentationConfig = AugmentationConfig()
+    head: HeadConfig = HeadConfig()
+    companion: CompanionConfig = CompanionConfig()
+    peak_window: Annotated[int, Field(ge=0)] = Field(
         0,
         description="side in tokens of the window of most foreground that stands for a frame in a "
         "clip's vector; 0: the mean over the clip",

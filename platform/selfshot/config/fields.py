@@ -79,17 +79,6 @@ PathText = Annotated[
 """A path, or the address of a folder elsewhere; a `Path` would lose a slash of `s3://`."""
 
 
-class Later:
-    """Marks a setting that came when results were already stored.
-
-    While it has its default it is in no stage's key, as the results are those of before it came:
-    `x: Annotated[bool, LATER] = False`. Such a default never changes.
-    """
-
-
-LATER = Later()
-
-
 class Section(BaseModel):
     """A frozen part of an experiment that accepts no unknown key."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section
+from selfshot.config.fields import Count, NonNegative, Positive, Section
 
 Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -18,13 +18,13 @@ class Optimiser(Section):
     learning_rate: Positive
     weight_decay: NonNegative = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    schedule: Annotated[Literal["cosine", "steps"], LATER] = Field(
+    schedule: Literal["cosine", "steps"] = Field(
         "cosine", description="after the warm-up: half a cosine to zero, or drops"
     )
-    drops: Annotated[tuple[Inside, ...], LATER] = Field(
+    drops: tuple[Inside, ...] = Field(
         (0.7,), description="of `steps`: after which shares of all steps the rate drops"
     )
-    drop_factor: Annotated[Annotated[float, Field(gt=0.0, le=1.0)], LATER] = Field(
+    drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.1, description="and to how much of what it was"
     )
     clip_norm: Positive = 1.0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from selfshot.config.fields import LATER, Count, NonNegative, Positive, Section, Share
+from selfshot.config.fields import Count, NonNegative, Positive, Section, Share
 
 
 class IndexConfig(Section):
@@ -53,13 +53,13 @@ class SupportsConfig(Section):
     )
     window_size: Count = Field(3, description="side of a window in tokens")
     duplicate_cosine: Share = Field(0.995, description="above it a clip is a near duplicate")
-    expand_by: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+    expand_by: Annotated[int, Field(ge=0)] = Field(
         0, description="clips found first, with which the query asks again; 0: it asks once"
     )
-    suspect_cosine: Annotated[Share, LATER] = Field(
+    suspect_cosine: Share = Field(
         0.9, description="a clip that is kept and nearer than this may be of the same scene"
     )
-    corpus_share: Annotated[Annotated[float, Field(gt=0.0, le=1.0)], LATER] = Field(
+    corpus_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the corpus that is searched; a smaller share is part of a larger"
     )
     corpus_seed: Annotated[int, Field(ge=0)] = Field(0, description="another one, another subset")
@@ -78,9 +78,9 @@ class SupportsConfig(Section):
     crop_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="Table 13: share of the query's length, or of each side, in a crop"
     )
-    judged_ranks: Annotated[Count, LATER] = Field(
+    judged_ranks: Count = Field(
         50, description="ranks that recall and mAP look at"
     )
-    gallery_queries: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+    gallery_queries: Annotated[int, Field(ge=0)] = Field(
         12, description="queries drawn with what was found for them"
     )

@@ -15,7 +15,6 @@ from selfshot.config.addresses import secret_problem
 from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.fields import (
-    LATER,
     Count,
     FilePath,
     NonNegative,
@@ -47,20 +46,18 @@ SupportKind = Literal[
 class BackboneConfig(Section):
     """The network that turns frames into tokens, pretrained on the seen classes' masks."""
 
-    kind: Annotated[
-        Literal["small", "resnet18", "resnet50_dilated", "efficientnet_lite0"], LATER
-    ] = "small"
+    kind: Literal["small", "resnet18", "resnet50_dilated", "efficientnet_lite0"] = "small"
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         32, description="first channels of the small one"
     )
     dim: Count = Field(72, description="channels of a token")
-    output_stride: Annotated[Literal[16, 32], LATER] = Field(
+    output_stride: Literal[16, 32] = Field(
         16, description="of resnet50_dilated: pixels to a token"
     )
-    weights: Annotated[FilePath | None, LATER] = Field(
+    weights: FilePath | None = Field(
         None, description="safetensors or PyTorch file of the trunk's weights to start from"
     )
-    pretrain: Annotated[bool, LATER] = Field(
+    pretrain: bool = Field(
         True, description="false: the weights are taken as they are"
     )
     classes_per_batch: Annotated[int, Field(ge=2)] = 48
@@ -89,7 +86,7 @@ class EmbeddingConfig(Section):
     """Ray Data and a decoder over the corpus."""
 
     num_frames: Count = Field(8, description="frames sampled uniformly from a clip")
-    decoder: Annotated[Literal["decord", "pyav"], LATER] = Field(
+    decoder: Literal["decord", "pyav"] = Field(
         "decord", description="what reads the videos; decord: and PyAV what it cannot read"
     )
     clips_per_batch: Count = 32
@@ -127,9 +124,9 @@ class LossWeights(Section):
 class VisConfig(Section):
     """The VIS transformer of section 5, or another method in its place, and its training."""
 
-    method: Annotated[
-        Literal["self_shot", "few_shot_transformer", "siamese_mask_rcnn"], LATER
-    ] = Field("self_shot", description="Table 11: what segments the query")
+    method: Literal["self_shot", "few_shot_transformer", "siamese_mask_rcnn"] = Field(
+        "self_shot", description="Table 11: what segments the query"
+    )
     dim: Annotated[int, Field(ge=6)] = 72
     heads: Count = 4
     encoder_layers: Annotated[int, Field(ge=0)] = 1
@@ -139,22 +136,22 @@ class VisConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     num_instances: Count = Field(5, description="n instance queries a frame")
     deformable: bool = Field(False, description="deformable convolution in the segmenter")
-    mask_channels: Annotated[Annotated[int, Field(ge=4, multiple_of=4)], LATER] = Field(
+    mask_channels: Annotated[int, Field(ge=4, multiple_of=4)] = Field(
         16, description="channels of a mask feature"
     )
-    departures: Annotated[DeparturesConfig, LATER] = DeparturesConfig()
-    mask_rcnn: Annotated[MaskRcnnConfig, LATER] = MaskRcnnConfig()
+    departures: DeparturesConfig = DeparturesConfig()
+    mask_rcnn: MaskRcnnConfig = MaskRcnnConfig()
     query_positions: bool = True
     support_positions: bool = True
     episodes_per_batch: Count = 4
-    accumulate: Annotated[Count, LATER] = Field(
+    accumulate: Count = Field(
         1, description="parts of a batch that are computed one after another"
     )
     train_shots: Count = 1
-    initial: Annotated[FilePath | None, LATER] = Field(
+    initial: FilePath | None = Field(
         None, description="vis.safetensors of an earlier training, which this one goes on from"
     )
-    support_frames: Annotated[Count | None, LATER] = Field(
+    support_frames: Count | None = Field(
         None, description="frames of a support; none: benchmark.num_frames; 1: its middle frame"
     )
     gradient_checkpointing: bool = Field(
@@ -162,7 +159,7 @@ class VisConfig(Section):
     )
     backbone_learning_rate: Positive = 2e-4
     weights: LossWeights = LossWeights()
-    validation: Annotated[ValidationConfig, LATER] = ValidationConfig()
+    validation: ValidationConfig = ValidationConfig()
     optimiser: Optimiser = Optimiser(steps=600, learning_rate=8e-4)
 
     @model_validator(mode="after")
@@ -185,12 +182,12 @@ class EvaluationConfig(Section):
         (0, 1, 2, 3, 4), min_length=1, description="each a fold of the test queries, one trial"
     )
     max_queries_per_seed: Count | None = None
-    support_frames: Annotated[Count | None, LATER] = Field(
+    support_frames: Count | None = Field(
         None,
         description="frames of a support of any row; none: benchmark.num_frames; 1: its middle "
         "frame (Table 12)",
     )
-    confidence: Annotated[NonNegative, LATER] = Field(
+    confidence: NonNegative = Field(
         0.0, description="power of the score of clips found, which a track's score is times"
     )
 
@@ -201,7 +198,7 @@ class ReportConfig(Section):
     gallery_queries: Annotated[int, Field(ge=0)] = Field(
         12, description="queries drawn with their supports and moving masks"
     )
-    animations: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+    animations: Annotated[int, Field(ge=0)] = Field(
         0, description="of them also as files, and with their attention (Figures 3 and 5)"
     )
 
@@ -257,7 +254,7 @@ class Experiment(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output: FilePath = Path("runs")
-    storage: Annotated[PathText | None, LATER] = Field(
+    storage: PathText | None = Field(
         None, description="address that machines without a common output folder share"
     )
     benchmark: Benchmark = SpritesBenchmark()

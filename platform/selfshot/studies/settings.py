@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from selfshot.config.benchmarks import SpritesBenchmark, Yt8mSegments
-from selfshot.config.fields import LATER, Section
+from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.schema import BackboneConfig, Experiment
 from selfshot.files import digest_file
 from selfshot.studies.builders import inputs_digest
-
-
-def plain(section: Section) -> dict[str, Any]:
-    """A section as JSON values, without what came later and has its default (see `LATER`)."""
-    settings: dict[str, Any] = section.model_dump(mode="json")
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if LATER in field.metadata and value == field.get_default():
-            del settings[name]
-        elif isinstance(value, Section):
-            settings[name] = plain(value)
-    return settings
-
 
 ALIKE = ("gradient_checkpointing", "activation_checkpointing", "probe")
 """Settings of a section that change how a network is trained or watched and none of its weights."""
@@ -43,29 +29,25 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
     """Of a trained network, with what of the machine changes its weights."""
 
     def settings(experiment: Experiment) -> dict[str, Any]:
-        section = _without_pace(plain(getattr(experiment, name)))
+        section = _without_pace(getattr(experiment, name).model_dump(mode="json"))
         compute = experiment.compute
         # Workers divide a batch and a GPU rounds otherwise: both change the weights.
         machine = {
             "num_workers": compute.num_workers,
             "use_gpu": compute.use_gpu,
             "zero_stage": compute.zero_stage,
+            "compile": compute.compile,
         }
         if name == "backbone" and experiment.backbone.weights is not None:
             section["weights"] = digest_file(experiment.backbone.weights)
         if name == "vis" and experiment.vis.initial is not None:
             section["initial"] = digest_file(experiment.vis.initial)
-        if name == "vis" and not isinstance(experiment.benchmark, SpritesBenchmark):
-            # Padding was attended to once. Composed clips have none, and were always alike.
-            section["padding"] = "left out"
         if name == "vis" and experiment.vis.method != "siamese_mask_rcnn":
             section.pop("mask_rcnn", None)
         if name == "encoder" and experiment.encoder.weights is not None:
             from selfshot.models.foreign_weights import weights_digest
 
             section["weights"] = weights_digest(experiment.encoder.weights)
-        if compute.compile:
-            machine["compile"] = True
         return {**section, "seed": experiment.seed, "compute": machine}
 
     return settings
@@ -73,7 +55,7 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
 
 def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the benchmark, with a digest of the files that it is made of."""
-    settings = {**plain(experiment.benchmark), "seed": experiment.seed}
+    settings = {**experiment.benchmark.model_dump(mode="json"), "seed": experiment.seed}
     digest = inputs_digest(experiment)
     if digest is not None:
         settings["inputs"] = digest
@@ -82,11 +64,7 @@ def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
 
 def embeddings_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the embeddings; pace, quarantine and actors change no vector."""
-    section = experiment.embedding
-    settings: dict[str, Any] = {"num_frames": section.num_frames}
-    if section.dtype != "float32":  # Results from before there was a choice keep their key.
-        settings["dtype"] = section.dtype
-    return settings
+    return {"num_frames": experiment.embedding.num_frames, "dtype": experiment.embedding.dtype}
 
 
 def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
@@ -110,7 +88,7 @@ def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
 def evaluation_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the evaluation, with the rows that it fills."""
-    return {**plain(experiment.evaluation), "rows": table_rows(experiment)}
+    return {**experiment.evaluation.model_dump(mode="json"), "rows": table_rows(experiment)}
 
 
 def index_settings(experiment: Experiment) -> dict[str, Any]:
@@ -121,8 +99,7 @@ def index_settings(experiment: Experiment) -> dict[str, Any]:
     section = experiment.index
     if section.kind == "flat":
         return {"kind": "flat"}
-    settings = {key: value for key, value in plain(section).items() if key != "part_rows"}
-    return {**settings, "seed": experiment.seed}
+    return {**section.model_dump(mode="json", exclude={"part_rows"}), "seed": experiment.seed}
 
 
 _CHOSEN_ON_DEMAND = ("temporal_crops", "spatial_crops", "semi_shot", "seen_penalty")
@@ -144,7 +121,7 @@ def supports_settings(experiment: Experiment) -> dict[str, Any]:
     What only a kind on demand reads is in the key only with that kind.
     """
     section = experiment.supports
-    settings = plain(section)
+    settings = section.model_dump(mode="json")
     kinds = kinds_on_demand(experiment)
     unread: list[str] = []
     if "semi_shot" not in kinds:

@@ -9,7 +9,6 @@ import pytest
 from selfshot.config.load import parse_experiment
 from selfshot.config.paths import check_inputs
 from selfshot.errors import UserError
-from selfshot.studies.settings import plain
 
 
 @pytest.mark.parametrize(
@@ -59,4 +58,4 @@ def test_storage_is_in_no_key(address: str) -> None:
     for name in type(named).model_fields:
         section = getattr(named, name)
         if hasattr(section, "model_dump"):
-            assert plain(section) == plain(getattr(without, name))
+            assert section == getattr(without, name)

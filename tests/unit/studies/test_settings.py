@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 import torch
 
-from selfshot.config.fields import LATER, Section
 from selfshot.config.load import load_experiment
 from selfshot.errors import UserError
 from selfshot.models.backbones import build_backbone
@@ -17,30 +15,10 @@ from selfshot.models.vis import SelfShotVIS
 from selfshot.studies.settings import (
     model_settings,
     network_settings,
-    plain,
     training_settings,
 )
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper_model.yaml"
-
-
-class _Inner(Section):
-    old: int = 2
-    new: Annotated[int, LATER] = 3
-
-
-class _Outer(Section):
-    inner: _Inner = _Inner()
-    whole: Annotated[_Inner, LATER] = _Inner(old=5)
-
-
-def test_what_came_later_is_keyed_when_it_is_changed() -> None:
-    assert plain(_Outer()) == {"inner": {"old": 2}}
-    changed = _Outer(inner=_Inner(new=7), whole=_Inner(old=5, new=4))
-    assert plain(changed) == {
-        "inner": {"old": 2, "new": 7},
-        "whole": {"old": 5, "new": 4},
-    }
 
 
 def test_the_papers_model_is_what_the_paper_says() -> None:
@@ -72,7 +50,7 @@ def test_methods_have_their_own_keys_and_arguments() -> None:
     table = ["evaluation.supports=[oracle]"]
     siamese = load_experiment(QUICKSTART, ["vis.method=siamese_mask_rcnn", *table])
     fst = load_experiment(QUICKSTART, ["vis.method=few_shot_transformer", *table])
-    assert "method" not in of_vis(ours) and "mask_rcnn" not in of_vis(ours)
+    assert "mask_rcnn" not in of_vis(ours)
     assert len({str(of_vis(one)) for one in (ours, siamese, fst)}) == 3
     # What Mask R-CNN alone reads is in no other key.
     finer = ["vis.mask_rcnn.mask_size=9"]
