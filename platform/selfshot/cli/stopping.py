@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -19,8 +20,9 @@ def stopping() -> Iterator[list[int]]:
 
     A second one is the kernel's: it ends the process even in the middle of a library's C++ code,
     and the processes that Ray started end with it. A stop that is ignored (`nohup`) stays ignored.
-    Where Python cannot raise (a destructor, a callback of a weak reference), it is raised a moment
-    later.
+    Where Python cannot raise (a destructor, a callback of a weak reference) or should not (a module
+    that is being imported: C++ libraries end the process if their own imports fail), it is raised a
+    moment later.
 
     Yields:
         the number of the signal that came, once it has.
@@ -32,22 +34,27 @@ def stopping() -> Iterator[list[int]]:
     before = {one: signal.getsignal(one) for one in STOPS}
     ours = [one for one in STOPS if before[one] is not signal.SIG_IGN]
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for one in ours:
             signal.signal(one, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        interrupt(number, frame)
 
-    def stop_again(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            interrupt_later()
+        else:
+            raise KeyboardInterrupt
+
+    def interrupt_later() -> None:
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
     hook = sys.unraisablehook
 
     def unraisable(lost: Any) -> None:
         if received and issubclass(lost.exc_type, KeyboardInterrupt):
-            # Raised in here it would be lost as well.
-            signal.signal(signal.SIGALRM, stop_again)
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            interrupt_later()  # Raised in here it would be lost as well.
         else:
             hook(lost)
 
@@ -64,3 +71,12 @@ def stopping() -> Iterator[list[int]]:
         if not received:
             for one in ours:
                 signal.signal(one, before[one])
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in a frame or one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -42,12 +42,20 @@ def embedded() -> None:
     run.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.py_object, ctypes.py_object]
     run(b"print('waits', flush=True); time.sleep(60)", 257, globals(), globals())
 
+@app.command("import")
+def import_slowly() -> None:
+    import slow
+    time.sleep(60)
+
 sys.exit(main(sys.argv[1:]))
 """
 
 
 def start(
-    *words: str, command: str = "wait", ignored: bool = False, program: Sequence[str] = (),
+    *words: str,
+    command: str = "wait",
+    ignored: bool = False,
+    program: Sequence[str] = (),
     folder: Path | None = None,
 ) -> subprocess.Popen[str]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
@@ -100,3 +108,13 @@ def test_one_that_comes_in_python_run_by_c_has_its_exit_code(tmp_path: Path) -> 
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30) == ("", STOPPED)
     assert process.returncode == 128 + signal.SIGINT
+
+
+def test_one_that_comes_in_an_import_comes_after_it(tmp_path: Path) -> None:
+    """C++ libraries import Python's modules, and end the process if they cannot."""
+    (tmp_path / "slow.py").write_text("import time\nprint('waits', flush=True)\n"
+                                      "time.sleep(1)\nprint('imported', flush=True)\n")  # fmt: skip
+    process = start(command="import", folder=tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30) == ("imported\n", STOPPED)
+    assert process.returncode == 128 + signal.SIGTERM
