@@ -19,12 +19,13 @@ from selfshot.benchmarks.manifest import load_benchmark, query_key
 from selfshot.benchmarks.sprites.build import build_sprites
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.schema import BackboneConfig, Experiment
-from selfshot.evaluation.episodes import SupportReader, episode_truth, predict_rows
+from selfshot.evaluation.episodes import episode_truth, predict_rows
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.weights import load_vis
+from selfshot.retrieval.describe import QueryEncoder
 from selfshot.retrieval.index import build_index
-from selfshot.retrieval.supports import Described, retrieve
+from selfshot.retrieval.search import CorpusSearch
 from selfshot.studies.settings import model_settings, network_settings
 from selfshot.training.backbone import BackboneTask
 from selfshot.training.encoder import EncoderTask
@@ -65,7 +66,7 @@ def main(out: Path, *, quick: bool) -> dict[str, float]:
     build_sprites(folder, out / "scratch", map, seed=experiment.seed, **sizes)
     benchmark = load_benchmark(folder)
     reader = benchmark.reader(folder)
-    supports = SupportReader(folder, benchmark, reader)
+    supports = benchmark.support_reader(folder, reader)
 
     # The backbone learns from the masks of seen classes.
     section = experiment.backbone
@@ -87,18 +88,18 @@ def main(out: Path, *, quick: bool) -> dict[str, float]:
     # The corpus becomes an index of one vector a clip.
     clips = list(supports.clips)
     vectors = [encoder.embed(supports.frames(clip)[None]) for clip in clips]
-    index = build_index(np.concatenate(vectors), clips)
+    search = CorpusSearch(build_index(np.concatenate(vectors), clips), duplicate_cosine=0.995)
 
     # A query's supports are its nearest clips, by its best window (Eq. 3).
     queries = list(benchmark.queries["test"])
+    describe = QueryEncoder(encoder, experiment.supports.window_size)
+    described = describe.videos([video for video, _ in queries], reader.frames)
     rng = np.random.default_rng(0)
     chosen = {}
     for video, name in queries:
-        windows, _ = encoder.windows(reader.frames(video)[None], experiment.supports.window_size)
-        found = retrieve(index, Described(windows[0]), SHOTS, duplicate_cosine=0.995)
         key = query_key(video, name)
         chosen[key] = {
-            "self_shot": list(found.clip_ids),
+            "self_shot": list(search(described[video]["windows"], SHOTS).clip_ids),
             "random": rng.choice(clips, SHOTS).tolist(),
             "oracle": list(benchmark.pairs["test"][key][:SHOTS]),
         }

@@ -37,7 +37,7 @@ from selfshot.models.backbone import normalise_frames
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.weights import load_backbone
-from selfshot.retrieval.supports import draw
+from selfshot.retrieval.search import draw
 from selfshot.studies.run import plan_experiment
 
 AT_ONCE, WINDOW, SIDES = 32, 3, ("val", "test")
@@ -229,7 +229,7 @@ def track_scores(folders: dict[str, Path], scores: dict[tuple[str, str], np.ndar
                             "models": {"vis": str(folders["vis"] / "export")},
                             "rows": rows,
                             "supports": str(supports),
-                            "side": side,
+                            "split": side,
                             "fold": 0,
                             "folds": 1,
                             "max_queries": None,

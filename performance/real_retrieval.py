@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus, read_corpus_labels
 from selfshot.config.load import load_experiment
-from selfshot.evaluation.episodes import SupportReader
-from selfshot.evaluation.ranking import Ranking, ranking_scores
 from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.retrieval.building import load_index
-from selfshot.retrieval.methods import Asked, RandomClips, RetrievedClips
-from selfshot.retrieval.supports import Described
+from selfshot.retrieval.describe import QueryEmbedding, batches_of
+from selfshot.retrieval.judge import Ranking, ranking_scores
+from selfshot.retrieval.search import CorpusSearch, SearchResult
 from selfshot.studies.run import plan_experiment
 
 SHOWN = 5
@@ -42,7 +39,6 @@ def main() -> None:
     reader = benchmark.reader(folders["benchmark"])
     videos = reader.annotations.videos
     encoder = load_encoder(folders["encoder"] / "export")
-    index = load_index(folders["index"])
     same = dict(pair.split("=") for pair in given.same)
     labels = read_corpus_labels(folders["benchmark"])
     by_source: dict[str, set[str]] = {}
@@ -53,49 +49,45 @@ def main() -> None:
     for track in reader.annotations.tracks:  # the first object's
         classes.setdefault(track.video_id, categories[track.category_id])
     own = {video: by_source.get(videos[video].source_id or "", ()) for video in classes}
-    queries = [
-        Asked(f"{video}:{name}", video, 0, frozenset(own[video])) for video, name in classes.items()
-    ]
-
-    def describe(video: int) -> Described:
-        return Described(encoder.embed(reader.frames(video)[None]), np.ones(1, np.float32))
-
-    depth = min(50, len(index))
-    method = RetrievedClips(index, describe, experiment.supports.duplicate_cosine)
-    ways = {
-        "retrieved": method(queries, depth),
-        "random": RandomClips(index, np.arange(len(index)))(queries, depth),
-    }
+    search = CorpusSearch(load_index(folders["index"]), experiment.supports.duplicate_cosine)
+    depth = min(50, len(search))
+    ways: dict[str, dict[int, SearchResult]] = {"retrieved": {}, "random": {}}
+    for part, frames in batches_of(list(classes), reader.frames):
+        for video, vector in zip(part, encoder.embed(frames), strict=True):
+            query = QueryEmbedding(vector[None])
+            ways["retrieved"][video] = search.nearest(query, depth, own[video])
+            drawn = search.draw(depth, [0, 29, video], own[video])
+            ways["random"][video] = SearchResult(drawn, ())
     known = list(labels.values())
-    for way, chosen in ways.items():
+    for way, results in ways.items():
         rankings = []
-        for query, one in zip(queries, chosen, strict=True):
-            wanted = same.get(classes[query.video], classes[query.video])
+        for video, one in results.items():
+            wanted = same.get(classes[video], classes[video])
             if wanted in known:
-                found = [labels.get(str(clip), "") for clip in one.supports]
+                found = [labels.get(clip, "") for clip in one.clip_ids]
                 rankings.append(Ranking(found, wanted, known.count(wanted)))
         print(way, f"{len(rankings)} queries judged:", ranking_scores(rankings, depth))
-    found = ways["retrieved"]
+    retrieved = ways["retrieved"]
     print(
-        f"{len(index)} clips; left out: {sum(one.near_duplicates for one in found)} near "
-        f"duplicates (cosine > {experiment.supports.duplicate_cosine}), "
-        f"{sum(one.own_source for one in found)} of a query's own source"
+        f"{len(search)} clips; left out: {sum(one.near_duplicates for one in retrieved.values())} "
+        f"near duplicates (cosine > {search.duplicate_cosine}), "
+        f"{sum(one.own_source for one in retrieved.values())} of a query's own source"
     )
-    supports = SupportReader(folders["benchmark"], benchmark, reader)
+    supports = benchmark.support_reader(folders["benchmark"], reader)
     rows = []
-    for query, one in zip(queries, found, strict=True):
-        name = classes[query.video]
+    for video, one in retrieved.items():
+        name = classes[video]
         near = [
-            f"{clip} {labels.get(str(clip), '?')} {score:.3f}"
-            for clip, score in zip(one.supports, one.scores, strict=True)
+            f"{clip} {labels.get(clip, '?')} {score:.3f}"
+            for clip, score in zip(one.clip_ids, one.scores, strict=True)
             if score > given.near
         ]
-        source = videos[query.video].source_id
+        source = videos[video].source_id
         print(f"{source} ({name}): {len(near)} above {given.near}: {near[:6]}")
-        frames = reader.frames(query.video)
+        frames = reader.frames(video)
         tiles = []
-        for clip, score in zip(one.supports[:SHOWN], one.scores, strict=False):
-            label = labels.get(str(clip))
+        for clip, score in zip(one.clip_ids[:SHOWN], one.scores, strict=False):
+            label = labels.get(clip)
             picture = supports.frames(clip)
             right = None if label is None else label == same.get(name, name)
             caption = f"{label or '?'} {score:.3f}\n{clip}"

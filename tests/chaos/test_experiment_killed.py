@@ -26,7 +26,7 @@ LONGER = """
 benchmark.corpus_clips=40 embedding.clips_per_shard=4 embedding.clips_per_batch=4
 backbone.optimiser.steps=90 backbone.optimiser.checkpoint_every=7 backbone.optimiser.log_every=1
 vis.optimiser.steps=30 vis.optimiser.checkpoint_every=4 vis.optimiser.log_every=1
-evaluation.seeds=[0,1,2] compute.parallel_trials=1
+evaluation.folds=3 compute.parallel_trials=1
 """
 STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "seen", "supports", "vis",
           "vis_no_fuser", "evaluation")  # fmt: skip
@@ -194,4 +194,4 @@ def assert_one_run_in_mlflow(output: Path) -> None:
     runs = client.search_runs([found.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     names = sorted(run.info.run_name for run in runs)
-    assert names == sorted(["toy", *STAGES, *(f"evaluation.seed_{seed}" for seed in range(3))])
+    assert names == sorted(["toy", *STAGES, *(f"evaluation.fold_{fold}" for fold in range(3))])

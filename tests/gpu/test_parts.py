@@ -26,8 +26,8 @@ from selfshot.models.encoders import efficientnet_lite0
 from selfshot.models.trained_encoder import FrozenEncoder, load_encoder
 from selfshot.models.vis import masks_at
 from selfshot.models.weights import load_vis
+from selfshot.retrieval.describe import QueryEncoder
 from selfshot.retrieval.exact import ExactSearch
-from selfshot.studies.describing import describe_clips
 from selfshot.training.backbone import BackboneTask
 from selfshot.training.batches import to_device
 from selfshot.training.encoder import EncoderTask
@@ -140,7 +140,7 @@ def test_an_episode_is_evaluated(
     benchmark = load_benchmark(tiny_sprites)
     clips = list(benchmark.pairs["test"].values())
     chosen = {
-        query_key(video, name): {"oracle": list(clips[0][:1])}
+        query_key(video, name): {"oracle": list(clips[0][:1]), "query_itself": [video]}
         for video, name in benchmark.queries["test"]
     }
     (tmp_path / "supports.json").write_text(json.dumps(chosen))
@@ -150,7 +150,7 @@ def test_an_episode_is_evaluated(
     for place in ("cpu", device):
         config = {
             "benchmark": str(tiny_sprites), "models": {"vis": str(vis_export)}, "rows": rows,
-            "supports": str(tmp_path / "supports.json"), "side": "test", "fold": 0, "folds": 1,
+            "supports": str(tmp_path / "supports.json"), "split": "test", "fold": 0, "folds": 1,
             "max_queries": None, "predictions": str(tmp_path / place), "device": place,
         }  # fmt: skip
         found.append(episodes.evaluate_fold(config)["rows"])
@@ -210,10 +210,10 @@ def test_clips_are_described(
     frames = task.batch(0, 0, 1)["frames"][:, 0].numpy()
     task.decoder.close()
     encoder: FrozenEncoder = load_encoder(tmp_path)
-    ours = describe_clips(encoder, frames, 2, None)
+    ours = QueryEncoder(encoder, 2)(frames)
     getattr(encoder, how)(device)
     assert all(p.device == SECOND for p in encoder.encoder.parameters())
-    theirs = describe_clips(encoder, frames, 2, None)
+    theirs = QueryEncoder(encoder, 2)(frames)
     for one, other in zip(ours, theirs, strict=True):
         for way, described in one.items():
             np.testing.assert_allclose(other[way].vectors, described.vectors, **HALF)

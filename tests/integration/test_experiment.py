@@ -134,10 +134,10 @@ def test_results_have_the_form_that_others_read(first: Run) -> None:
         assert row["extra"] == 0
         for score in ("AP50", "AP", "AP75", "AR10"):
             figures = row[score]
-            assert {"mean", "std", "per_seed"} <= set(figures)
-            assert len(figures["per_seed"]) == 2 and figures["std"] >= 0
-            assert all(0 <= figure <= 100 for figure in figures["per_seed"])
-            assert figures["mean"] == pytest.approx(sum(figures["per_seed"]) / 2)
+            assert {"mean", "std", "per_fold"} <= set(figures)
+            assert len(figures["per_fold"]) == 2 and figures["std"] >= 0
+            assert all(0 <= figure <= 100 for figure in figures["per_fold"])
+            assert figures["mean"] == pytest.approx(sum(figures["per_fold"]) / 2)
 
 
 def test_animations_and_attention(first: Run) -> None:
@@ -212,10 +212,10 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
     assert stages["vis"].data.params["optimiser.steps"] == "4"
 
     trials = {one.info.run_name: one for one in below[stages["evaluation"].info.run_id]}
-    assert set(trials) == {"evaluation.seed_0", "evaluation.seed_1"}
+    assert set(trials) == {"evaluation.fold_0", "evaluation.fold_1"}
     for row in results_of(first):
-        for number, figure in enumerate(row["AP50"]["per_seed"]):
-            metrics = trials[f"evaluation.seed_{number}"].data.metrics
+        for number, figure in enumerate(row["AP50"]["per_fold"]):
+            metrics = trials[f"evaluation.fold_{number}"].data.metrics
             assert metrics[figure_name("AP50", row)] == pytest.approx(figure)
     assert len(runs) == 1 + len(NAMES) + 2
 

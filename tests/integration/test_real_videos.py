@@ -27,7 +27,7 @@ SMALL = {
     # An encoder that is hardly trained finds everything alike.
     "supports": "duplicate_cosine=0.9999",
     "vis": "dim=12 heads=2 ffn_dim=24 num_instances=2",
-    "evaluation": "supports=[none,self_shot,oracle] seeds=[0]",
+    "evaluation": "supports=[none,self_shot,oracle] folds=1",
     "report": "gallery_queries=1",
     **{
         f"{stage}.optimiser": "steps=3 warmup_steps=1 log_every=1 checkpoint_every=2"

@@ -140,7 +140,7 @@ WRONG_LINES: list[tuple[list[str], list[str]]] = [
     (["validate", "good.yaml", "--set", "seed"], ["--set seed", "no '='"]),
     (["validate", "good.yaml", "--set", "vis.dim=abc"], ["vis.dim: 'abc'", "valid integer"]),
     (["validate", "good.yaml", "--set", "vis.dmi=72"], ["vis.dmi", "did you mean dim?", "--set"]),
-    (["validate", "good.yaml", "--set", "evaluation.seeds=[1"], ["YAML", "--set evaluation.seeds"]),
+    (["validate", "good.yaml", "--set", "supports.shots=[1"], ["YAML", "--set supports.shots"]),
     (["validate", "good.yaml", "--set", "output=good.yaml/x"], ["output: good.yaml is a file"]),
     (["validate", "good.yaml", "--set", "output=$ABSENT/x"], ["output", "ABSENT", "not set"]),
 ]

@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfshot.data.clips import ClipReader
+from selfshot.data.guard import Clip
+from selfshot.data.supports import SupportReader
 from selfshot.data.ytvis import load_annotations
+
+T = TypeVar("T")
 
 CORPUS_SCHEMA = pa.schema(
     [
@@ -45,13 +52,13 @@ class Benchmark:
         kind: its builder.
         seed: of every random choice in it.
         height, width, num_frames: of a clip as the model sees it (pixels, pixels, frames).
-        classes: class names of each side: `train` (seen), `val` and `test` (unseen).
-        queries: for each side, `(video_id, class)` pairs; in a test query of several classes
+        classes: class names of each split: `train` (seen), `val` and `test` (unseen).
+        queries: for each split, `(video_id, class)` pairs; in a test query of several classes
             the class is the one that query and supports share.
-        supports: for each side and class, the annotated videos that may be oracle supports.
+        supports: for each split and class, the annotated videos that may be oracle supports.
         frames_root: folder of the frames, relative to the benchmark folder or absolute.
         corpus_root: folder that the corpus URIs are relative to, likewise.
-        videos: of each side: those that ask or help.
+        videos: of each split: those that ask or help.
         pairs: for val and test, the labelled supports of each `query_key`, in an order that is
             fixed: the first k are those of k shots.
         counts: what was counted while building.
@@ -90,6 +97,54 @@ class Benchmark:
             width=self.width,
         )
 
+    def support_reader(
+        self, folder: Path, reader: ClipReader, num_frames: int | None = None
+    ) -> SupportReader:
+        """A reader of supports: clips of the corpus, and annotated videos.
+
+        Args:
+            folder: of the benchmark.
+            reader: of its annotated videos.
+            num_frames: of a support; none: as many as the benchmark's clips; 1: the middle one.
+        """
+        root = (folder / self.corpus_root).resolve()
+        clips = {
+            row["clip_id"]: Clip(str(root / row["uri"]), row["start_s"], row["end_s"])
+            for row in read_corpus(folder)
+        }
+        return SupportReader(clips, reader.of_length(num_frames))
+
+    def folds(self, split: str, count: int, most: int | None = None) -> list[list[tuple[int, str]]]:
+        """Deal the queries of a split to `count` disjoint folds, class by class.
+
+        Every fold holds other videos, so the deviation over folds is that of new queries.
+
+        Args:
+            split: `val` or `test`.
+            count: folds.
+            most: queries of a fold at most; none: all.
+        """
+        dealt: list[list[tuple[int, str]]] = [[] for _ in range(count)]
+        rng = np.random.default_rng([self.seed, 23])
+        by_class: dict[str, list[int]] = {}
+        for video, name in self.queries[split]:
+            by_class.setdefault(name, []).append(video)
+        turn = 0
+        fold_of: dict[int, int] = {}
+        for name in sorted(by_class):
+            for video in rng.permutation(by_class[name]).tolist():
+                # A video that asks for several classes does so in one fold.
+                if video not in fold_of:
+                    fold_of[video] = turn % count
+                    turn += 1
+                dealt[fold_of[video]].append((video, name))
+        # Cut evenly over the classes, which stand in blocks.
+        return [
+            fold if most is None or len(fold) <= most
+            else [fold[i] for i in np.linspace(0, len(fold) - 1, most).round().astype(int)]
+            for fold in dealt
+        ]  # fmt: skip
+
     def save(self, folder: Path) -> None:
         """Write `benchmark.json`."""
         text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
@@ -101,22 +156,31 @@ def query_key(video: int, name: str) -> str:
     return f"{video}:{name}"
 
 
+def first_of_each_class(queries: Iterable[T], class_of: Callable[[T], str], count: int) -> list[T]:
+    """The first query of each class, then the second, until there are enough: nobody chose them."""
+    by_class: dict[str, list[T]] = {}
+    for query in queries:
+        by_class.setdefault(class_of(query), []).append(query)
+    turns = itertools.zip_longest(*(by_class[name] for name in sorted(by_class)))
+    return [query for turn in turns for query in turn if query is not None][:count]
+
+
 def load_benchmark(folder: Path) -> Benchmark:
     """Read `benchmark.json` of a folder that `Benchmark.save` wrote."""
     raw = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
-    raw["classes"] = {side: tuple(names) for side, names in raw["classes"].items()}
+    raw["classes"] = {split: tuple(names) for split, names in raw["classes"].items()}
     raw["queries"] = {
-        side: tuple((int(video), name) for video, name in pairs)
-        for side, pairs in raw["queries"].items()
+        split: tuple((int(video), name) for video, name in pairs)
+        for split, pairs in raw["queries"].items()
     }
     raw["supports"] = {
-        side: {name: tuple(videos) for name, videos in by_class.items()}
-        for side, by_class in raw["supports"].items()
+        split: {name: tuple(videos) for name, videos in by_class.items()}
+        for split, by_class in raw["supports"].items()
     }
-    raw["videos"] = {side: tuple(ids) for side, ids in raw.get("videos", {}).items()}
+    raw["videos"] = {split: tuple(ids) for split, ids in raw.get("videos", {}).items()}
     raw["pairs"] = {
-        side: {key: tuple(videos) for key, videos in by_query.items()}
-        for side, by_query in raw.get("pairs", {}).items()
+        split: {key: tuple(videos) for key, videos in by_query.items()}
+        for split, by_query in raw.get("pairs", {}).items()
     }
     raw["set_aside"] = tuple((what, reason) for what, reason in raw["set_aside"])
     return Benchmark(**raw)

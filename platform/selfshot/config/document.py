@@ -75,7 +75,7 @@ def place_of(data: Any, location: Location, *, exact: bool = False) -> Place | N
 
 
 def dotted(location: Location) -> str:
-    """A location as people write it: `vis.optimiser.steps`, `evaluation.seeds[2]`."""
+    """A location as people write it: `vis.optimiser.steps`, `supports.shots[2]`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)

@@ -173,7 +173,7 @@ def parse_override(override: str) -> dict[str, Any]:
     if not _KEY.fullmatch(key):
         raise UserError(
             f"--set {override}: {key!r} is not a key (words joined by dots, as in "
-            "vis.optimiser.steps; a list is set whole, as in evaluation.seeds=[0,1])"
+            "vis.optimiser.steps; a list is set whole, as in supports.shots=[1,5])"
         )
     place = Place(f"--set {override if len(override) <= 80 else override[:79] + '…'}")
     try:

@@ -24,23 +24,10 @@ from selfshot.config.fields import (
     Share,
 )
 from selfshot.config.optimiser import Optimiser
-from selfshot.config.retrieval import IndexConfig, SupportsConfig
+from selfshot.config.retrieval import IndexConfig
 from selfshot.config.studies import SweepConfig
+from selfshot.config.supports import KindName, SupportsConfig
 from selfshot.config.vis import DeparturesConfig, MaskRcnnConfig, ValidationConfig
-
-SupportKind = Literal[
-    "none",
-    "no_fuser",
-    "zero_shot_motion",
-    "query_itself",
-    "temporal_crops",
-    "spatial_crops",
-    "random",
-    "self_shot",
-    "seen_penalty",
-    "semi_shot",
-    "oracle",
-]
 
 
 class BackboneConfig(Section):
@@ -175,13 +162,11 @@ class VisConfig(Section):
 class EvaluationConfig(Section):
     """Video AP of every row of the table, on the unseen test classes."""
 
-    supports: tuple[SupportKind, ...] = Field(
+    supports: tuple[KindName, ...] = Field(
         ("none", "no_fuser", "query_itself", "random", "self_shot", "oracle"), min_length=1
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2, 3, 4), min_length=1, description="each a fold of the test queries, one trial"
-    )
-    max_queries_per_seed: Count | None = None
+    folds: Count = Field(5, description="of the test queries, one trial each")
+    max_queries_per_fold: Count | None = None
     support_frames: Count | None = Field(
         None,
         description="frames of a support of any row; none: benchmark.num_frames; 1: its middle "
@@ -330,7 +315,7 @@ class Experiment(Section):
                 f"compute.num_workers: {workers} × encoder.accumulate: {parts}, among which it is "
                 "divided"
             )
-        most = max(self.supports.shots) + max(self.supports.extra)
+        most = self.supports.most
         if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:
             raise ValueError(
                 f"supports.shots: {max(self.supports.shots)} and supports.extra: "

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from selfshot.benchmarks.manifest import Benchmark, load_benchmark, query_key, read_corpus
+from selfshot.benchmarks.manifest import load_benchmark, query_key
+from selfshot.config.supports import chosen_as, reads_supports
 from selfshot.data.clips import ClipReader
-from selfshot.data.guard import Clip, GuardedDecoder
+from selfshot.data.supports import Support, SupportReader
 from selfshot.data.ytvis import Annotations, Prediction, save_results
-from selfshot.evaluation.confidence import COMPARED, support_confidence
+from selfshot.evaluation.confidence import support_confidence
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.files import digest_bytes, write_atomically
 from selfshot.models.features import ClipFeatures, groups_of, stack_supports
@@ -25,12 +26,9 @@ from selfshot.models.vis_model import VisModel
 from selfshot.models.weights import load_vis
 from selfshot.ops.masks import encode_rle
 from selfshot.ops.motion import moving_objects
-from selfshot.retrieval.methods import Support
 from selfshot.store.local import MANIFEST, Store, canonical_json, stage_key
 
 QUERIES_AT_ONCE = 4
-DECODE_LIMIT_S = 20.0
-SUPPORT_FREE = ("none", "no_fuser", "zero_shot_motion")
 SURE = 9.0
 """Logit of what has no probability, such as a pixel that moves."""
 
@@ -40,107 +38,6 @@ def row_name(row: dict[str, Any]) -> str:
     return f"{row['supports']}_{row['shots']}+{row['extra']}"
 
 
-def folds(benchmark: Benchmark, side: str, count: int, most: int | None) -> list[list[tuple]]:
-    """Deal the queries of a side to `count` disjoint folds, class by class.
-
-    Every fold holds other videos, so the deviation over folds is that of new queries.
-
-    Args:
-        benchmark: whose queries.
-        side: `val` or `test`.
-        count: folds.
-        most: queries of a fold at most; none: all.
-    """
-    dealt: list[list[tuple]] = [[] for _ in range(count)]
-    rng = np.random.default_rng([benchmark.seed, 23])
-    by_class: dict[str, list[int]] = {}
-    for video, name in benchmark.queries[side]:
-        by_class.setdefault(name, []).append(video)
-    turn = 0
-    fold_of: dict[int, int] = {}
-    for name in sorted(by_class):
-        for video in rng.permutation(by_class[name]).tolist():
-            # A video that asks for several classes does so in one fold.
-            if video not in fold_of:
-                fold_of[video] = turn % count
-                turn += 1
-            dealt[fold_of[video]].append((video, name))
-    # Cut evenly over the classes, which stand in blocks.
-    return [
-        fold if most is None or len(fold) <= most
-        else [fold[i] for i in np.linspace(0, len(fold) - 1, most).round().astype(int)]
-        for fold in dealt
-    ]  # fmt: skip
-
-
-def first_of_each_class(queries: Sequence[tuple[Any, str]], count: int) -> list[tuple[Any, str]]:
-    """The first query of each class, then the second, until there are enough: nobody chose them.
-
-    Args:
-        queries: whatever asks, and the class that it asks for.
-        count: how many.
-    """
-    by_class: dict[str, list[tuple[Any, str]]] = {}
-    for query, name in queries:
-        by_class.setdefault(name, []).append((query, name))
-    turns = max((len(some) for some in by_class.values()), default=0)
-    return [
-        by_class[name][turn]
-        for turn in range(turns)
-        for name in sorted(by_class)
-        if turn < len(by_class[name])
-    ][:count]
-
-
-class SupportReader:
-    """Frames of supports, from the corpus by clip id or from annotated videos by video id."""
-
-    def __init__(
-        self,
-        folder: Path,
-        benchmark: Benchmark,
-        reader: ClipReader,
-        num_frames: int | None = None,
-    ) -> None:
-        """Prepare the reading.
-
-        Args:
-            folder: of the benchmark.
-            benchmark: the benchmark.
-            reader: of its annotated videos.
-            num_frames: of a support; none: as many as the benchmark's clips; 1: the middle one.
-        """
-        self.reader = reader.of_length(num_frames)
-        root = (folder / benchmark.corpus_root).resolve()
-        self.clips = {
-            row["clip_id"]: Clip(str(root / row["uri"]), row["start_s"], row["end_s"])
-            for row in read_corpus(folder)
-        }
-        self.decoder = GuardedDecoder(
-            num_frames=self.reader.num_frames,
-            height=benchmark.height,
-            width=benchmark.width,
-            time_limit_s=DECODE_LIMIT_S,
-        )
-
-    def frames(self, support: Support) -> np.ndarray:
-        """Pixels uint8 (T, H, W, 3) of a corpus clip, an annotated video, or a part of one."""
-        if isinstance(support, int):
-            return self.reader.frames(support)
-        if isinstance(support, dict):
-            if "box" in support:
-                return self.reader.cut_out(support["video"], support["box"])
-            return self.reader.part(support["video"], support["start"], support["end"])
-        return self.decoder.decode(self.clips[support])
-
-    def clip(self, support: Support) -> np.ndarray:
-        """The same without padding."""
-        frames = self.frames(support)
-        if isinstance(support, dict) and "box" in support:
-            return frames[self.reader.valid_frames(support["video"])]
-        return frames[self.reader.valid_frames(support)] if isinstance(support, int) else frames
-
-
 @torch.inference_mode()
 def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     """Predict and score one fold of test queries for every row of the table.
@@ -148,7 +45,7 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: `benchmark` folder, `models` {"vis": folder, "no_fuser": folder}, `rows` of
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
-            `folds`, `side`, `max_queries`, `predictions` folder for the result files,
+            `folds`, `split`, `max_queries`, `predictions` folder for the result files,
             `support_frames` of a support if it is not as long as the benchmark's clips,
             `confidence`, see `predict_rows`, `device` of the models, and `kept`, the root of a
             `store` and the `keys` of networks and benchmark, if rows are to be kept.
@@ -161,9 +58,9 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     benchmark = load_benchmark(folder)
     reader = benchmark.reader(folder)
     annotations = reader.annotations
-    support_reader = SupportReader(folder, benchmark, reader, config.get("support_frames"))
+    support_reader = benchmark.support_reader(folder, reader, config.get("support_frames"))
     chosen = json.loads(Path(config["supports"]).read_text())
-    fold = folds(benchmark, config["side"], config["folds"], config["max_queries"])[config["fold"]]
+    fold = benchmark.folds(config["split"], config["folds"], config["max_queries"])[config["fold"]]
     target = Path(config["predictions"])
     target.mkdir(parents=True, exist_ok=True)
     files = {row_name(row): target / f"{row_name(row)}.fold{config['fold']}.json"
@@ -207,12 +104,12 @@ class _KeptRow:
     ) -> None:
         """Nothing is looked for yet; arguments as `evaluate_fold` has them."""
         asked: list[Any] = []
-        power = config.get("confidence", 0.0) if row["supports"] in COMPARED else 0.0
-        if row["supports"] not in SUPPORT_FREE:
+        power = config.get("confidence", 0.0)
+        if reads_supports(row):
             for video, name in fold:
                 trust = support_confidence(chosen, video, name, row) ** power if power else 1.0
                 asked.append([query_key(video, name), _supports(chosen, video, name, row), trust])
-        facts = ("fold", "folds", "side", "max_queries", "support_frames")
+        facts = ("fold", "folds", "split", "max_queries", "support_frames")
         self.settings = {name: config.get(name) for name in facts} | {
             "row": dict(row),
             "supports": digest_bytes(canonical_json(asked).encode()),
@@ -279,7 +176,7 @@ def predict_rows(
             model = models["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             query = encoded["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             supports = None
-            if row["supports"] not in SUPPORT_FREE:
+            if reads_supports(row):
                 keys = [_keys(chosen, video, name, row) for video, name in episodes]
                 supports = stack_supports([[encoded_supports[k] for k in ks] for ks in keys])
             outputs = model.predict(query, supports)
@@ -325,13 +222,8 @@ def _clip(reader: ClipReader, video: int) -> np.ndarray:
 
 def _supports(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[Support]:
     """A row's supports, for the query of a class in a video."""
-    if row["supports"] == "query_itself":
-        return [video] * row["shots"]
-    of_query = chosen[query_key(video, name)]
-    semi_shot = row["supports"] == "semi_shot"
-    kind = f"semi_shot_{row['shots']}" if semi_shot else row["supports"]
-    supports: list[Support] = of_query[kind][: row["shots"] + row["extra"]]
-    return supports
+    supports: list[Support] = chosen[query_key(video, name)][chosen_as(row)]
+    return supports[: row["shots"] + row["extra"]]
 
 
 def _keys(chosen: dict[str, Any], video: int, name: str, row: dict[str, Any]) -> list[str]:
@@ -354,7 +246,7 @@ def _encode_supports(
         key
         for video, name in episodes
         for row in rows
-        if row["supports"] not in SUPPORT_FREE
+        if reads_supports(row)
         for key in _keys(chosen, video, name, row)
     }
     found: dict[str, ClipFeatures] = {}

@@ -8,11 +8,10 @@ from typing import Any
 from selfshot.benchmarks.manifest import Benchmark, read_corpus_labels
 from selfshot.data.clips import ClipReader
 from selfshot.data.json_entries import is_finite, kind, read_json, short
+from selfshot.data.supports import Support
 from selfshot.data.video import VideoError
 from selfshot.errors import UserError
-from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
-from selfshot.retrieval.methods import Support
 
 MOST_SUPPORTS = 5
 _SCORES = "_scores"  # what the name of a list of numbers, beside a kind's, ends in
@@ -41,7 +40,7 @@ class ChosenSupports:
         self.path = path
         self.annotations = reader.annotations
         self._video_ids = {str(video): video for video in reader.annotations.videos}
-        self.reader = SupportReader(folder, benchmark, reader)
+        self.reader = benchmark.support_reader(folder, reader)
         self.labels = read_corpus_labels(folder)
         self.class_of = {
             video: name for pairs in benchmark.queries.values() for video, name in pairs

@@ -9,13 +9,7 @@ import torch
 
 from selfshot.benchmarks.manifest import load_benchmark, query_key
 from selfshot.errors import UserError
-from selfshot.evaluation.episodes import (
-    SupportReader,
-    episode_truth,
-    folds,
-    predict_rows,
-    row_name,
-)
+from selfshot.evaluation.episodes import episode_truth, predict_rows, row_name
 from selfshot.evaluation.video_ap import episode_scores
 
 
@@ -38,7 +32,7 @@ class Validation:
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
-        self.fold = folds(manifest, "val", 1, queries)[0]
+        self.fold = manifest.folds("val", 1, queries)[0]
         if not self.fold:
             raise UserError(
                 "vis.validation.every: the benchmark has no queries of validation classes; set it "
@@ -46,7 +40,7 @@ class Validation:
                 setting="vis.validation.every",
             )
         self.reader = manifest.reader(folder)
-        self.support_reader = SupportReader(folder, manifest, self.reader, support_frames)
+        self.support_reader = manifest.support_reader(folder, self.reader, support_frames)
         self.truth = episode_truth(self.reader.annotations, self.fold)
         self.shots = shots
         self.chosen = {

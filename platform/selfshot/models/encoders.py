@@ -60,7 +60,7 @@ ENCODERS: dict[str, Recipe] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class LoadedEncoder:
     """An encoder that is ready to be sent to where it is needed.
 
     Attributes:
@@ -75,7 +75,7 @@ class Opened:
     width: int | None
 
 
-def open_encoder(name: str) -> Opened:
+def open_encoder(name: str) -> LoadedEncoder:
     """An encoder by its name, or out of the folder that `selfshot train encoder` exported.
 
     Raises:
@@ -83,7 +83,8 @@ def open_encoder(name: str) -> Opened:
     """
     recipe = ENCODERS.get(name)
     if recipe is not None:
-        return Opened(pkgutil.resolve_name(recipe.build)(), name, recipe.height, recipe.width)
+        encoder = pkgutil.resolve_name(recipe.build)()
+        return LoadedEncoder(encoder, name, recipe.height, recipe.width)
     folder = next((f for f in (Path(name), Path(name) / "export") if _is_export(f)), None)
     if folder is None:
         raise UserError(
@@ -94,7 +95,7 @@ def open_encoder(name: str) -> Opened:
     from selfshot.models.trained_encoder import load_encoder
 
     size = json.loads((folder / "encoder.json").read_text()).get("size") or (None, None)
-    return Opened(load_encoder(folder), digest_of(folder), *size)
+    return LoadedEncoder(load_encoder(folder), digest_of(folder), *size)
 
 
 def _is_export(folder: Path) -> bool:

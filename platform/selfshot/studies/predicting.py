@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
 from selfshot.config.schema import Experiment
@@ -17,20 +16,15 @@ from selfshot.data.images import IMAGE_SUFFIXES, image_names, image_size, is_ima
 from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.errors import UserError
-from selfshot.evaluation.episodes import SupportReader
 from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
 from selfshot.evaluation.rendering.heatmaps import draw_attention
 from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
 from selfshot.evaluation.rendering.videos import Selection, show_videos
 from selfshot.models.device import device_for
-from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
-from selfshot.retrieval.building import load_index
-from selfshot.retrieval.methods import Asked, Chosen, RetrievedClips
-from selfshot.studies.describing import SeenClasses, describe_clips
 from selfshot.studies.finished import stage_folders
-from selfshot.studies.seen import read_seen
+from selfshot.studies.retrieving import retrieval_stages, retrieve_clips
 
 RESULTS = "results.json"
 
@@ -140,40 +134,6 @@ def _middles(num_frames: int, length: int) -> np.ndarray:
     return ((np.arange(num_frames) + 0.5) / num_frames * length).astype(np.int64)
 
 
-def retrieve_clips(
-    experiment: Experiment,
-    folders: Mapping[str, Path],
-    clips: UInt8[np.ndarray, "clips time height width 3"],
-    count: int,
-    device: str,
-) -> list[Chosen]:
-    """Clips of an experiment's corpus for clips of one's own, as the stage `supports` finds them.
-
-    Args:
-        experiment: whose settings count.
-        folders: of its `retrieval_stages`.
-        clips: of the queries.
-        count: clips wanted of each.
-        device: where the encoder runs.
-    """
-    section = experiment.supports
-    encoder = load_encoder(folders["encoder"] / "export").to(device)
-    seen: SeenClasses | None = None
-    way: str = section.vectors
-    if "seen" in folders:
-        seen = SeenClasses(read_seen(folders["seen"]), section.seen_penalty)
-        way = "seen_penalty"
-    described = describe_clips(encoder, clips, section.window_size, seen)
-    retrieve = RetrievedClips(
-        load_index(folders["index"]),
-        lambda place: described[place][way],
-        section.duplicate_cosine,
-        expand_by=section.expand_by,
-        candidates=section.candidates,
-    )
-    return retrieve([Asked(str(place), place, 0) for place in range(len(clips))], count)
-
-
 def retrieve_supports(
     experiment: Experiment,
     folders: dict[str, Path],
@@ -191,26 +151,20 @@ def retrieve_supports(
     except VideoError as error:
         raise UserError(f"--video: {error}") from None
     (found,) = retrieve_clips(experiment, folders, clip[None], count, device)
-    if not found.supports:
+    if not found.clip_ids:
         raise UserError(
             f"--video: {path}: the corpus of {experiment.name} holds nothing but near duplicates "
             "of it; give --supports, or raise supports.duplicate_cosine"
         )
     folder = folders["benchmark"]
-    reader = SupportReader(
-        folder, benchmark, benchmark.reader(folder), experiment.evaluation.support_frames
+    reader = benchmark.support_reader(
+        folder, benchmark.reader(folder), experiment.evaluation.support_frames
     )
     supports = []
-    for clip_id, score in zip(found.supports, found.scores, strict=True):
+    for clip_id, score in zip(found.clip_ids, found.scores, strict=True):
         supports.append(NamedClip(f"{clip_id} {score:.2f}", reader.frames(clip_id)))
     reader.decoder.close()
     return supports
-
-
-def retrieval_stages(experiment: Experiment) -> list[str]:
-    """The stages that `retrieve_clips` reads."""
-    penalised = "seen_penalty" in experiment.evaluation.supports
-    return ["encoder", "index", *(["seen"] if penalised else [])]
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""From trials to rows of the table: mean and deviation over seeds."""
+"""From trials to rows of the table: mean and deviation over folds."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def aggregate(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each kind of support and number of shots.
 
     Args:
-        trials: results of `evaluate_fold`, in the order of the seeds; figures in percent, -1
+        trials: results of `evaluate_fold`, in the order of the folds; figures in percent, -1
             where a fold has no ground truth.
 
     Returns:
         `supports`, `shots`, `extra`, and for each score its `mean`, `std` (of the sample, over
-        seeds; 0 for one seed) and `per_seed`; `pooled_AP50` likewise.
+        folds; 0 for one fold) and `per_fold`; `pooled_AP50` likewise.
     """
     rows = []
     for position, first in enumerate(trials[0]["rows"]):
-        of_seeds = [trial["rows"][position] for trial in trials]
+        of_folds = [trial["rows"][position] for trial in trials]
         row: dict[str, Any] = {key: first[key] for key in ("supports", "shots", "extra")}
         for score in SCORES:
-            row[score] = _spread([entry[score] for entry in of_seeds])
-        row["pooled_AP50"] = _spread([entry["pooled"]["AP50"] for entry in of_seeds])
+            row[score] = _spread([entry[score] for entry in of_folds])
+        row["pooled_AP50"] = _spread([entry["pooled"]["AP50"] for entry in of_folds])
         rows.append(row)
     return rows
 
@@ -42,5 +42,5 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {
         "mean": statistics.fmean(known) if known else -1.0,
         "std": statistics.stdev(known) if len(known) > 1 else 0.0,
-        "per_seed": values,
+        "per_fold": values,
     }

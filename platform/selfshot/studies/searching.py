@@ -23,7 +23,8 @@ from selfshot.models.device import device_for
 from selfshot.models.encoders import open_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.studies.finished import stage_folders
-from selfshot.studies.predicting import read_clips, retrieval_stages, retrieve_clips
+from selfshot.studies.predicting import read_clips
+from selfshot.studies.retrieving import retrieval_stages, retrieve_clips
 
 SETTINGS, RESULTS, SHEET = "settings.json", "results.json", "nearest.png"
 _MAX_BYTES = 2**32
@@ -126,11 +127,11 @@ def search_experiment(
     size = (benchmark.height, benchmark.width)
     names, clips = _read_queries(queries, benchmark.num_frames, size)
     device = device_for(experiment.compute.use_gpu, on_message)
-    chosen = retrieve_clips(experiment, folders, clips, count, device)
+    results = retrieve_clips(experiment, folders, clips, count, device)
     manifest = open_manifest(str(folders["benchmark"] / "corpus.parquet"))
     found = [
-        Found(name, clip[len(clip) // 2], tuple(map(Hit, map(str, one.supports), one.scores)))
-        for name, clip, one in zip(names, clips, chosen, strict=True)
+        Found(name, clip[len(clip) // 2], tuple(map(Hit, one.clip_ids, one.scores)))
+        for name, clip, one in zip(names, clips, results, strict=True)
     ]
     return placed(found, manifest), manifest
 

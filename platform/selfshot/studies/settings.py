@@ -69,21 +69,8 @@ def embeddings_settings(experiment: Experiment) -> dict[str, Any]:
 
 def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """Rows of the table: supports without shots once, the others at each number of shots."""
-    rows: list[dict[str, Any]] = []
-    for kind in experiment.evaluation.supports:
-        if kind in ("none", "no_fuser", "zero_shot_motion"):
-            rows.append({"supports": kind, "shots": 0, "extra": 0})
-        elif kind == "query_itself":
-            rows.append({"supports": kind, "shots": 1, "extra": 0})
-        elif kind == "semi_shot":
-            pairs = experiment.supports.semi_shot
-            rows += [{"supports": kind, "shots": k, "extra": n} for k, n in pairs]
-        else:
-            most = max(experiment.supports.shots)
-            for shots in experiment.supports.shots:
-                extras = experiment.supports.extra if shots == most else (0,)
-                rows += [{"supports": kind, "shots": shots, "extra": n} for n in extras]
-    return rows
+    kinds = experiment.evaluation.supports
+    return [row for kind in kinds for row in experiment.supports.rows(kind)]
 
 
 def evaluation_settings(experiment: Experiment) -> dict[str, Any]:
@@ -102,43 +89,23 @@ def index_settings(experiment: Experiment) -> dict[str, Any]:
     return {**section.model_dump(mode="json", exclude={"part_rows"}), "seed": experiment.seed}
 
 
-_CHOSEN_ON_DEMAND = ("temporal_crops", "spatial_crops", "semi_shot", "seen_penalty")
-
-
-def kinds_on_demand(experiment: Experiment) -> list[str]:
-    """Kinds of supports that are chosen only where the table asks for them."""
-    return [kind for kind in _CHOSEN_ON_DEMAND if kind in experiment.evaluation.supports]
-
-
-def seen_settings(experiment: Experiment) -> dict[str, Any]:
-    """Of the labelled clips of seen classes."""
-    return {"clips": experiment.supports.seen_clips}
-
-
 def supports_settings(experiment: Experiment) -> dict[str, Any]:
-    """Of the choice of supports, with the seeds of what is drawn.
+    """Of the choice of supports, with the folds that draws depend on.
 
     What only a kind on demand reads is in the key only with that kind.
     """
-    section = experiment.supports
+    section, evaluation = experiment.supports, experiment.evaluation
     settings = section.model_dump(mode="json")
-    kinds = kinds_on_demand(experiment)
-    unread: list[str] = []
-    if "semi_shot" not in kinds:
-        unread += ["semi_shot"] if section.expand_by else ["semi_shot", "candidates"]
-    if not {"temporal_crops", "spatial_crops"} & set(kinds):
-        unread += ["crop_share"]
     if section.corpus_share == 1:
-        unread += ["corpus_seed"]
-    # How many labelled clips there are is in the key of their own stage.
-    unread += ["seen_clips"] if "seen_penalty" in kinds else ["seen_clips", "seen_penalty"]
-    settings = {name: value for name, value in settings.items() if name not in unread}
-    if kinds:
-        settings["kinds"] = kinds
+        del settings["corpus_seed"]
+    for kind in ("semi_shot", "seen_penalty"):
+        if kind not in evaluation.supports:
+            del settings[kind]
     return {
         **settings,
-        "seeds": list(experiment.evaluation.seeds),
-        "max_queries": experiment.evaluation.max_queries_per_seed,
+        "kinds": sorted(section.chosen(evaluation.supports)),
+        "folds": evaluation.folds,
+        "max_queries": evaluation.max_queries_per_fold,
     }
 
 

@@ -21,7 +21,6 @@ from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
 from selfshot.studies.corpus import account, embedding_job
-from selfshot.studies.retrieving import make_seen, make_supports
 from selfshot.studies.settings import (
     benchmark_settings,
     embeddings_settings,
@@ -29,7 +28,6 @@ from selfshot.studies.settings import (
     index_settings,
     model_settings,
     network_settings,
-    seen_settings,
     supports_settings,
     table_rows,
     training_settings,
@@ -212,6 +210,18 @@ def _make_index(context: Context, folder: StageFolder) -> Metrics:
     }
 
 
+def _make_seen(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.studies.retrieving import make_seen
+
+    return make_seen(context, folder)
+
+
+def _make_supports(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.studies.retrieving import make_supports
+
+    return make_supports(context, folder)
+
+
 def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
     def make(context: Context, folder: StageFolder) -> Metrics:
         section = context.experiment.vis
@@ -281,22 +291,22 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     kept = None if context.sharing else {"store": store, "keys": keys}
     configs = [
         {
-            "trial_id": f"seed_{seed}",
+            "trial_id": f"fold_{fold}",
             "benchmark": str(context.folders["benchmark"]),
             "models": models,
             "rows": table_rows(experiment),
             "supports": str(context.folders["supports"] / "supports.json"),
-            "side": "test",
+            "split": "test",
             "fold": fold,
-            "folds": len(section.seeds),
-            "max_queries": section.max_queries_per_seed,
+            "folds": section.folds,
+            "max_queries": section.max_queries_per_fold,
             "support_frames": section.support_frames,
             "confidence": section.confidence,
             "device": "cuda" if gpus else "cpu",
             "predictions": str(folder.path.resolve() / "predictions"),
             "kept": kept,
         }
-        for fold, seed in enumerate(section.seeds)
+        for fold in range(section.folds)
     ]
     done = 0
 
@@ -347,12 +357,12 @@ STAGES: tuple[Stage, ...] = (
         "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,
     ),
     Stage(
-        "seen", 1, ("benchmark", "encoder"), seen_settings, make_seen, needs_ray=_never,
+        "seen", 1, ("benchmark", "encoder"), lambda experiment: {}, _make_seen, needs_ray=_never,
         wanted=lambda experiment: "seen_penalty" in experiment.evaluation.supports,
     ),
     Stage(
         "supports", 3, ("benchmark", "encoder", "index", "seen"), supports_settings,
-        make_supports, needs_ray=_never,
+        _make_supports, needs_ray=_never,
     ),
     Stage("vis", 3, ("benchmark", "backbone"), training_settings("vis"), _make_vis(fuser=True)),
     Stage(

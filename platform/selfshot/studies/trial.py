@@ -78,8 +78,8 @@ def run_trial(config: dict[str, Any]) -> dict[str, Any]:
             found["rows"],
             context.folders["benchmark"],
             context.folders["evaluation"],
-            len(section.seeds),
-            section.max_queries_per_seed,
+            section.folds,
+            section.max_queries_per_fold,
         )
     if config["metric"]:
         found["score"] = metric_of(found["metrics"], config["metric"])
@@ -142,12 +142,12 @@ def add_difficulty(
     for; each bin is scored on its videos alone, all folds together.
     """
     from selfshot.evaluation.breakdown import CLASS_BINS, INSTANCE_BINS
-    from selfshot.evaluation.episodes import episode_truth, folds, row_name
+    from selfshot.evaluation.episodes import episode_truth, row_name
     from selfshot.evaluation.video_ap import episode_scores
 
     benchmark = load_benchmark(benchmark_folder)
     annotations = benchmark.reader(benchmark_folder).annotations
-    dealt = folds(benchmark, "test", num_folds, max_queries)
+    dealt = benchmark.folds("test", num_folds, max_queries)
     queries = [pair for fold in dealt for pair in fold]
     shown = {
         video: [track for track in annotations.tracks_of(video) if not track.iscrowd]

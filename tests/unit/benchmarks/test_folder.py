@@ -468,7 +468,7 @@ def test_real_videos(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert made.counts["corpus_clips"] == 385
     assert {name for _, name in made.queries["test"]} == set(section.test_classes)
     assert experiment.backbone.classes_per_batch <= len(made.classes["train"])
-    assert len(experiment.evaluation.seeds) <= len(made.queries["test"])
+    assert experiment.evaluation.folds <= len(made.queries["test"])
 
 
 def _film(path: Path, length: int) -> None:

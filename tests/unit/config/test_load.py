@@ -85,7 +85,7 @@ def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
     ("override", "read"),
     [
         ("vis.optimiser.steps=100", lambda e: e.vis.optimiser.steps == 100),
-        ("evaluation.seeds=[3, 4]", lambda e: e.evaluation.seeds == (3, 4)),
+        ("supports.shots=[3, 4]", lambda e: e.supports.shots == (3, 4)),
         ("vis.deformable=true", lambda e: e.vis.deformable is True),
         ("vis.dropout=1e-1", lambda e: e.vis.dropout == 0.1),
         ("compute.address=", lambda e: e.compute.address is None),
@@ -171,7 +171,7 @@ def test_refusals_name_place_and_mend(text: str, parts: list[str]) -> None:
         ("seed", ["--set seed", "no '='"]),
         ("=3", ["--set =3", "not a key"]),
         ("a..b=3", ["not a key"]),
-        ("evaluation.seeds[0]=3", ["not a key", "a list is set whole"]),
+        ("supports.shots[0]=3", ["not a key", "a list is set whole"]),
         ("seed=-1", ["seed: -1", "--set seed=-1"]),
         ("vis.optimizer.steps=3", ["vis.optimizer: unknown", "optimiser", "--set"]),
         ("name.first=3", ["name: a section is not allowed", "--set"]),

@@ -68,7 +68,7 @@ def fake_results(study: Study) -> list[dict[str, Any]]:
         rows = [
             {
                 **row,
-                "AP50": {"mean": 10.0 + number, "std": 1.0, "per_seed": [9.0, 11.0]},
+                "AP50": {"mean": 10.0 + number, "std": 1.0, "per_fold": [9.0, 11.0]},
                 "breakdown": {
                     kind: {label: {"AP50": 20.0, "videos": 3} for label in labels}
                     for kind, labels in (

@@ -44,13 +44,10 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("supports.shots=[1, 3]", {"supports", *EVALUATED}),
         ("supports.window_size=2", {"supports", *EVALUATED}),
         ("supports.seen_penalty=0.25", {"supports", *EVALUATED}),
-        ("supports.seen_clips=1", {"seen", "supports", *EVALUATED}),
         ("supports.extra=[0, 1]", {"supports", *EVALUATED}),
         ("supports.corpus_share=0.5", {"supports", *EVALUATED}),
-        ("supports.judged_ranks=7", {"supports", *EVALUATED}),
         # Settings of rows that the table does not have, and of an index that it is not.
         ("supports.semi_shot=[[2, 3]]", set()),
-        ("supports.crop_share=0.3", set()),
         ("supports.corpus_seed=1", set()),
         ("index.memory_gb=2.0", set()),
         ("index.effort=7", set()),
@@ -58,9 +55,9 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("vis.num_instances=3", VIS),
         ("vis.weights.dice=1.0", VIS),
         ("vis.optimiser.learning_rate=2.0e-3", VIS),
-        # Seeds and the size of a fold decide which queries there are supports for.
-        ("evaluation.seeds=[0, 2]", {"supports", *EVALUATED}),
-        ("evaluation.max_queries_per_seed=2", {"supports", *EVALUATED}),
+        # Folds and their size decide which queries there are supports for.
+        ("evaluation.folds=3", {"supports", *EVALUATED}),
+        ("evaluation.max_queries_per_fold=2", {"supports", *EVALUATED}),
         ("evaluation.supports=[no_fuser, seen_penalty, oracle]", EVALUATED),
         ("report.gallery_queries=1", set()),
         ("description=other words", set()),
@@ -118,7 +115,7 @@ def test_without_its_row_the_seen_classes_are_not_read(tmp_path: Path) -> None:
     without = "evaluation.supports=[no_fuser, self_shot]"
     plan = keys(tmp_path, without)
     assert set(plan) == ALL - {"seen"}
-    assert keys(tmp_path, without, "supports.seen_penalty=1", "supports.seen_clips=1") == plan
+    assert keys(tmp_path, without, "supports.seen_penalty=1") == plan
     alone = keys(tmp_path, without, "supports.vectors=global")
     assert {name for name in plan if plan[name] != alone[name]} == {"supports", *EVALUATED}
     with pytest.raises(UserError, match=r"supports\.vectors: global is not for the row"):
@@ -128,9 +125,8 @@ def test_without_its_row_the_seen_classes_are_not_read(tmp_path: Path) -> None:
 def test_a_row_brings_its_settings(tmp_path: Path) -> None:
     crops = "evaluation.supports=[no_fuser, temporal_crops]"
     semi = "evaluation.supports=[no_fuser, semi_shot]"
-    for row, setting in ((crops, "supports.crop_share=0.3"), (semi, "supports.semi_shot=[[2, 3]]")):
-        before, after = keys(tmp_path, row), keys(tmp_path, row, setting)
-        assert {name for name in before if before[name] != after[name]} == {"supports", *EVALUATED}
+    before, after = keys(tmp_path, semi), keys(tmp_path, semi, "supports.semi_shot=[[2, 3]]")
+    assert {name for name in before if before[name] != after[name]} == {"supports", *EVALUATED}
     assert keys(tmp_path, crops)["supports"] != keys(tmp_path)["supports"]
     rows = table_rows(load_experiment(TOY, [semi, "supports.semi_shot=[[1, 4], [3, 2]]"]))
     assert [(row["supports"], row["shots"], row["extra"]) for row in rows] == [

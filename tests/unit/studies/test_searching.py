@@ -16,7 +16,7 @@ from selfshot.data.corpus_manifest import open_manifest
 from selfshot.data.storage import Storage
 from selfshot.distributed.shards import ShardWriter, make_slices
 from selfshot.errors import UserError
-from selfshot.models.encoders import Opened
+from selfshot.models.encoders import LoadedEncoder
 from selfshot.studies import corpus, searching
 from selfshot.studies.searching import RESULTS, SHEET, search_index, write_results
 
@@ -70,7 +70,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     how = parse_experiment("name: index", "the defaults")
     corpus.index(how, embeddings=shards, out=tmp_path / "index")
-    monkeypatch.setattr(searching, "open_encoder", lambda name: Opened(MeanColour(), name, 32, 48))
+    monkeypatch.setattr(
+        searching, "open_encoder", lambda name: LoadedEncoder(MeanColour(), name, 32, 48)
+    )
     return tmp_path / "index"
 
 

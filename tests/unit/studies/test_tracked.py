@@ -143,7 +143,7 @@ def evaluate(store: Store) -> None:
     with store.stage("evaluation", 1, SETTINGS["evaluation"], {}) as folder:
         (folder.path / "trials").mkdir()
         result = {"queries": 3, "fold": 0, "rows": [row | SCORES for row in ROWS]}
-        (folder.path / "trials" / "seed_0.json").write_text(json.dumps(result))
+        (folder.path / "trials" / "fold_0.json").write_text(json.dumps(result))
         folder.finish(metrics={figure_name("AP50", row): 31.0 for row in ROWS})
 
 
@@ -156,7 +156,7 @@ def test_a_figure_has_one_name(experiment: Experiment) -> None:
         (experiment.output / "toy" / "report").mkdir()
         run.write(**results_of_experiment([row | spread for row in ROWS]))
     runs = runs_of(experiment)
-    assert set(runs) == {"toy", "evaluation", "evaluation.seed_0"}
+    assert set(runs) == {"toy", "evaluation", "evaluation.fold_0"}
     for found in runs.values():
         figures = {name for name in found.data.metrics if name.startswith("AP50")}
         assert figures == {"AP50/none/0_shot", "AP50/self_shot/5_shot_3_extra"}

@@ -28,13 +28,13 @@ _MOST_POINTS = 300
 
 
 def interval_chart(rows: findings.Rows) -> dict[str, Any]:
-    """AP50 of every row as a mean, its deviation and the seeds behind it."""
+    """AP50 of every row as a mean, its deviation and the folds behind it."""
     figures = [(row, findings.figure(row, "AP50")) for row in rows]
     known = [(row, f) for row, f in figures if f.mean is not None]
     reach = [0.0]
     for _, cell in known:
         reach += [(cell.mean or 0.0) + (cell.std or 0.0)]
-        reach += [value for value in cell.per_seed if value is not None]
+        reach += [value for value in cell.per_fold if value is not None]
     top = min(max(math.ceil((max(reach) + 1) / 10) * 10, 20), 100)
     step = 10 if top <= 60 else 20
 
@@ -54,7 +54,7 @@ def interval_chart(rows: findings.Rows) -> dict[str, Any]:
                 "x": at(cell.mean),
                 "low": at(cell.mean - cell.std) if cell.std is not None else None,
                 "high": at(cell.mean + cell.std) if cell.std is not None else None,
-                "seeds": [at(value) for value in cell.per_seed if value is not None],
+                "folds": [at(value) for value in cell.per_fold if value is not None],
             }
         )
     ticks = [{"value": value, "x": at(value)} for value in range(0, top + 1, step)]
@@ -224,7 +224,7 @@ def curves_of(results: Sequence[Result], supports: str = "self_shot") -> dict[in
             if row["supports"] != supports or row["extra"]:
                 continue
             units = by_shots.setdefault(row["shots"], {}).setdefault(float(size or 0), {})
-            for fold, value in enumerate(row["AP50"]["per_seed"]):
+            for fold, value in enumerate(row["AP50"]["per_fold"]):
                 if value is not None and value >= 0:
                     units[result["repeat"], fold] = value
     curves = {}
@@ -251,7 +251,7 @@ def oracle_level(results: Sequence[Result], curve: Curve) -> np.ndarray | None:
     for result in results:
         for row in result.get("rows", ()):
             if row["supports"] == "oracle" and row["shots"] == 1 and not row["extra"]:
-                for fold, value in enumerate(row["AP50"]["per_seed"]):
+                for fold, value in enumerate(row["AP50"]["per_fold"]):
                     if value is not None and value >= 0:
                         units[result["repeat"], fold] = value
     if not all((r, f) in units for r in curve.repeats for f in curve.folds):

@@ -1,6 +1,6 @@
 """What a table of results says, and no more: gaps, paired differences, and a claim in one sentence.
 
-A row is what results.json holds: `{supports, shots, extra, AP50: {mean, std, per_seed}, AP, AP75,
+A row is what results.json holds: `{supports, shots, extra, AP50: {mean, std, per_fold}, AP, AP75,
 AR10}` in percent. A value that is None, not finite or negative (the evaluator's −1) means
 "no such number", and whatever would need it says so instead of guessing.
 """
@@ -13,35 +13,13 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from selfshot.config.supports import SUPPORT_KINDS
+
 Rows = Sequence[Mapping[str, Any]]
 Setting = tuple[int, int]  # shots, extra supports at inference
 
-LABELS: dict[str, str] = {
-    "none": "No supports",
-    "no_fuser": "No fuser",
-    "zero_shot_motion": "Whatever moves",
-    "query_itself": "The query itself",
-    "temporal_crops": "Parts of the query in time",
-    "spatial_crops": "Parts of the query's frames",
-    "random": "Random",
-    "self_shot": "Self-shot",
-    "seen_penalty": "Self-shot, seen-class penalty",
-    "semi_shot": "Semi-shot",
-    "oracle": "Oracle",
-}
-MEANINGS: dict[str, str] = {
-    "none": "the model is given the query alone",
-    "no_fuser": "the model without the part that reads supports",
-    "zero_shot_motion": "no model and no support: whatever differs from the background",
-    "query_itself": "the query video stands in for its own support",
-    "temporal_crops": "random stretches of the query video stand in for supports",
-    "spatial_crops": "random cut-outs of the query's frames stand in for supports",
-    "random": "clips drawn blindly from the unlabelled corpus",
-    "self_shot": "clips retrieved from the unlabelled corpus",
-    "seen_penalty": "the same, by windows that labelled clips of seen classes do not explain",
-    "semi_shot": "labelled clips, and unlabelled ones (+n) retrieved with their help",
-    "oracle": "clips picked by their class label: what few-shot learning assumes",
-}
+LABELS = {name: kind.label for name, kind in SUPPORT_KINDS.items()}
+MEANINGS = {name: kind.meaning for name, kind in SUPPORT_KINDS.items()}
 METRICS = ("AP50", "AP", "AP75", "AR10")
 _PAIRS = (
     ("self_shot", "random"),
@@ -53,11 +31,11 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over seeds; each part is None where there is no such number."""
+    """A mean over folds; each part is None where there is no such number."""
 
     mean: float | None
     std: float | None
-    per_seed: tuple[float | None, ...]
+    per_fold: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class GapShare:
 
 @dataclass(frozen=True)
 class Difference:
-    """AP50 of `better` minus AP50 of `worse`, seed by seed on the same queries."""
+    """AP50 of `better` minus AP50 of `worse`, fold by fold on the same queries."""
 
     shots: int
     extra: int
@@ -87,21 +65,21 @@ class Difference:
     worse: str
     mean: float
     std: float | None
-    per_seed: tuple[float, ...]
+    per_fold: tuple[float, ...]
 
     @property
     def wins(self) -> int:
-        """On how many seeds `better` is above `worse`."""
-        return sum(value > 0 for value in self.per_seed)
+        """On how many folds `better` is above `worse`."""
+        return sum(value > 0 for value in self.per_fold)
 
     @property
     def verdict(self) -> str:
-        """`clear`: every seed agrees and the mean exceeds the deviation."""
-        if not self.per_seed:
-            return "no seeds to pair"
+        """`clear`: every fold agrees and the mean exceeds the deviation."""
+        if not self.per_fold:
+            return "no folds to pair"
         if self.std is None:
-            return "one seed: no deviation"
-        agree = self.wins == len(self.per_seed) or all(value < 0 for value in self.per_seed)
+            return "one fold: no deviation"
+        agree = self.wins == len(self.per_fold) or all(value < 0 for value in self.per_fold)
         if not agree or abs(self.mean) <= self.std:
             return "not separated"
         return "clear" if self.mean > 0 else "clear, the other way"
@@ -123,11 +101,11 @@ def figure(row: Mapping[str, Any] | None, metric: str) -> Figure:
     cell = (row or {}).get(metric)
     if not isinstance(cell, Mapping):
         return Figure(number(cell), None, ())
-    seeds = cell.get("per_seed")
-    per_seed = () if seeds is None else tuple(number(value) for value in seeds)
-    known = sum(value is not None for value in per_seed)
-    std = None if per_seed and known < 2 else number(cell.get("std"))
-    return Figure(number(cell.get("mean")), std, per_seed)
+    folds = cell.get("per_fold")
+    per_fold = () if folds is None else tuple(number(value) for value in folds)
+    known = sum(value is not None for value in per_fold)
+    std = None if per_fold and known < 2 else number(cell.get("std"))
+    return Figure(number(cell.get("mean")), std, per_fold)
 
 
 def setting_of(row: Mapping[str, Any]) -> Setting:
@@ -191,7 +169,7 @@ def published_share(published: Rows, setting: Setting) -> float | None:
 
 
 def differences(rows: Rows, setting: Setting) -> list[Difference]:
-    """The comparisons that matter, paired by seed, as far as the rows are there."""
+    """The comparisons that matter, paired by fold, as far as the rows are there."""
     found = (difference(rows, setting, better, worse) for better, worse in _PAIRS)
     return [one for one in found if one is not None]
 
@@ -202,20 +180,20 @@ def difference(rows: Rows, setting: Setting, better: str, worse: str) -> Differe
     right = figure(find(rows, worse, setting), "AP50")
     if left.mean is None or right.mean is None:
         return None
-    per_seed: tuple[float, ...] = ()
-    if len(left.per_seed) == len(right.per_seed):
-        per_seed = tuple(
+    per_fold: tuple[float, ...] = ()
+    if len(left.per_fold) == len(right.per_fold):
+        per_fold = tuple(
             a - b
-            for a, b in zip(left.per_seed, right.per_seed, strict=True)
+            for a, b in zip(left.per_fold, right.per_fold, strict=True)
             if a is not None and b is not None
         )
     return Difference(
         *setting,
         better,
         worse,
-        fmean(per_seed) if per_seed else left.mean - right.mean,
-        stdev(per_seed) if len(per_seed) > 1 else None,
-        per_seed,
+        fmean(per_fold) if per_fold else left.mean - right.mean,
+        stdev(per_fold) if len(per_fold) > 1 else None,
+        per_fold,
     )
 
 
@@ -243,11 +221,11 @@ def claim(rows: Rows) -> str:
         side = "above" if against.mean > 0 else "below" if against.mean < 0 else "level with"
         return (
             f"{at}, supports that nobody labelled stand {side} random ones, {scores}; without "
-            "several seeds to pair, how much of that is chance is not known."
+            "several folds to pair, how much of that is chance is not known."
         )
     return (
         f"{at}, this run does not separate supports that nobody labelled from random ones: "
-        f"{scores}, a difference of {against.mean:+.1f} ± {against.std:.1f} over seeds."
+        f"{scores}, a difference of {against.mean:+.1f} ± {against.std:.1f} over folds."
     )
 
 

@@ -16,12 +16,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfshot.benchmarks.manifest import Benchmark, query_key, read_corpus_labels
+from selfshot.benchmarks.manifest import (
+    Benchmark,
+    first_of_each_class,
+    query_key,
+    read_corpus_labels,
+)
 from selfshot.config.schema import EvaluationConfig
 from selfshot.data.clips import ClipReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Prediction, Track, load_results
-from selfshot.evaluation.episodes import SupportReader, first_of_each_class, folds, row_name
+from selfshot.evaluation.episodes import row_name
 from selfshot.evaluation.rendering.animations import Animation
 from selfshot.evaluation.rendering.heatmaps import draw_attention
 from selfshot.evaluation.rendering.painting import (
@@ -157,18 +162,18 @@ def build_gallery(
     folder = folders["benchmark"]
     reader = benchmark.reader(folder)
     annotations = reader.annotations
-    support_reader = SupportReader(folder, benchmark, reader, evaluation.support_frames)
+    support_reader = benchmark.support_reader(folder, reader, evaluation.support_frames)
     labels = read_corpus_labels(folder)
     chosen = json.loads((folders["supports"] / "supports.json").read_text())
     category_ids = {name: i for i, name in annotations.categories.items()}
-    dealt = folds(benchmark, "test", len(evaluation.seeds), evaluation.max_queries_per_seed)
-    queries = [((video, fold), name) for fold, some in enumerate(dealt) for video, name in some]
-    order = first_of_each_class(queries, count)
+    dealt = benchmark.folds("test", evaluation.folds, evaluation.max_queries_per_fold)
+    queries = [(video, fold, name) for fold, some in enumerate(dealt) for video, name in some]
+    order = first_of_each_class(queries, lambda query: query[2], count)
     shown = {kind: row for kind in SHOWN if (row := fewest_shots(rows, kind)) is not None}
     predictions = {
         (kind, fold): read_predictions(folders["evaluation"], row, fold, annotations)
         for kind, row in shown.items()
-        for fold in {fold for (_, fold), _ in order}
+        for fold in {fold for _, fold, _ in order}
     }
 
     def supports_of(kind: str, video: int, name: str) -> list[Support]:
@@ -198,7 +203,7 @@ def build_gallery(
         ]
 
     items = []
-    for (video, fold), name in order:
+    for video, fold, name in order:
         facts = annotations.videos[video]
         real = [track for track in annotations.tracks_of(video) if not track.iscrowd]
         truth = of_query(real, video, name)

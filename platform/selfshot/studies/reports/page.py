@@ -150,7 +150,7 @@ def write_report(
         out_dir: made if need be.
         title: the experiment's name.
         description: what the experiment is, in a sentence or two; may be empty.
-        rows: `{supports, shots, extra, AP50: {mean, std, per_seed}, AP, AP75, AR10}`, in percent,
+        rows: `{supports, shots, extra, AP50: {mean, std, per_fold}, AP, AP75, AR10}`, in percent,
             optionally with pooled_AP50. Numbers that do not exist are None, NaN or negative.
         retrieval: any of precision_at `{"1": …}`, chance, per_class (all shares in [0, 1]),
             num_queries, excluded_near_duplicates, excluded_same_source, and alternatives
@@ -363,7 +363,7 @@ def _differences(rows: findings.Rows) -> list[dict[str, Any]]:
             "shots": findings.shots_label(d.shots, d.extra),
             "mean": d.mean,
             "std": d.std,
-            "per_seed": d.per_seed,
+            "per_fold": d.per_fold,
             "wins": d.wins,
             "verdict": d.verdict,
         }

@@ -263,7 +263,7 @@ def _value(result: Result, at: Selector) -> tuple[float, list[float]] | None:
     figure = row[at.get("metric", "AP50")]
     if figure["mean"] is None or figure["mean"] < 0:
         return None
-    return figure["mean"], [one for one in figure["per_seed"] if one is not None and one >= 0]
+    return figure["mean"], [one for one in figure["per_fold"] if one is not None and one >= 0]
 
 
 def _is_row(row: Mapping[str, Any], at: Selector) -> bool:

@@ -25,14 +25,14 @@ PUBLISHED = [
 ]
 
 
-def cell(*per_seed: float | None) -> dict[str, Any]:
-    known = [value for value in per_seed if value is not None]
+def cell(*per_fold: float | None) -> dict[str, Any]:
+    known = [value for value in per_fold if value is not None]
     std = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"mean": float(np.mean(known)), "std": std, "per_seed": list(per_seed)}
+    return {"mean": float(np.mean(known)), "std": std, "per_fold": list(per_fold)}
 
 
-def row(supports: str, shots: int, *per_seed: float, extra: int = 0) -> dict[str, Any]:
-    figures = {metric: cell(*per_seed) for metric in findings.METRICS}
+def row(supports: str, shots: int, *per_fold: float, extra: int = 0) -> dict[str, Any]:
+    figures = {metric: cell(*per_fold) for metric in findings.METRICS}
     return {"supports": supports, "shots": shots, "extra": extra, **figures}
 
 
@@ -168,11 +168,11 @@ def test_results_json_is_the_rows(tmp_path):
 
 def test_results_json_takes_numpy_and_is_strict_json(tmp_path):
     rows = good_rows()
-    rows[0]["AP"] = {"mean": np.float32(1.5), "std": float("nan"), "per_seed": np.array([1, 2])}
+    rows[0]["AP"] = {"mean": np.float32(1.5), "std": float("nan"), "per_fold": np.array([1, 2])}
     write(tmp_path, rows=rows)
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text
-    assert json.loads(text)[0]["AP"] == {"mean": 1.5, "std": None, "per_seed": [1, 2]}
+    assert json.loads(text)[0]["AP"] == {"mean": 1.5, "std": None, "per_fold": [1, 2]}
 
 
 def test_page_shows_each_row_with_the_papers_figure(tmp_path):
@@ -268,18 +268,18 @@ def test_gap_without_meaning_says_why(tmp_path, rows, note):
 def test_paired_difference_by_hand():
     one = findings.difference(good_rows(), (1, 0), "self_shot", "random")
     assert one is not None
-    assert one.per_seed == (27, 27, 30)
+    assert one.per_fold == (27, 27, 30)
     assert one.mean == pytest.approx(28)
     assert one.std == pytest.approx(np.sqrt(3))
     assert (one.wins, one.verdict) == (3, "clear")
 
 
-def test_paired_difference_leaves_out_seeds_without_a_score():
+def test_paired_difference_leaves_out_folds_without_a_score():
     rows = [row("random", 1, 10, 20, 30), row("self_shot", 1, 15, 26, 30)]
-    rows[1]["AP50"]["per_seed"][2] = -1
+    rows[1]["AP50"]["per_fold"][2] = -1
     one = findings.difference(rows, (1, 0), "self_shot", "random")
     assert one is not None
-    assert one.per_seed == (5, 6)
+    assert one.per_fold == (5, 6)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_claim_with_an_oracle_and_without_a_comparison():
 
 
 def test_extra_supports_are_their_own_setting(tmp_path):
-    more = [row(kind, 5, *seeds, extra=3) for kind, *seeds in (("random", 1, 2), ("oracle", 9, 8))]
+    more = [row(kind, 5, *folds, extra=3) for kind, *folds in (("random", 1, 2), ("oracle", 9, 8))]
     rows = [*good_rows(), *more]
     assert findings.settings(rows) == [(1, 0), (5, 3)]
     assert "5+3 shots" in write(tmp_path, rows=rows)
@@ -319,7 +319,7 @@ def test_extra_supports_are_their_own_setting(tmp_path):
 @pytest.mark.parametrize("missing", [None, -1, float("nan"), float("inf"), "n/a"])
 def test_missing_numbers_are_dashes(tmp_path, missing):
     rows = good_rows()
-    rows[3]["AP75"] = {"mean": missing, "std": missing, "per_seed": [missing] * 3}
+    rows[3]["AP75"] = {"mean": missing, "std": missing, "per_fold": [missing] * 3}
     rows[2]["AR10"] = missing
     del rows[1]["AP"]
     shown = Page(write(tmp_path, rows=rows))
@@ -368,8 +368,8 @@ def test_interval_chart_places_figures_in_percent_of_its_width():
     assert chart["ticks"][-1] == {"value": 60, "x": 100.0}
     first, second = chart["lines"]
     assert first["x"] == pytest.approx(100 * 40 / 60, abs=0.01)
-    assert first["seeds"] == [50.0, pytest.approx(83.33)]
-    assert (second["low"], second["high"]) == (None, None)  # one seed has no deviation
+    assert first["folds"] == [50.0, pytest.approx(83.33)]
+    assert (second["low"], second["high"]) == (None, None)  # one fold has no deviation
 
 
 def test_learning_curves_keep_the_ends_and_drop_what_is_not_finite():

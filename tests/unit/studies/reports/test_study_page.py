@@ -20,7 +20,7 @@ def result(share: float, repeat: int) -> dict[str, Any]:
 
     def row(supports: str, shots: int, mean: float) -> dict[str, Any]:
         folds = (mean + rng.normal(0, 0.5, 3)).tolist()
-        score = {"mean": float(np.mean(folds)), "std": 0.5, "per_seed": folds}
+        score = {"mean": float(np.mean(folds)), "std": 0.5, "per_fold": folds}
         return {"supports": supports, "shots": shots, "extra": 0, "AP50": score}
 
     clips = 3000 * share

@@ -25,7 +25,7 @@ from selfshot.studies.reports.tables import (
 def result(case: str, repeat: int, *means: float, **settings: Any) -> dict[str, Any]:
     rows = [
         {"supports": kind, "shots": 1, "extra": 0,
-         "AP50": {"mean": mean, "std": 1.0, "per_seed": [mean - 2, mean + 2, -1]}}
+         "AP50": {"mean": mean, "std": 1.0, "per_fold": [mean - 2, mean + 2, -1]}}
         for kind, mean in zip(("random", "oracle"), means, strict=False)
     ]  # fmt: skip
     return {"name": case or str(settings), "case": case, "settings": settings, "repeat": repeat,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selfshot.evaluation.ranking import (
+from selfshot.retrieval.judge import (
     Ranking,
     average_precision,
     precision_at,

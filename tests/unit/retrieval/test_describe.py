@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from selfshot.retrieval.describe import QueryEmbedding, seen_similarity
 from selfshot.retrieval.index import build_index
-from selfshot.retrieval.seen import seen_similarity
-from selfshot.retrieval.supports import Described, retrieve
+from selfshot.retrieval.search import CorpusSearch
 
 
 def by_loops(vectors: np.ndarray, seen: np.ndarray, nearest: int) -> list[float]:
@@ -43,9 +43,9 @@ def test_a_window_that_is_seen_asks_for_less() -> None:
     index = build_index(np.eye(3, dtype=np.float32), ["look-alike", "unseen", "other"])
     windows = np.array([[1, 0, 0], [0, 0.8, 0.6]], np.float32)
     similarity = seen_similarity(windows, np.array([[1, 0, 0]], np.float32), 1)
-    plain, aware = Described(windows), Described(windows, np.float32(0.5) * similarity)
-    found = retrieve(index, plain, 3, duplicate_cosine=1.1)
+    plain, aware = QueryEmbedding(windows), QueryEmbedding(windows, np.float32(0.5) * similarity)
+    found = CorpusSearch(index, 1.1).nearest(plain, 3)
     assert found.clip_ids[0] == "look-alike" and found.scores[0] == pytest.approx(1)
-    found = retrieve(index, aware, 3, duplicate_cosine=1.1)
+    found = CorpusSearch(index, 1.1).nearest(aware, 3)
     assert found.clip_ids == ("unseen", "other", "look-alike")
     assert found.scores == pytest.approx((0.8, 0.6, 0.5))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfshot.retrieval.describe import QueryEmbedding
 from selfshot.retrieval.index import ClipIndex, build_index
-from selfshot.retrieval.supports import Described, draw, retrieve
+from selfshot.retrieval.search import CorpusSearch, draw
 
 DIM = 7
 
@@ -54,13 +55,8 @@ def test_equals_scoring_the_whole_corpus(windows: int, clips: int, most: float) 
         queries = rng.normal(size=(windows, DIM)).astype(np.float32)
         penalty = rng.uniform(0, most, windows).astype(np.float32)
         own = {int(row) for row in rng.choice(clips, 2, replace=False)}
-        found = retrieve(
-            index,
-            Described(queries, penalty),
-            count,
-            duplicate_cosine=0.9,
-            own_source={f"clip-{row:04d}" for row in own},
-        )
+        names = {f"clip-{row:04d}" for row in own}
+        found = CorpusSearch(index, 0.9).nearest(QueryEmbedding(queries, penalty), count, names)
         wanted, duplicates = brute_force(corpus, queries, penalty, count, 0.9, own)
         assert list(found.clip_ids) == wanted
         assert found.near_duplicates == duplicates
@@ -72,7 +68,7 @@ def test_scores_are_cosines_less_the_penalty() -> None:
     query = rng.normal(size=(1, DIM)).astype(np.float32)
     cosines = np.sort(corpus @ unit(query)[0])[::-1][:5]
     for penalty in (None, np.array([0.25], np.float32)):
-        found = retrieve(index, Described(query, penalty), 5, duplicate_cosine=1.0)
+        found = CorpusSearch(index, 1.0).nearest(QueryEmbedding(query, penalty), 5)
         wanted = cosines - (0 if penalty is None else 0.25)
         np.testing.assert_allclose(found.scores, wanted, atol=2e-6)
 
@@ -82,16 +78,10 @@ def test_near_duplicates_and_own_source_are_left_out_and_counted() -> None:
     index, corpus = random_index(rng, 19)
     query = corpus[[4]]
     own = ("clip-0002", "clip-0011", "clip-0017")
-    found = retrieve(index, Described(query), 19, duplicate_cosine=0.995, own_source=own)
+    found = CorpusSearch(index, 0.995).nearest(QueryEmbedding(query), 19, own)
     assert len(found.clip_ids) == 15 and found.near_duplicates == 1 and found.own_source == 3
     assert not {"clip-0004", *own} & set(found.clip_ids)
-    both = retrieve(
-        index,
-        Described(query),
-        5,
-        duplicate_cosine=0.995,
-        own_source=["clip-0004"],
-    )
+    both = CorpusSearch(index, 0.995).nearest(QueryEmbedding(query), 5, ["clip-0004"])
     # A clip of the query's own source is counted as that, even if it is the query itself.
     assert both.near_duplicates == 0 and both.own_source == 1
 
@@ -102,13 +92,7 @@ def test_own_source_is_counted_however_far_its_clips_are() -> None:
     vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
     index = build_index(vectors, [f"{row:03d}" for row in range(101)])
     query = np.array([[1, -0.5]], np.float32)
-    found = retrieve(
-        index,
-        Described(query),
-        2,
-        duplicate_cosine=1.0,
-        own_source=["099", "100", "elsewhere"],
-    )
+    found = CorpusSearch(index, 1.0).nearest(QueryEmbedding(query), 2, ["099", "100", "elsewhere"])
     assert found.clip_ids == ("000", "001") and found.own_source == 2
 
 
@@ -127,7 +111,7 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
         return search(queries, k, subset)
 
     index.search_rows = counted  # type: ignore[method-assign, assignment]
-    found = retrieve(index, Described(query), 3, duplicate_cosine=0.99)
+    found = CorpusSearch(index, 0.99).nearest(QueryEmbedding(query), 3)
     wanted, duplicates = brute_force(corpus, query, np.zeros(1), 3, 0.99, set())
     assert list(found.clip_ids) == wanted and found.near_duplicates == duplicates >= copies
     assert len(asked) == times
@@ -137,10 +121,10 @@ def test_asks_again_when_most_neighbours_are_duplicates(copies: int, times: int)
 def test_fewer_clips_than_wanted() -> None:
     rng = np.random.default_rng(7)
     index, corpus = random_index(rng, 5)
-    found = retrieve(index, Described(corpus[[0]]), 11, duplicate_cosine=0.999)
+    found = CorpusSearch(index, 0.999).nearest(QueryEmbedding(corpus[[0]]), 11)
     assert len(found.clip_ids) == 4 == len(found.scores) and found.near_duplicates == 1
     alone = build_index(corpus[:1], ["only"])
-    nothing = retrieve(alone, Described(corpus[[0]]), 1, duplicate_cosine=0.999)
+    nothing = CorpusSearch(alone, 0.999).nearest(QueryEmbedding(corpus[[0]]), 1)
     assert nothing.clip_ids == () and nothing.near_duplicates == 1
 
 
@@ -151,7 +135,7 @@ def test_ties_are_settled_by_name() -> None:
     for order in (range(6), reversed(range(6))):
         rows = list(order)
         index = build_index(vectors[rows], [names[row] for row in rows])
-        found = retrieve(index, Described(query), 6, duplicate_cosine=1.0)
+        found = CorpusSearch(index, 1.0).nearest(QueryEmbedding(query), 6)
         assert found.clip_ids == ("b", "f", "a", "e", "c", "d")
 
 
