@@ -10,9 +10,6 @@ _SECRET = frozenset(
     {"access_key", "secret_key", "session_token", "key", "secret", "token", "password", "sas"}
 )
 
-STORAGE_SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs", "file")
-"""Of addresses that are opened by what is installed with the package."""
-
 
 def is_address(text: str) -> bool:
     """Whether a text is the address of a folder elsewhere (`s3://…`), and not a path."""
@@ -37,20 +34,11 @@ def secret_problem(name: str, text: str | None) -> str | None:
     )
 
 
-def scheme_problem(name: str, text: str) -> str | None:
-    """What is wrong with the scheme of an address that is to be written to."""
-    if not is_address(text):
-        return None
-    scheme = text.partition("://")[0].lower()
-    if scheme in STORAGE_SCHEMES:
-        rest = text.partition("://")[2].strip("/")
-        return None if rest else f"{name}: {text} names no bucket or folder (s3://bucket/folder)"
+def scheme_problem(address: str) -> str | None:
+    """What is wrong with an address that is to be written to."""
     from fsspec import available_protocols
 
-    if scheme in available_protocols():
-        return None
-    allowed = ", ".join(f"{one}://" for one in STORAGE_SCHEMES)
-    return (
-        f"{name}: {text} is not allowed: the scheme {scheme} is not known (a folder, {allowed}, or "
-        "another one of fsspec)"
-    )
+    scheme, _, rest = address.partition("://")
+    if scheme.lower() not in available_protocols():
+        return f"{address} is not allowed: fsspec knows no scheme {scheme} (s3, gs, abfs, hdfs …)"
+    return None if rest.strip("/") else f"{address} names no bucket or folder (s3://bucket/folder)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,10 +105,7 @@ def read_text(path: Path) -> str:
         if path.is_dir():
             raise UserError(f"{path}: a folder, not an experiment file")
         if not path.exists():
-            names = [str(found) for found in path.parent.glob("*.yaml")]
-            close = difflib.get_close_matches(str(path), names, 1, 0.6)
-            hint = f", did you mean {close[0]}?" if close else " (experiments are in experiments/)"
-            raise UserError(f"{path}: no such file{hint}")
+            raise UserError(f"{path}: no such file{likely_path(path)}")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -122,6 +120,20 @@ def read_text(path: Path) -> str:
         raise UserError(
             f"the byte 0x{content[error.start]:02x} is not UTF-8, save the file as UTF-8; {place}"
         ) from None
+
+
+def likely_path(path: Path) -> str:
+    """The path that was meant in place of one that is not there, as the end of a message."""
+    missing = path
+    while not missing.parent.exists() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        close = difflib.get_close_matches(missing.name, os.listdir(missing.parent), 1, 0.6)
+    except OSError:
+        return ""
+    if close:
+        return f", did you mean {missing.parent / close[0]}?"
+    return f", {missing.parent} holds no {missing.name}" if missing != path else ""
 
 
 def write_yaml(data: Any) -> str:

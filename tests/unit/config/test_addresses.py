@@ -36,7 +36,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("ss3://bucket/runs", "the scheme ss3 is not known"),
+        ("ss3://bucket/runs", "fsspec knows no scheme ss3"),
         ("s3://", "names no bucket"),
         ("file://", "names no bucket or folder"),
         ("{tmp}/a_file", "is a file"),

@@ -12,13 +12,6 @@ from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
 from selfshot.studies.settings import training_settings
 
-OLDER = {
-    "trunk", "dim", "layers", "heads", "loss", "rank_temperature", "rank_form", "nce_temperature",
-    "num_frames", "videos_per_batch", "crops_per_video", "queue_length", "momentum", "optimiser",
-    "seed", "compute",
-}  # fmt: skip
-PACE = {"steps", "learning_rate", "weight_decay", "warmup_steps", "clip_norm"}
-
 
 def _parse(text: str) -> Experiment:
     return parse_experiment(f"name: a\n{text}", "a.yaml")
@@ -103,11 +96,9 @@ def test_weights_must_be_there(tmp_path: Path) -> None:
     check_inputs(_parse(text.replace(str(wanted), "s3://bucket/vit.safetensors")))
 
 
-def test_younger_settings_are_in_no_key_while_they_have_their_default(tmp_path: Path) -> None:
+def test_what_changes_no_weight_is_in_no_key(tmp_path: Path) -> None:
     settings = training_settings("encoder")
     plain = settings(_parse(""))
-    assert plain.keys() == OLDER and plain["optimiser"].keys() == PACE
-    assert set(plain["compute"]) == {"num_workers", "use_gpu", "zero_stage"}
     watched = "{probe: {every: 5}, activation_checkpointing: true, optimiser: {log_every: 1}}"
     assert settings(_parse(f"encoder: {watched}")) == plain
     assert settings(_parse("compute: {loader_workers: 2}")) == plain
@@ -130,4 +121,4 @@ def test_younger_settings_are_in_no_key_while_they_have_their_default(tmp_path: 
         digests.append(settings(_parse(text))["weights"])
     assert digests[0] != digests[1] and str(weights) not in digests
     vis = training_settings("vis")(_parse(""))
-    assert vis["optimiser"].keys() == PACE and "weights" in vis
+    assert not {"checkpoint_every", "log_every"} & vis["optimiser"].keys() and "weights" in vis
