@@ -149,7 +149,7 @@ def _draw(rng: random.Random, kind: str, bounds: Any) -> Any:
         return rng.randrange(index(low), index(high))
     log = kind == "loguniform"
     value = math.exp(rng.uniform(math.log(low), math.log(high))) if log else rng.uniform(low, high)
-    return float(f"{value:.12g}")
+    return float(f"{value:.6g}")
 
 
 _Axis = list[Written] | tuple[str, Any, Place]

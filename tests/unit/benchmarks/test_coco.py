@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refusals import refused
 from selfshot.benchmarks.coco import build_coco_one_shot, fold_sides
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
-from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle
 
 NUMBERS = [1, 2, 3, 5, 8, 13, 21, 34]
@@ -150,10 +150,10 @@ def test_broken_entries_are_set_aside_by_cocos_names(tmp_path: Path) -> None:
 def test_another_json_is_refused(tmp_path: Path) -> None:
     settings = instances(tmp_path, [[1]])
     settings["annotations"].write_text('{"videos": [], "categories": [], "annotations": []}')
-    with pytest.raises(UserError, match=r'no list "images" in it.*kind .folder.'):
+    with refused("benchmark.annotations"):
         build_coco_one_shot(tmp_path / "out", **settings)
     settings["annotations"].write_text("[]")
-    with pytest.raises(UserError, match='no list "images"'):
+    with refused("benchmark.annotations"):
         build_coco_one_shot(tmp_path / "out", **settings)
 
 
@@ -210,39 +210,27 @@ def test_files_of_two_datasets_are_refused(tmp_path: Path, key: str) -> None:
     document["categories"][-1][key] = 35 if key == "id" else "other"
     document["annotations"] = [a for a in document["annotations"] if a["category_id"] != 34]
     settings["eval_annotations"].write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"benchmark\.eval_annotations: .*2 ids or names differ"):
+    with refused("benchmark.eval_annotations"):
         build_coco_one_shot(tmp_path / "out", **settings)
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "message"),
+    ("section", "change"),
     [
-        (
-            "images",
-            lambda e: {"id": str(e["id"])},
-            r"its images can be read: images\[0\]: id: '100'",
-        ),
-        (
-            "images",
-            lambda e: {"file_name": None},
-            r"images\[0\] \(id 100\): file_name: None is not",
-        ),
-        (
-            "annotations",
-            lambda e: {"image_id": float(e["image_id"])},
-            "image_id: 100.0 is not allo",
-        ),
-        ("annotations", lambda e: {"segmentation": "x"}, "segmentation: 'x' is not allowed"),
-        ("annotations", lambda e: {"bbox": []}, r"\): bbox: \[\] is not allowed"),
+        ("images", lambda e: {"id": str(e["id"])}),
+        ("images", lambda e: {"file_name": None}),
+        ("annotations", lambda e: {"image_id": float(e["image_id"])}),
+        ("annotations", lambda e: {"segmentation": "x"}),
+        ("annotations", lambda e: {"bbox": []}),
     ],
 )
 def test_messages_name_cocos_own_keys(
-    tmp_path: Path, section: str, change: Any, message: str
+    tmp_path: Path, section: str, change: Any
 ) -> None:
     settings = instances(tmp_path, [[1], [2]])
     document = json.loads(settings["annotations"].read_text())
     for entry in document[section]:
         entry.update(change(entry))
     settings["annotations"].write_text(json.dumps(document))
-    with pytest.raises(UserError, match=message):
+    with refused():
         build_coco_one_shot(tmp_path / "out", **settings)

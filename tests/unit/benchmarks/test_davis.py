@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refusals import refused
 from selfshot.benchmarks.davis import build_davis, class_of_name, read_classes, read_sequences
 from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.data.ytvis import Annotations, load_annotations
@@ -193,7 +194,7 @@ class TestBrokenSequences:
 def test_reasons_where_no_sequence_can_be_used(root: Path) -> None:
     for mask in (root / "Annotations").rglob("*.png"):
         mask.write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the sequences .*the file is empty \(and 5 m"):
+    with refused("benchmark.masks"):
         build_davis(root / "out", **arguments(root))
 
 
@@ -235,33 +236,30 @@ class TestClassesCsv:
         assert made.queries["val"] == ()
 
     @pytest.mark.parametrize(
-        ("text", "message"),
+        "text",
         [
-            ("sequence,class\n", "has no column object"),
-            ("", "no column sequence and no object and no class"),
-            ("sequence,object,class\nbear,0,ant\n", "line 2: object '0' is not allowed"),
-            ("sequence,object,class\nbear,255,ant\n", "line 2: object '255' is not allowed"),
-            ("sequence,object,class\nbear,one,ant\n", "line 2: object 'one' is not allowed"),
-            ("sequence,object,class\nbear,1,\n", "line 2: an empty sequence or class"),
-            ("sequence,object,class\nbear,1,ant\nbear,1,bee\n", "line 3: object 1 of bear is a"),
-            (
-                "sequence,object,class,source\nbear,1,ant,film\nbear,2,ant,other\n",
-                "line 3: bear is of the source other here and of film above",
-            ),
-        ],
+        "sequence,class\n",
+        "",
+        "sequence,object,class\nbear,0,ant\n",
+        "sequence,object,class\nbear,255,ant\n",
+        "sequence,object,class\nbear,one,ant\n",
+        "sequence,object,class\nbear,1,\n",
+        "sequence,object,class\nbear,1,ant\nbear,1,bee\n",
+        "sequence,object,class,source\nbear,1,ant,film\nbear,2,ant,other\n",
+    ],
     )
-    def test_wrong_lines(self, root: Path, text: str, message: str) -> None:
-        with pytest.raises(UserError, match=message):
+    def test_wrong_lines(self, root: Path, text: str) -> None:
+        with refused():
             read_classes(self._write(root, text))
 
 
 def test_wrong_folders(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"benchmark\.masks: .* is no folder"):
+    with refused():
         build_davis(root / "out", **arguments(root) | {"masks": root / "none"})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"benchmark\.masks: .* holds no folder with PNGs"):
+    with refused("benchmark.masks"):
         build_davis(root / "out", **arguments(root) | {"masks": tmp_path / "empty"})
-    with pytest.raises(UserError, match=r"'dgo' is no class of it \(did you mean 'dog'\?\)"):
+    with refused():
         build_davis(root / "out", **arguments(root) | {"test_classes": ("dgo",)})
 
 

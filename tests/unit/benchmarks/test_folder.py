@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refusals import refused
 from selfshot.benchmarks.fingerprint import fingerprint
 from selfshot.benchmarks.folder import build_folder
 from selfshot.benchmarks.manifest import (
@@ -222,9 +223,7 @@ def test_the_same_frames_under_two_sources_leak(plain: dict[str, Any]) -> None:
         document["videos"][0]["file_names"] = document["videos"][4]["file_names"]
 
     _edit(plain, borrow)
-    with pytest.raises(
-        UserError, match=r"it leaks.* frame v5/0.jpg is used for train and for test"
-    ):
+    with refused():
         _build(plain)
     assert not (plain["annotations"].parent / "out" / "benchmark.json").exists()
 
@@ -313,26 +312,26 @@ def test_wrong_class_names(plain: dict[str, Any]) -> None:
 
 def test_classes_of_one_name(plain: dict[str, Any]) -> None:
     _edit(plain, lambda document: document["categories"][1].update(name="ant"))
-    with pytest.raises(UserError, match=r"categories \[11, 12\] are all named 'ant'"):
+    with refused():
         _build(plain)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    "changed",
     [
-        ({"val_classes": ("ant", "bee"), "test_classes": ("cat", "dog")}, "no seen class is left"),
-        ({"test_classes": ("elk",)}, "no query of elk is left.*ant, cat, dog"),
+        {"val_classes": ("ant", "bee"), "test_classes": ("cat", "dog")},
+        {"test_classes": ("elk",)},
     ],
 )
 def test_a_side_with_nothing_left(
-    plain: dict[str, Any], changed: dict[str, Any], message: str
+    plain: dict[str, Any], changed: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with refused():
         _build(plain | changed)
 
 
 def test_no_training_query(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="query and a support of two sources"):
+    with refused("benchmark"):
         _build(_world(tmp_path, PLAIN[1:]))
 
 
@@ -345,7 +344,7 @@ def test_val_may_be_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["frames", "corpus"])
 def test_folders_must_be_there(plain: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError, match=f"benchmark.{field}: .* is no folder"):
+    with refused():
         _build(plain | {field: plain["annotations"]})
 
 
@@ -403,7 +402,7 @@ def test_what_is_no_clip(plain: dict[str, Any], tmp_path: Path) -> None:
 
 def test_no_clip_at_all(plain: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"holds no clip.*\.mp4"):
+    with refused("benchmark.corpus"):
         _build(plain | {"corpus": tmp_path / "none"})
 
 
@@ -421,16 +420,16 @@ def test_labels_are_for_diagnosis_only(plain: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("clip,label\n", "no column rough_label"),
-        ("", "no column clip and no rough_label"),
-        ("clip,rough_label\nb,ant\nb,bee\n", "line 3: 'b' comes a second time"),
+        "clip,label\n",
+        "",
+        "clip,rough_label\nb,ant\nb,bee\n",
     ],
 )
-def test_wrong_labels(plain: dict[str, Any], tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_labels(plain: dict[str, Any], tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.csv").write_text(text)
-    with pytest.raises(UserError, match=message):
+    with refused("benchmark.corpus_labels"):
         _build(plain | {"corpus_labels": tmp_path / "labels.csv"})
 
 
@@ -447,7 +446,7 @@ def test_fingerprint_follows_the_inputs(plain: dict[str, Any]) -> None:
     _edit(plain, lambda document: document["videos"][0].update(source_id="other"))
     seen.add(fingerprint(*inputs))
     assert len(seen) == 5
-    with pytest.raises(UserError, match=r"benchmark\.annotations"):
+    with refused():
         fingerprint({"annotations": plain["frames"] / "none.json"}, inputs[1])
 
 

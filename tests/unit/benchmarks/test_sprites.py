@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refusals import refused
 from selfshot.benchmarks.manifest import (
     CORPUS_SCHEMA,
     Benchmark,
@@ -25,7 +26,6 @@ from selfshot.benchmarks.sprites import classes as symbols
 from selfshot.benchmarks.sprites import scenes
 from selfshot.data.video import probe, sample_frames
 from selfshot.data.ytvis import Annotations, load_annotations, resolve_frame
-from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle
 
 SETTINGS: dict[str, Any] = {
@@ -226,13 +226,13 @@ class TestManifest:
         assert sum(name in in_corpus for name in distractors) < 0.25 * len(distractors)
 
     def test_too_many_classes(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=f"more than the {len(symbols.GLYPHS)} classes"):
+        with refused("benchmark"):
             _build(tmp_path / "never", tmp_path / "scratch", train_classes=len(symbols.GLYPHS))
         everything = sprites.choose_classes(0, {"train": len(symbols.GLYPHS), "val": 0})
         assert set(everything["train"]) == set(symbols.GLYPHS) and everything["val"] == ()
 
     def test_a_distractor_needs_a_second_class(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="train_classes: 1 is not allowed"):
+        with refused("benchmark.train_classes"):
             _build(tmp_path / "never", tmp_path / "scratch", train_classes=1)
 
     def test_every_seen_class_in_the_corpus(self, tmp_path: Path) -> None:

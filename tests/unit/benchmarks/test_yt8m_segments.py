@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from refusals import refused
 from selfshot.benchmarks.corpus import gather_corpus
 from selfshot.benchmarks.fingerprint import fingerprint
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus
@@ -17,7 +18,6 @@ from selfshot.benchmarks.self_shot import build_self_vis
 from selfshot.benchmarks.sprites.build import FPS, _encode_h264
 from selfshot.benchmarks.yt8m_segments import build_yt8m_segments
 from selfshot.data.video import duration_s, sample_frames
-from selfshot.errors import UserError
 
 CLIP = _encode_h264(np.zeros((7 * FPS, 32, 32, 3), np.uint8) + np.uint8(90))
 """Seven seconds."""
@@ -106,26 +106,26 @@ def test_dead_links_are_counted(videos: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("clip,end_s\none,3\n", "has no column start_s"),
-        ("start_s\n3\n", "has no column uri"),
-        ("clip,start_s\n", "lists no segment"),
-        ("clip,start_s\none,-1\n", r"line 2: start_s: '-1' is not allowed \(seconds, a number ≥ 0"),
-        ("clip,start_s\none,soon\n", "line 2: start_s: 'soon' is not allowed"),
-        ("clip,start_s\none,nan\n", "line 2: start_s: 'nan' is not allowed"),
-        ("clip,start_s\none,\n", "line 2: start_s: '' is not allowed"),
-        ("clip,start_s,end_s\none,3,-2\n", "line 2: end_s: '-2' is not allowed"),
-        ("clip,start_s,end_s\none,3,3\n", r"line 2: end_s: 3 is not allowed \(more than start_s"),
-        ("clip,start_s\none,9\n", r"line 2: start_s: 9 is not allowed \(one has 7\.\d+ s\)"),
-        ("clip,start_s,end_s\none,3,12\n", r"line 2: end_s: 12 is not allowed \(one has 7\.\d+ s"),
-        ("clip,start_s\none,1\none.mp4,1\n", r"line 3: one.mp4 from 1 s comes a second time"),
-        ("clip,start_s\n,1\n", "line 2: an empty clip"),
-        ("clip,start_s\ngone,1\n", "names no file of .*such as 'deep/two.mp4'"),
+        "clip,end_s\none,3\n",
+        "start_s\n3\n",
+        "clip,start_s\n",
+        "clip,start_s\none,-1\n",
+        "clip,start_s\none,soon\n",
+        "clip,start_s\none,nan\n",
+        "clip,start_s\none,\n",
+        "clip,start_s,end_s\none,3,-2\n",
+        "clip,start_s,end_s\none,3,3\n",
+        "clip,start_s\none,9\n",
+        "clip,start_s,end_s\none,3,12\n",
+        "clip,start_s\none,1\none.mp4,1\n",
+        "clip,start_s\n,1\n",
+        "clip,start_s\ngone,1\n",
     ],
 )
-def test_wrong_segments(videos: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_wrong_segments(videos: Path, text: str) -> None:
+    with refused():
         build(videos, text)
 
 
@@ -138,9 +138,9 @@ def test_a_video_that_cannot_be_opened_is_not_checked(videos: Path) -> None:
 
 def test_no_folder_and_no_clip(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is no folder"):
+    with refused("benchmark.corpus"):
         build(tmp_path / "none")
-    with pytest.raises(UserError, match=r"holds no clip.*\.mp4"):
+    with refused("benchmark.corpus"):
         build(tmp_path / "empty")
 
 
@@ -164,7 +164,7 @@ class TestElsewhere:
         assert row["sha256"] == hashlib.sha256(CLIP).hexdigest()
         assert made.corpus_root == self.ADDRESS and made.counts["corpus_files"] == 2
         assert "the lengths of 1 videos elsewhere are not checked" in capsys.readouterr().out
-        with pytest.raises(UserError, match=r"the clips of .* are at memory://.*mount it"):
+        with refused("benchmark.corpus"):
             gather_corpus(tmp_path / "out", None, [], print)
 
     def test_its_digest_follows_it(self) -> None:
@@ -174,9 +174,9 @@ class TestElsewhere:
         assert fingerprint({}, [self.ADDRESS]) != before
 
     def test_addresses_that_lead_nowhere(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="odd://clips cannot be opened"):
+        with refused("benchmark.corpus"):
             build("odd://clips", root=tmp_path)
-        with pytest.raises(UserError, match="holds no clip"):
+        with refused("benchmark.corpus"):
             build("memory://selfshot-none/clips", root=tmp_path)
 
     def test_a_folder_by_its_address(self, videos: Path) -> None:
@@ -211,5 +211,5 @@ class TestAsACorpus:
     def test_clips_that_have_gone(self, videos: Path) -> None:
         build(videos)
         videos.rename(videos.with_name("moved"))
-        with pytest.raises(UserError, match=r"were in .*videos, which is no folder now"):
+        with refused("benchmark.corpus"):
             gather_corpus(videos.parent / "out", None, [], print)

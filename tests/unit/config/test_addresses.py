@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from refusals import refused
 from selfshot.config.load import parse_experiment
 from selfshot.config.paths import check_inputs
-from selfshot.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -28,25 +28,25 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
     if setting != "storage":
         section = f"{{trunk: inception, weights: '{address}', dim: 2048, layers: 0}}"
         text = f"name: a\nencoder: {section}\n"
-    with pytest.raises(UserError, match=f"{setting}: an address with credentials") as caught:
+    with refused() as caught:
         parse_experiment(text, "x.yaml")
     assert "very-secret" not in str(caught.value) and "AWS_ACCESS_KEY_ID" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("address", "words"),
+    "address",
     [
-        ("ss3://bucket/runs", "fsspec knows no scheme ss3"),
-        ("s3://", "names no bucket"),
-        ("file://", "names no bucket or folder"),
-        ("{tmp}/a_file", "is a file"),
+        "ss3://bucket/runs",
+        "s3://",
+        "file://",
+        "{tmp}/a_file",
     ],
 )
-def test_what_is_no_storage_is_refused(address: str, words: str, tmp_path: Path) -> None:
+def test_what_is_no_storage_is_refused(address: str, tmp_path: Path) -> None:
     (tmp_path / "a_file").touch()
     address = address.replace("{tmp}", str(tmp_path))
     experiment = parse_experiment(f"name: a\noutput: {tmp_path}\nstorage: '{address}'", "x.yaml")
-    with pytest.raises(UserError, match=f"storage: .*{words}"):
+    with refused("storage"):
         check_inputs(experiment)
 
 

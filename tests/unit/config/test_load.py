@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from refusals import refused
 from selfshot.config.benchmarks import KINDS
 from selfshot.config.document import write_yaml
 from selfshot.config.fields import expand_path
@@ -272,7 +273,7 @@ def test_inputs_are_looked_for(tmp_path: Path) -> None:
 
 def test_an_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match=r"output: .* is a file"):
+    with refused("output"):
         check_inputs(parse(f"name: a\noutput: {tmp_path}/runs/deeper"))
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refusals import refused
 from selfshot.data.corpus_manifest import check_manifest, open_manifest, place_of, read_rows
-from selfshot.errors import UserError
 
 
 def write(path: Path, ids: list[str], row_group_size: int = 7, **columns: Any) -> None:
@@ -68,7 +68,7 @@ def test_an_unsorted_list_is_searched_for_twins_in_bounded_memory(
     write(tmp_path / "m" / "b.parquet", shuffled[20:])
     check_manifest(open_manifest(str(tmp_path / "m")), hashes_at_once)
     write(tmp_path / "m" / "c.parquet", ["other", shuffled[11]])
-    with pytest.raises(UserError, match=f"1 clip ids come more than once.*'{shuffled[11]}'"):
+    with refused():
         check_manifest(open_manifest(str(tmp_path / "m")), hashes_at_once)
 
 
@@ -78,7 +78,7 @@ def test_an_unsorted_list_is_searched_for_twins_in_bounded_memory(
 )
 def test_paths_out_of_the_corpus_are_refused(tmp_path: Path, uri: str) -> None:
     write(tmp_path / "m.parquet", ["a", "b"], uri=["a.mp4", uri])
-    with pytest.raises(UserError, match=r"row 1: uri: .* is not allowed"):
+    with refused():
         check_manifest(open_manifest(str(tmp_path / "m.parquet")))
 
 
@@ -89,35 +89,35 @@ def test_other_paths_and_addresses_are_not(tmp_path: Path, uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    "columns",
     [
-        ({"clip_id": ["a", None]}, "row 1: clip_id: None"),
-        ({"clip_id": ["a", ""]}, "row 1: clip_id: ''"),
-        ({"start_s": [0.0, 2.0], "end_s": [None, 2.0]}, "row 1: end_s: 2.0"),
-        ({"start_s": [0.0, -1.0]}, "row 1: end_s"),
-        ({"start_s": [0.0, float("nan")]}, "row 1: end_s"),
-        ({"offset": [None, 512], "bytes": [4, None]}, "row 1: bytes: None"),
-        ({"offset": [None, -1], "bytes": [4, 4]}, "row 1: bytes"),
+        {"clip_id": ["a", None]},
+        {"clip_id": ["a", ""]},
+        {"start_s": [0.0, 2.0], "end_s": [None, 2.0]},
+        {"start_s": [0.0, -1.0]},
+        {"start_s": [0.0, float("nan")]},
+        {"offset": [None, 512], "bytes": [4, None]},
+        {"offset": [None, -1], "bytes": [4, 4]},
     ],
 )
-def test_rows_that_make_no_sense(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_rows_that_make_no_sense(tmp_path: Path, columns: dict[str, Any]) -> None:
     write(tmp_path / "m.parquet", ["a", "b"], **columns)
-    with pytest.raises(UserError, match=message):
+    with refused():
         check_manifest(open_manifest(str(tmp_path / "m.parquet")))
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no Parquet file"):
+    with refused():
         open_manifest(str(tmp_path / "empty"))
     (tmp_path / "text.parquet").write_text("clip_id")
-    with pytest.raises(UserError, match="cannot be read as a Parquet manifest"):
+    with refused():
         open_manifest(str(tmp_path / "text.parquet"))
     pq.write_table(pa.table({"clip_id": ["a"]}), tmp_path / "narrow.parquet")
-    with pytest.raises(UserError, match=r"columns \['uri', 'start_s', 'end_s'\] are missing"):
+    with refused():
         open_manifest(str(tmp_path / "narrow.parquet"))
     write(tmp_path / "none.parquet", [])
-    with pytest.raises(UserError, match="lists no clip"):
+    with refused():
         open_manifest(str(tmp_path / "none.parquet"))
 
 
@@ -132,6 +132,6 @@ def test_places() -> None:
 )
 def test_facts_that_cannot_be_read(folder: Path, content: bytes) -> None:
     (folder / "corpus.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"corpus\.json: cannot be read .*--root"):
+    with refused():
         open_manifest(str(folder))
     assert open_manifest(str(folder), root="videos").root == "videos"

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from refusals import refused
 from selfshot.data.fetch import FETCH, sample_stored_clip
 from selfshot.data.guard import GuardedDecoder, StoredClip
 from selfshot.data.video import VideoError, sample_frames
@@ -94,7 +95,7 @@ def test_an_outage_is_no_broken_clip(
     monkeypatch.setattr("selfshot.data.storage.FIRST_WAIT_S", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(type(files), "_open", away)
-        with pytest.raises(StorageError, match="503 Slow Down"):
+        with refused(kind=StorageError):
             sample_stored_clip("memory://clips/a.mp4", **SIZE)
     files.rm("/clips", recursive=True)
     with pytest.raises(VideoError, match="cannot be read"):
@@ -108,7 +109,7 @@ def test_an_outage_is_no_broken_clip(
     monkeypatch.syspath_prepend(str(tmp_path))
     with GuardedDecoder(decode="away:sample", **SIZE) as decoder:
         for _ in range(2):
-            with pytest.raises(StorageError, match="s3://gone cannot be read: 503"):
+            with refused(kind=StorageError):
                 decoder.decode(StoredClip(str(video)))
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refusals import refused
 from selfshot.data.clips import ClipReader
 from selfshot.data.frames import FrameReader
 from selfshot.data.video import VideoError, frames_at
 from selfshot.data.ytvis import Annotations, Video, load_annotations, save_annotations
-from selfshot.errors import UserError
 
 LENGTH, HEIGHT, WIDTH = 23, 34, 44
 ORDERS: list[Sequence[int]] = [range(LENGTH), [0], [22], [5, 5, 5], [17, 3, 3, 21, 0], [8, 9, 10]]
@@ -169,7 +169,7 @@ def test_a_broken_file_does_not_end_the_process(shared: Path) -> None:
 
 
 def test_a_name_outside_the_root_is_refused(reader: FrameReader) -> None:
-    with pytest.raises(UserError, match="leaves the frames' root"):
+    with refused():
         reader.read(_video("../h264.mp4"), [0], HEIGHT, WIDTH)
 
 
@@ -229,17 +229,17 @@ class TestAnnotations:
         assert self._load(tmp_path, file_names=None).videos[1].video_file is None
 
     @pytest.mark.parametrize(
-        ("changes", "message"),
+        "changes",
         [
-            ({"length": None}, "length: missing"),
-            ({"length": 0}, "length: 0 is not allowed"),
-            ({"file_names": ["a/b.jpg"]}, "length: 9 differs from the 1 file_names"),
-            ({"file_names": ["a.mp4", "b.mp4"]}, "length: 9 differs from the 2 file_names"),
-            ({"file_names": ["../b.mp4"]}, "leaves the frames' root"),
-        ],
+        {"length": None},
+        {"length": 0},
+        {"file_names": ["a/b.jpg"]},
+        {"file_names": ["a.mp4", "b.mp4"]},
+        {"file_names": ["../b.mp4"]},
+    ],
     )
     def test_what_is_refused(
-        self, tmp_path: Path, changes: dict[str, object], message: str
+        self, tmp_path: Path, changes: dict[str, object]
     ) -> None:
-        with pytest.raises(UserError, match=message):
+        with refused():
             self._load(tmp_path, **copy.deepcopy(changes))

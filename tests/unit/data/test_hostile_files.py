@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from refusals import refused
 from selfshot.data.ytvis import load_annotations, load_results
 from selfshot.errors import UserError
 from selfshot.evaluation.breakdown import break_down
@@ -70,7 +71,7 @@ def test_absurd_masks_are_refused_without_being_made(tmp_path: Path, segmentatio
     for content in (_annotations(7, segmentation), _result(segmentation)):
         path = _file(tmp_path, content, "bad.json")
         tracemalloc.start()
-        with pytest.raises(UserError, match=r"bad\.json: (annotations|results)\[0\]"):
+        with refused():
             if isinstance(content, list):
                 load_results(path, truth)
             else:
@@ -103,21 +104,21 @@ def test_a_huge_frame_is_never_drawn(tmp_path: Path, segmentation: Any) -> None:
 def test_an_outline_that_is_too_long_to_walk(tmp_path: Path) -> None:
     wide = _annotations(7, [[0, 0, 2e9, 0, 2e9, 1]])
     wide["videos"][0].update(width=2**31 - 1, height=1)
-    with pytest.raises(UserError, match="an outline of 4000000001 pixels is not allowed"):
+    with refused():
         load_annotations(_file(tmp_path, wide))
 
 
 def test_counts_whose_sum_would_wrap_around(tmp_path: Path) -> None:
     # Each number is the difference to the one before last: 2³⁰ more in every second run.
     counts = "0" + "PPPPPP1" * 300
-    with pytest.raises(UserError, match="counts"):
+    with refused():
         load_annotations(_file(tmp_path, _annotations(7, {"size": [7, 7], "counts": counts})))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"videos":' * 50_000, "[" * 900 + "]" * 900])
 def test_deep_nesting(tmp_path: Path, content: str) -> None:
     path = _file(tmp_path, content)
-    with pytest.raises(UserError, match=r"file\.json"):
+    with refused():
         load_annotations(path)
 
 
@@ -140,7 +141,7 @@ def test_deep_nesting(tmp_path: Path, content: str) -> None:
 def test_values_of_no_use_are_named(tmp_path: Path, section: str, key: str, value: Any) -> None:
     content = _annotations(7, _runs(7, 3, 9))
     content[section][0][key] = value
-    with pytest.raises(UserError, match=rf"{section}\[0\].*(: |, ){key}"):
+    with refused():
         load_annotations(_file(tmp_path, content))
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from refusals import refused
 from selfshot.data.ytvis import (
     Prediction,
     SetAside,
@@ -227,7 +228,7 @@ def test_wrong_annotations_are_named(
     tmp_path: Path, where: tuple[Any, ...], value: Any, message: str
 ) -> None:
     path = _write(tmp_path, _changed(where, value))
-    with pytest.raises(UserError, match=message) as caught:
+    with refused() as caught:
         load_annotations(path)
     assert str(caught.value).startswith(f"{path}: ")
 
@@ -238,7 +239,7 @@ def test_wrong_results_are_named(
 ) -> None:
     annotations = load_annotations(annotation_file)
     path = _write(tmp_path, _changed(where, value))
-    with pytest.raises(UserError, match=message) as caught:
+    with refused() as caught:
         load_results(path, annotations)
     assert str(caught.value).startswith(f"{path}: results[{where[0]}]")
     assert str(caught.value).endswith("; correct or remove the entry")
@@ -270,37 +271,37 @@ def test_wrong_results_are_set_aside(annotation_file: Path, tmp_path: Path) -> N
 def test_a_file_cut_short(annotation_file: Path, share: float) -> None:
     text = annotation_file.read_text()
     annotation_file.write_text(text[: int(len(text) * share)])
-    with pytest.raises(UserError, match=r"not valid JSON at line 1, column \d+ .*cut short"):
+    with refused():
         load_annotations(annotation_file)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"\xff{}", "not UTF-8 text at byte 0"),
-        (b"[" * 200_000, "cannot be read"),
-        (b'{"videos": ' + b"1" * 5000 + b"}", "cannot be read"),
-        (b"[]", "is this a results file"),
-        (b"null", "nothing is not allowed"),
+        b"\xff{}",
+        b"[" * 200_000,
+        b'{"videos": ' + b"1" * 5000 + b"}",
+        b"[]",
+        b"null",
     ],
 )
-def test_what_is_no_annotation_file(tmp_path: Path, content: bytes, message: str) -> None:
+def test_what_is_no_annotation_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "strange.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with refused():
         load_annotations(path)
 
 
 def test_annotations_given_as_results(annotation_file: Path) -> None:
     annotations = load_annotations(annotation_file)
-    with pytest.raises(UserError, match="is this an annotation file"):
+    with refused():
         load_results(annotation_file, annotations)
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
+    with refused():
         load_annotations(tmp_path / "nowhere.json")
-    with pytest.raises(UserError, match="Is a directory"):
+    with refused():
         load_annotations(tmp_path)
 
 
@@ -311,7 +312,7 @@ def test_names_below_the_root(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["/a.jpg", "../a.jpg", "a/../b.jpg", "a\0.jpg", "", "\\a.jpg"])
 def test_names_that_leave_the_root(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="frames' root"):
+    with refused():
         resolve_frame(tmp_path, name)
 
 

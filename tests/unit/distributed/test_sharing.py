@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from refusals import refused
 from selfshot.data.storage import Storage
 from selfshot.distributed.mapping import _packed, _unpack
 from selfshot.distributed.sharing import CACHE, Sharing
@@ -68,7 +69,7 @@ def test_what_storage_has_not_is_told(
     sharing: Sharing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "own"))
-    with pytest.raises(StorageError, match="needed on this node and is not there"):
+    with refused("storage", kind=StorageError):
         sharing.local(f"{sharing.output}/store/vis/{'0' * 16}/export")
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.unit.retrieval.conftest import WriteShards, clustered, write_shards
 
+from refusals import refused
 from selfshot.config.load import parse_experiment
-from selfshot.errors import UserError
 from selfshot.retrieval import building
 from selfshot.retrieval.building import load_index
 from selfshot.studies import corpus
@@ -46,5 +46,5 @@ def test_an_index_of_embeddings(
     assert list(index.clip_ids) == names and index.plan.lists == 5
     assert not (where["out"] / "scratch").exists()
     assert np.isfinite(index.search(vectors[:1], 3)[0]).all()
-    with pytest.raises(UserError, match="is there already"):
+    with refused():
         corpus.index(how, **where)

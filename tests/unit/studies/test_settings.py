@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
+from refusals import refused
 from selfshot.config.load import load_experiment
-from selfshot.errors import UserError
 from selfshot.models.backbones import build_backbone
 from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS
@@ -64,5 +63,5 @@ def test_methods_have_their_own_keys_and_arguments() -> None:
 
 
 def test_a_method_without_a_row() -> None:
-    with pytest.raises(UserError, match=r"vis.method: few_shot_transformer has no row 'no_fuser'"):
+    with refused("vis.method"):
         load_experiment(QUICKSTART, ["vis.method=few_shot_transformer"])
