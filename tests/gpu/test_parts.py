@@ -19,7 +19,7 @@ from selfshot.benchmarks.manifest import load_benchmark, query_key
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import load_results
 from selfshot.evaluation import episodes
-from selfshot.evaluation.prediction import SupportCache, predict_video
+from selfshot.evaluation.prediction import SupportCache, Windows, predict_video
 from selfshot.evaluation.validation import Validation
 from selfshot.models.attention_maps import attention_maps
 from selfshot.models.encoders import efficientnet_lite0
@@ -179,7 +179,7 @@ def test_a_video_is_predicted(
         features = SupportCache(model).features(["one"], lambda _: reader.frames(video))
         count = predict_video(
             model, reader.annotations.videos[video], frames, features, tmp_path / f"{place}.json",
-            size=(32, 32), window=2, overlap=1, min_score=0.0,
+            Windows((32, 32), 2, 1, min_score=0.0),
         )  # fmt: skip
         with torch.inference_mode():
             pixels = torch.from_numpy(reader.frames(video))[None]

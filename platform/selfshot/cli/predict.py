@@ -62,7 +62,7 @@ def predict(
     """Segment and track in a video what it has in common with its supports."""
     if supports and shots is not None:
         raise UserError("predict: --shots counts what is retrieved; leave it, or --supports")
-    from selfshot.studies.predicting import RESULTS
+    from selfshot.studies.predicting import RESULTS, Wanted
     from selfshot.studies.predicting import predict as run
 
     with opened(experiment, overrides) as study:
@@ -70,15 +70,17 @@ def predict(
             study.experiment,
             video,
             out,
+            Wanted(
+                overlap,
+                every,
+                min_score,
+                top,
+                fps,
+                [str(one) for one in formats or (Format.MP4, Format.PNG)],
+                attention,
+            ),
             supports=supports or (),
             shots=shots,
-            overlap=overlap,
-            every=every,
-            min_score=min_score,
-            top=top,
-            fps=fps,
-            formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
-            attention=attention,
             on_message=lambda text: print(text, file=sys.stderr),
         )
     print(f"{count} tracks: {out / RESULTS} and {out / 'index.html'}")

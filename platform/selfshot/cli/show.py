@@ -103,9 +103,9 @@ def show(
         selection = Selection(predictions, min_score, top)
     chosen = None
     if benchmark is not None and supports is not None and manifest is not None:
-        from selfshot.evaluation.support_rows import ChosenSupports
+        from selfshot.evaluation.support_rows import SupportsFile
 
-        chosen = ChosenSupports(supports, benchmark, manifest, manifest.reader(benchmark))
+        chosen = SupportsFile(supports, benchmark, manifest, manifest.reader(benchmark))
     wanted = _wanted(loaded, videos, chosen.queries if chosen else list(loaded.videos), source)
     with bars() as shown:
         task = shown.add_task("", total=len(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,27 @@ class SupportCache:
         return stack_supports([[self._found[name] for name in names]])
 
 
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """How a video is looked at, and what is a track in it.
+
+    Attributes:
+        size: height and width that the model sees.
+        frames: of a window; at most the model's T.
+        overlap: frames that consecutive windows share at least.
+        every: only each so many-th frame is looked at; those between take the nearest one's mask.
+        min_iou: of masks in shared frames, for two instances to be one track.
+        min_score: of an instance that starts a track.
+    """
+
+    size: tuple[int, int]
+    frames: int
+    overlap: int
+    every: int = 1
+    min_iou: float = 0.3
+    min_score: float = 0.1
+
+
 @torch.inference_mode()
 def predict_video(
     model: VisModel,
@@ -56,13 +78,7 @@ def predict_video(
     frames: FrameReader,
     supports: SupportFeatures | None,
     results: Path,
-    *,
-    size: tuple[int, int],
-    window: int,
-    overlap: int,
-    every: int = 1,
-    min_iou: float = 0.3,
-    min_score: float = 0.1,
+    windows: Windows,
     on_window: Callable[[int, int], None] = lambda done, count: None,
 ) -> int:
     """Write a video's tracks as a YouTube-VIS results file.
@@ -76,12 +92,7 @@ def predict_video(
         frames: reads it.
         supports: its supports.
         results: the file to write.
-        size: height and width that the model sees.
-        window: frames of a window; at most the model's T.
-        overlap: frames that consecutive windows share at least.
-        every: only each so many-th frame is looked at; those between take the nearest one's mask.
-        min_iou: of masks in shared frames, for two instances to be one track.
-        min_score: of an instance that starts a track.
+        windows: how it is looked at.
         on_window: told how many windows of how many are done.
 
     Returns:
@@ -90,12 +101,16 @@ def predict_video(
     Raises:
         VideoError: a frame cannot be read.
     """
+    every = windows.every
     looked_at = np.arange(0, video.length, every)
-    parts = windows_of(len(looked_at), window, min(overlap, window - 1))
+    overlap = min(windows.overlap, windows.frames - 1)
+    parts = windows_of(len(looked_at), windows.frames, overlap)
     with tempfile.TemporaryDirectory(prefix=".tracks-", dir=results.parent) as scratch:
-        linker = TrackLinker(Path(scratch), min_iou=min_iou, min_score=min_score)
+        linker = TrackLinker(
+            Path(scratch), min_iou=windows.min_iou, min_score=windows.min_score
+        )
         for number, part in enumerate(parts):
-            pixels = frames.read(video, looked_at[list(part)], *size)
+            pixels = frames.read(video, looked_at[list(part)], *windows.size)
             query = model.encode(torch.from_numpy(pixels)[None], is_support=False)
             outputs = model.predict(query, supports)
             logits = outputs["mask_logits"]

@@ -20,7 +20,7 @@ Kinds = dict[str, tuple[list[Support], list[float]]]
 """For each kind of supports its clips or videos, best first, and their scores if there are any."""
 
 
-class ChosenSupports:
+class SupportsFile:
     """Reads the supports of each query of a `supports.json`, as clips with captions."""
 
     def __init__(self, path: Path, folder: Path, benchmark: Benchmark, reader: ClipReader) -> None:

@@ -16,7 +16,7 @@ from selfshot.data.images import IMAGE_SUFFIXES, image_names, image_size, is_ima
 from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.errors import UserError
-from selfshot.evaluation.prediction import CATEGORY, SupportCache, predict_video
+from selfshot.evaluation.prediction import CATEGORY, SupportCache, Windows, predict_video
 from selfshot.evaluation.rendering.heatmaps import draw_attention
 from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
 from selfshot.evaluation.rendering.videos import Selection, show_videos
@@ -167,20 +167,37 @@ def retrieve_supports(
     return supports
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """How a video is looked at, and what is drawn of it.
+
+    Attributes:
+        overlap: frames that consecutive windows share; none: a quarter of a window.
+        every: only each so many-th frame is looked at.
+        min_score: of an instance that starts a track, and of what is drawn.
+        top: tracks that are drawn.
+        fps: frames in a second of the video.
+        formats: of the pictures.
+        attention: draw where the instances of the first window look, before and after the fuser.
+    """
+
+    overlap: int | None = None
+    every: int = 1
+    min_score: float = 0.1
+    top: int = 5
+    fps: float = 8.0
+    formats: Sequence[str] = ("mp4", "png")
+    attention: bool = False
+
+
 def predict(
     experiment: Experiment,
     path: Path,
     out: Path,
+    wanted: Wanted,
     *,
     supports: Sequence[Path] = (),
     shots: int | None = None,
-    overlap: int | None = None,
-    every: int = 1,
-    min_score: float = 0.1,
-    top: int = 5,
-    fps: float = 8.0,
-    formats: Sequence[str] = ("mp4", "png"),
-    attention: bool = False,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Segment and track in a video what it has in common with its supports, and draw it.
@@ -189,16 +206,10 @@ def predict(
         experiment: whose trained model, and whose corpus.
         path: a video file, or a folder of frames.
         out: folder for `results.json`, the video, the contact sheet and the page.
+        wanted: how it is looked at and drawn.
         supports: files or folders of supports; none: they are retrieved from the experiment's
             corpus.
         shots: how many are retrieved; none: the largest of `supports.shots`.
-        overlap: frames that consecutive windows share; none: a quarter of a window.
-        every: only each so many-th frame is looked at.
-        min_score: of an instance that starts a track, and of what is drawn.
-        top: tracks that are drawn.
-        fps: frames in a second of the video.
-        formats: of the pictures.
-        attention: draw where the instances of the first window look, before and after the fuser.
         on_message: told what is done.
 
     Returns:
@@ -223,11 +234,12 @@ def predict(
         )
     on_message(f"supports: {', '.join(one.name for one in chosen)}")
     model = load_vis(folders["vis"] / "export").to(device)
-    if attention and not isinstance(model, SelfShotVIS):
+    if wanted.attention and not isinstance(model, SelfShotVIS):
         raise UserError(
             f"--attention: vis.method: {experiment.vis.method} has no fuser whose attention could "
             "be drawn; leave --attention out"
         )
+    overlap = max(1, benchmark.num_frames // 4) if wanted.overlap is None else wanted.overlap
     by_name = {f"{number}": one.frames for number, one in enumerate(chosen)}
     features = SupportCache(model).features(list(by_name), by_name.__getitem__)
     try:
@@ -238,19 +250,21 @@ def predict(
             frames,
             features,
             out / RESULTS,
-            size=size,
-            window=benchmark.num_frames,
-            overlap=max(1, benchmark.num_frames // 4) if overlap is None else overlap,
-            every=every,
-            min_score=min_score,
+            Windows(
+                size,
+                benchmark.num_frames,
+                overlap,
+                every=wanted.every,
+                min_score=wanted.min_score,
+            ),
             on_window=lambda done, all_: on_message(f"window {done} of {all_}"),
         )
     except VideoError as error:
         raise UserError(f"--video: {error}") from None
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
-    if attention and isinstance(model, SelfShotVIS):
-        first = np.arange(0, video.length, every)[: benchmark.num_frames]
+    if wanted.attention and isinstance(model, SelfShotVIS):
+        first = np.arange(0, video.length, wanted.every)[: benchmark.num_frames]
         draw_attention(model, frames.read(video, first, *size), features, out / "attention")
     annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
     row = SupportRow("supports", tuple(SupportClip(one.name, one.frames) for one in chosen))
@@ -259,9 +273,9 @@ def predict(
         frames,
         out,
         videos=[video.id],
-        formats=formats,
-        fps=fps,
-        results=Selection(load_results(out / RESULTS, annotations), min_score, top),
+        formats=wanted.formats,
+        fps=wanted.fps,
+        results=Selection(load_results(out / RESULTS, annotations), wanted.min_score, wanted.top),
         supports=lambda _: [row],
         title=f"{path.name}, by {experiment.name}",
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.evaluation.linking import TrackLinker, windows_of
-from selfshot.evaluation.prediction import SupportCache, predict_video
+from selfshot.evaluation.prediction import SupportCache, Windows, predict_video
 from selfshot.models.backbone import SmallBackbone
 from selfshot.models.features import ClipFeatures
 from selfshot.models.vis import SelfShotVIS
@@ -82,7 +82,7 @@ def test_tracks_through_windows(tmp_path: Path, length: int, window: int, overla
     results = tmp_path / "results.json"
     count = predict_video(
         model, video, FrameReader(tmp_path), None, results,
-        size=(HEIGHT, WIDTH), window=window, overlap=overlap, min_score=0.2,
+        Windows((HEIGHT, WIDTH), window, overlap, min_score=0.2),
     )  # fmt: skip
     assert count == 2, "what has no pixel starts no track"
     assert max(map(len, model.windows)) <= window
@@ -105,7 +105,7 @@ def test_every_third_frame(tmp_path: Path) -> None:
     model: Any = Seeing(scene)
     predict_video(
         model, video, FrameReader(tmp_path), None, tmp_path / "r.json",
-        size=(HEIGHT, WIDTH), window=3, overlap=1, every=3, min_score=0.2,
+        Windows((HEIGHT, WIDTH), 3, 1, every=3, min_score=0.2),
     )  # fmt: skip
     assert model.windows == [[0, 3, 6], [3, 6, 9]]
     (best, *_) = json.loads((tmp_path / "r.json").read_text())
