@@ -40,7 +40,7 @@ from selfshot.models.weights import load_backbone
 from selfshot.retrieval.search import draw
 from selfshot.studies.run import plan_experiment
 
-AT_ONCE, WINDOW, SIDES = 32, 3, ("val", "test")
+AT_ONCE, WINDOW, SPLITS = 32, 3, ("val", "test")
 
 
 class Pooled:
@@ -107,7 +107,7 @@ def joined(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def retrieval(folders: dict[str, Path], num_frames: int) -> dict[tuple[str, str], np.ndarray]:
-    """Print precision; returns the scores of the run's own Φ's trunk for each side."""
+    """Print precision; returns the scores of the run's own Φ's trunk for each split."""
     folder = folders["benchmark"]
     benchmark = load_benchmark(folder)
     reader, labels = benchmark.reader(folder), read_corpus_labels(folder)
@@ -119,8 +119,8 @@ def retrieval(folders: dict[str, Path], num_frames: int) -> dict[tuple[str, str]
             found.append(way.clips(frames))
     scores: dict[tuple[str, str], np.ndarray] = {}
     for way, found in zip(ways, corpus, strict=True):
-        for side in SIDES:
-            pairs = benchmark.queries[side]
+        for split in SPLITS:
+            pairs = benchmark.queries[split]
             windows = []
             for start in range(0, len(pairs), AT_ONCE):
                 part = [reader.frames(video) for video, _ in pairs[start : start + AT_ONCE]]
@@ -128,14 +128,14 @@ def retrieval(folders: dict[str, Path], num_frames: int) -> dict[tuple[str, str]
             of_kind = zip(way.kinds, joined(windows), joined(found), strict=True)
             for kind, queries, clips in of_kind:
                 best = np.stack([(query @ clips.T).max(0) for query in queries])
-                scores[side, kind] = best
-    wanted = {side: np.array([name for _, name in benchmark.queries[side]]) for side in SIDES}
+                scores[split, kind] = best
+    wanted = {split: np.array([name for _, name in benchmark.queries[split]]) for split in SPLITS}
     print("retrieval by windows          val P@1  P@5   test P@1  P@5")
     for kind in (*Pooled.kinds, *Trained.kinds):
         cells = []
-        for side in SIDES:
-            top = np.argsort(-scores[side, kind], axis=1)[:, :5]
-            right = classes[top] == wanted[side][:, None]
+        for split in SPLITS:
+            top = np.argsort(-scores[split, kind], axis=1)[:, :5]
+            right = classes[top] == wanted[split][:, None]
             cells += [100 * right[:, 0].mean(), 100 * right.mean()]
         print(f"{kind:36}" + "  ".join(f"{cell:5.1f}" for cell in cells))
     return scores
@@ -155,15 +155,15 @@ def likeness(folders: dict[str, Path]) -> None:
     backbone = load_backbone(folders["backbone"] / "export")
     print("\nlikeness to one oracle support, area under the curve     val    test")
     means: dict[str, list[float]] = {}
-    for side in SIDES:
+    for split in SPLITS:
         found: dict[str, list[float]] = {}
-        for video, name in benchmark.queries[side]:
+        for video, name in benchmark.queries[split]:
             masks = reader.tracks(video, stride=8, category_id=ids[name]).masks
             if not len(masks):
                 continue
             cover = masks.max(0).ravel()
             judged = (cover > 0.5) | (cover < 0.05)
-            pool = [other for other in benchmark.supports[side][name] if other != video]
+            pool = [other for other in benchmark.supports[split][name] if other != video]
             (support,) = draw(pool, 1, [0, 31, video])
             levels = []
             for clip in (reader.frames(video), reader.frames(support)):
@@ -207,17 +207,19 @@ def track_scores(folders: dict[str, Path], scores: dict[tuple[str, str], np.ndar
     ways: dict[str, Callable[..., Any]] = {"foreground": foreground_alone, "product": product}
     print("\nscore of a track        AP50 at 1 shot: random, self-shot, oracle")
     with tempfile.TemporaryDirectory() as scratch:
-        for side in SIDES:
-            best = scores[side, Trained.kinds[0]].argmax(1)
+        for split in SPLITS:
+            best = scores[split, Trained.kinds[0]].argmax(1)
             chosen = {
                 f"{video}:{name}": {
                     "self_shot": [ids[best[i]]],
                     "random": draw(ids, 1, [0, 29, video]),
                     "oracle": draw(
-                        [v for v in benchmark.supports[side][name] if v != video], 1, [0, 31, video]
+                        [v for v in benchmark.supports[split][name] if v != video],
+                        1,
+                        [0, 31, video],
                     ),
                 }
-                for i, (video, name) in enumerate(benchmark.queries[side])
+                for i, (video, name) in enumerate(benchmark.queries[split])
             }
             supports = Path(scratch) / "supports.json"
             supports.write_text(json.dumps(chosen))
@@ -229,7 +231,7 @@ def track_scores(folders: dict[str, Path], scores: dict[tuple[str, str], np.ndar
                             "models": {"vis": str(folders["vis"] / "export")},
                             "rows": rows,
                             "supports": str(supports),
-                            "split": side,
+                            "split": split,
                             "fold": 0,
                             "folds": 1,
                             "max_queries": None,
@@ -237,7 +239,7 @@ def track_scores(folders: dict[str, Path], scores: dict[tuple[str, str], np.ndar
                         }
                     )
                 cells = "  ".join(f"{row['AP50']:5.1f}" for row in result["rows"])
-                print(f"{side:5} {name:18}{cells}", flush=True)
+                print(f"{split:5} {name:18}{cells}", flush=True)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.leakage import query_files, query_sources
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
-from selfshot.benchmarks.split import SIDES, UNSEEN, Split, label, split_videos
+from selfshot.benchmarks.split import SPLITS, UNSEEN, Splits, label, split_videos
 from selfshot.data.clips import ClipReader
 from selfshot.data.images import is_sorted_as_text
 from selfshot.data.ytvis import save_annotations
@@ -33,7 +33,7 @@ def assemble(
     *,
     name: str,
     kind: str,
-    side_of: Mapping[str, str],
+    split_of: Mapping[str, str],
     frames: Path,
     corpus: Path,
     corpus_labels: Path | None,
@@ -52,7 +52,7 @@ def assemble(
         found: the videos.
         name: of the benchmark.
         kind: its builder.
-        side_of: the side of each class, or `UNSEEN`.
+        split_of: the split of each class, or `UNSEEN`.
         frames: what the videos' file names are relative to.
         corpus: a folder of clips, or of a corpus manifest.
         corpus_labels: CSV with columns clip, rough_label and, optionally, source; for diagnosis.
@@ -66,7 +66,7 @@ def assemble(
         on_message: is told what was found, a line at a time.
 
     Raises:
-        UserError: an input cannot be read, a side that is needed has nothing left, or it leaks.
+        UserError: an input cannot be read, a split that is needed has nothing left, or it leaks.
     """
     loaded = found.annotations
     for field, path in (("frames", frames), ("corpus", corpus)):
@@ -89,20 +89,20 @@ def assemble(
     faults = [(label(loaded, video), reason) for video, reason in sorted(found.faults.items())]
     reader = ClipReader(loaded, frames, num_frames=num_frames, height=height, width=width)
     # With the instances that have no pixel: a video that holds one of an unseen class never trains.
-    split = split_videos(reader, side_of, found.faults, seed, val_share=val_share)
-    unseen = _unseen(side_of)
+    splits = split_videos(reader, split_of, found.faults, seed, val_share=val_share)
+    unseen = _unseen(split_of)
     pixelless: list[tuple[str, str]] = []
     num_tracks = len(loaded.tracks)
     loaded = without_pixels(loaded, pixelless, on_message)
     lost = [*found.set_aside, *faults, *pixelless]
-    _check_enough(split, unseen, found, UNSEEN in side_of.values(), lost)
-    classes = {"train": tuple(sorted(split.supports["train"])), **unseen}
-    queries = {side: tuple(pairs) for side, pairs in split.queries.items()}
+    _check_enough(splits, unseen, found, UNSEEN in split_of.values(), lost)
+    classes = {"train": tuple(sorted(splits.supports["train"])), **unseen}
+    queries = {split: tuple(pairs) for split, pairs in splits.queries.items()}
     supports = {
-        side: {name: tuple(videos) for name, videos in by_class.items()}
-        for side, by_class in split.supports.items()
+        split: {name: tuple(videos) for name, videos in by_class.items()}
+        for split, by_class in splits.supports.items()
     }
-    set_aside = [*lost, *split.set_aside]
+    set_aside = [*lost, *splits.set_aside]
     benchmark = Benchmark(
         name=name,
         kind=kind,
@@ -129,7 +129,7 @@ def assemble(
     save_annotations(folder / "annotations.json", loaded, {"description": found.name})
 
     num_videos = len(loaded.videos) + found.unread
-    used = {side: split.videos(side) for side in SIDES}
+    used = {split: splits.videos(split) for split in SPLITS}
     counts = {
         "videos": num_videos,
         "tracks": num_tracks,
@@ -137,14 +137,14 @@ def assemble(
         "corpus_clips": len(rows),
         "corpus_clips_of_query_sources": len(gathered.rows) - len(rows),
         "corpus_classes": len(set(labels.values()) - {""}),
-        "videos_of_seen_and_unseen": split.mixed,
+        "videos_of_seen_and_unseen": splits.mixed,
         "videos_set_aside": num_videos - sum(map(len, used.values())),
-        **_count_sides(split, classes, on_message),
+        **_count_splits(splits, classes, on_message),
     }
-    if not split.queries["val"]:
+    if not splits.queries["val"]:
         on_message("val: no class has readable videos of two sources, so nothing is chosen on it")
-    if split.mixed:
-        on_message(f"{split.mixed} videos show seen and unseen classes; none of them trains")
+    if splits.mixed:
+        on_message(f"{splits.mixed} videos show seen and unseen classes; none of them trains")
     if set_aside:
         on_message(
             f"set aside: {len(set_aside)} entries of benchmark.json, "
@@ -161,36 +161,36 @@ def assemble(
     return finish_benchmark(folder, whole, loaded, rows, found.files)
 
 
-def _unseen(side_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def _unseen(split_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The classes of val and of test; a class whose videos are dealt is one of both."""
     return {
-        one: tuple(name for name, side in side_of.items() if side in (one, UNSEEN))
+        one: tuple(name for name, split in split_of.items() if split in (one, UNSEEN))
         for one in ("val", "test")
     }
 
 
-def _count_sides(
-    split: Split, classes: Mapping[str, Sequence[str]], on_message: OnMessage
+def _count_splits(
+    splits: Splits, classes: Mapping[str, Sequence[str]], on_message: OnMessage
 ) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for side in SIDES:
-        videos = split.videos(side)
-        helpers = {video for members in split.supports[side].values() for video in members}
+    for split in SPLITS:
+        videos = splits.videos(split)
+        helpers = {video for members in splits.supports[split].values() for video in members}
         counts |= {
-            f"{side}_classes": len(classes[side]),
-            f"{side}_videos": len(videos),
-            f"{side}_queries": len(split.queries[side]),
-            f"{side}_supports": len(helpers),
+            f"{split}_classes": len(classes[split]),
+            f"{split}_videos": len(videos),
+            f"{split}_queries": len(splits.queries[split]),
+            f"{split}_supports": len(helpers),
         }
         on_message(
-            f"{side}: {len(classes[side])} classes, {len(videos)} videos, "
-            f"{len(split.queries[side])} queries, {len(helpers)} supports"
+            f"{split}: {len(classes[split])} classes, {len(videos)} videos, "
+            f"{len(splits.queries[split])} queries, {len(helpers)} supports"
         )
     return counts
 
 
 def _check_enough(
-    split: Split,
+    splits: Splits,
     unseen: Mapping[str, Sequence[str]],
     found: Found,
     dealt: bool,
@@ -211,32 +211,32 @@ def _check_enough(
             f"benchmark: none of the {num_videos} videos of {found.name} can be used: {reasons}",
             setting="benchmark",
         )
-    able = ", ".join(split.two_sources) or "none"
+    able = ", ".join(splits.two_sources) or "none"
     mend = f"classes of {found.name} with readable videos of two sources, as both need: {able}"
     lost = f"; quarantined: {reasons}" if faults else ""
     if dealt:
-        for side, what in (("train", "seen"), ("test", UNSEEN)):
-            if not split.queries[side]:
+        for split, what in (("train", "seen"), ("test", UNSEEN)):
+            if not splits.queries[split]:
                 raise UserError(
                     f"benchmark: no {what} class of {found.name} has a query and a support of two "
                     f"sources ({mend}{lost}); are the frames and the file whole?",
                     setting="benchmark",
                 )
         return
-    if not split.supports["train"]:
+    if not splits.supports["train"]:
         raise UserError(
             "benchmark: no seen class is left to train on beside the "
             f"{sum(map(len, unseen.values()))} of val_classes and test_classes and the videos "
             f"that show them; name fewer there ({mend}{lost})",
             setting="benchmark",
         )
-    if not split.queries["train"]:
+    if not splits.queries["train"]:
         raise UserError(
             "benchmark: no seen class is left with a query and a support of two sources; name "
             f"fewer in val_classes and test_classes ({mend}{lost})",
             setting="benchmark",
         )
-    if not split.queries["test"]:
+    if not splits.queries["test"]:
         raise UserError(
             f"benchmark.test_classes: no query of {', '.join(unseen['test'])} is left; name other "
             f"classes or add videos ({mend}{lost})",

@@ -61,13 +61,13 @@ def build_coco_one_shot(
             f"{found.name}: {len(categories)} classes, and COCO has {CLASSES}; every fourth of "
             "those that are there is unseen"
         )
-    side_of = fold_sides(categories, fold)
+    split_of = fold_splits(categories, fold)
     return assemble(
         folder,
         found,
         name=f"COCO one-shot, fold {fold}",
         kind="coco_one_shot",
-        side_of=side_of,
+        split_of=split_of,
         frames=frames,
         # COCO holds a few images twice.
         one_source_of_same_files=True,
@@ -94,7 +94,7 @@ def _with_eval(
             f"({len(one ^ two)} ids or names differ); give two files of one dataset",
             setting="benchmark.eval_annotations",
         )
-    side_of = fold_sides(train.annotations.categories, fold)
+    split_of = fold_splits(train.annotations.categories, fold)
     root = Path(os.path.commonpath([frames.resolve(), eval_frames.resolve()]))
     merged = Found(
         f"{train.name} and {other.name}",
@@ -126,7 +126,7 @@ def _with_eval(
                     dataclasses.replace(track, id=len(tracks) + 1, video_id=number + ahead)
                 )
             shown = {found.annotations.categories[track.category_id] for track in mine}
-            unseen = sorted(name for name in shown if side_of[name] == UNSEEN)
+            unseen = sorted(name for name in shown if split_of[name] == UNSEEN)
             if number in found.faults:
                 merged.faults[number + ahead] = found.faults[number]
             elif is_train and unseen:
@@ -142,7 +142,7 @@ def _with_eval(
     return merged, root
 
 
-def fold_sides(categories: dict[int, str], fold: int) -> dict[str, str]:
+def fold_splits(categories: dict[int, str], fold: int) -> dict[str, str]:
     """`UNSEEN` for every fourth class in the order of the ids, from `fold` on; others train."""
     return {
         categories[number]: UNSEEN if position % FOLDS == fold - 1 else "train"

@@ -20,7 +20,7 @@ import numpy as np
 
 from selfshot.benchmarks.annotated import Found
 from selfshot.benchmarks.assembly import assemble
-from selfshot.benchmarks.folder import name_sides
+from selfshot.benchmarks.folder import name_splits
 from selfshot.benchmarks.folder_corpus import OnMessage, check_columns, csv_rows, in_threads
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.data.images import image_names, image_size, read_indices
@@ -67,7 +67,7 @@ def build_davis(
     on_message: OnMessage,
     **shared: Any,
 ) -> Benchmark:
-    """Write the manifest of DAVIS-style sequences into `folder`; sides are those of `folder`.
+    """Write the manifest of DAVIS-style sequences into `folder`; splits are those of `folder`.
 
     Args:
         folder: where the manifest and the masks as YouTube-VIS JSON are written.
@@ -93,13 +93,13 @@ def build_davis(
     found = read_sequences(frames, masks, named, on_message, sources)
     if classes is not None:
         found.inputs["classes"] = digest_file(classes)
-    side_of = name_sides(found.annotations, val_classes, test_classes, found.name)
+    split_of = name_splits(found.annotations, val_classes, test_classes, found.name)
     return assemble(
         folder,
         found,
         name="davis",
         kind="davis",
-        side_of=side_of,
+        split_of=split_of,
         frames=frames,
         on_message=on_message,
         **shared,

@@ -12,14 +12,14 @@ import numpy as np
 
 from selfshot.benchmarks.leakage import check_leakage, used_videos
 from selfshot.benchmarks.manifest import Benchmark, query_key
-from selfshot.benchmarks.split import SIDES, label, source_of
+from selfshot.benchmarks.split import SPLITS, label, source_of
 from selfshot.benchmarks.statistics import statistics
 from selfshot.config.benchmarks import PAIRED_SUPPORTS
 from selfshot.data.ytvis import Annotations
 from selfshot.errors import UserError
 from selfshot.files import digest_file
 
-PAIRED_SIDES = ("val", "test")
+PAIRED_SPLITS = ("val", "test")
 
 Pairs = dict[str, dict[str, tuple[int, ...]]]
 
@@ -27,11 +27,11 @@ Pairs = dict[str, dict[str, tuple[int, ...]]]
 def draw_pairs(benchmark: Benchmark, annotations: Annotations) -> tuple[Pairs, int]:
     """Ten supports of each val and test query, the first k of which are those of k shots.
 
-    They are drawn from the side's supports of the query's class, without those of the query's
+    They are drawn from the split's supports of the query's class, without those of the query's
     own source. Where there are fewer, they are repeated in their order.
 
     Returns:
-        For each side, the supports of each `query_key`; and how many queries have repeated ones.
+        For each split, the supports of each `query_key`; and how many queries have repeated ones.
 
     Raises:
         UserError: a query has no support at all.
@@ -39,18 +39,18 @@ def draw_pairs(benchmark: Benchmark, annotations: Annotations) -> tuple[Pairs, i
     numbers = {name: number for number, name in annotations.categories.items()}
     pairs: Pairs = {}
     repeated = 0
-    for side in PAIRED_SIDES:
-        pairs[side] = {}
-        pools = {name: sorted(videos) for name, videos in benchmark.supports[side].items()}
+    for split in PAIRED_SPLITS:
+        pairs[split] = {}
+        pools = {name: sorted(videos) for name, videos in benchmark.supports[split].items()}
         source = {v: source_of(annotations, v) for videos in pools.values() for v in videos}
         sizes = {name: Counter(source[v] for v in videos) for name, videos in pools.items()}
-        for video, name in benchmark.queries[side]:
+        for video, name in benchmark.queries[split]:
             own, pool = source_of(annotations, video), pools.get(name, [])
             available = len(pool) - (sizes[name][own] if pool else 0)
             if not available:
                 raise UserError(
-                    f"benchmark: {label(annotations, video)}, a {side} query of {name}, has no "
-                    f"support: no other video of {name} is on that side; add one",
+                    f"benchmark: {label(annotations, video)}, a {split} query of {name}, has no "
+                    f"support: no other video of {name} is in that split; add one",
                     setting="benchmark",
                 )
             rng = np.random.default_rng([benchmark.seed, 37, video, numbers[name]])
@@ -62,7 +62,7 @@ def draw_pairs(benchmark: Benchmark, annotations: Annotations) -> tuple[Pairs, i
                     drawn[one] = None
             repeated += available < PAIRED_SUPPORTS
             supports = list(drawn)
-            pairs[side][query_key(video, name)] = tuple(
+            pairs[split][query_key(video, name)] = tuple(
                 supports[i % len(supports)] for i in range(PAIRED_SUPPORTS)
             )
     return pairs, repeated
@@ -93,7 +93,7 @@ def finish_benchmark(
     pairs, repeated = draw_pairs(benchmark, annotations)
     paired = dataclasses.replace(
         benchmark,
-        videos={side: tuple(sorted(used_videos(benchmark, side))) for side in SIDES},
+        videos={split: tuple(sorted(used_videos(benchmark, split))) for split in SPLITS},
         pairs=pairs,
         counts={**benchmark.counts, "queries_with_repeated_supports": repeated},
         statistics=statistics(benchmark, annotations),

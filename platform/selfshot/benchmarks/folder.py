@@ -42,34 +42,34 @@ def build_folder(
             as `assemble` takes them.
 
     Raises:
-        UserError: an input cannot be read, a class is not known, or a side that is needed has
+        UserError: an input cannot be read, a class is not known, or a split that is needed has
             nothing left.
     """
     found = read_annotated(annotations)
-    side_of = name_sides(found.annotations, val_classes, test_classes, found.name)
-    return assemble(folder, found, name="folder", kind="folder", side_of=side_of, **shared)
+    split_of = name_splits(found.annotations, val_classes, test_classes, found.name)
+    return assemble(folder, found, name="folder", kind="folder", split_of=split_of, **shared)
 
 
-def name_sides(
+def name_splits(
     annotations: Annotations, val_classes: Sequence[str], test_classes: Sequence[str], source: str
 ) -> dict[str, str]:
-    """The side of each class of `source`, where the unseen ones are named.
+    """The split of each class of `source`, where the unseen ones are named.
 
     Raises:
         UserError: a name is none of the classes.
     """
-    side_of = dict.fromkeys(sorted(annotations.categories.values()), "train")
-    folded = {name.casefold(): name for name in side_of}
+    split_of = dict.fromkeys(sorted(annotations.categories.values()), "train")
+    folded = {name.casefold(): name for name in split_of}
     problems = []
-    for side, names in (("val", val_classes), ("test", test_classes)):
+    for split, names in (("val", val_classes), ("test", test_classes)):
         for name in names:
-            if name in side_of:
-                side_of[name] = side
+            if name in split_of:
+                split_of[name] = split
                 continue
             close = difflib.get_close_matches(name.casefold(), folded, 3, 0.5)
             nearest = " or ".join(repr(folded[one]) for one in close)
             hint = f" (did you mean {nearest}?)" if nearest else ""
-            problems.append(f"benchmark.{side}_classes: {name!r} is no class of it{hint}")
+            problems.append(f"benchmark.{split}_classes: {name!r} is no class of it{hint}")
     if problems:
-        raise UserError("; ".join(problems) + f"; {source} has {', '.join(side_of)}")
-    return side_of
+        raise UserError("; ".join(problems) + f"; {source} has {', '.join(split_of)}")
+    return split_of

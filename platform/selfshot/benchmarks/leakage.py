@@ -8,17 +8,17 @@ from typing import Any
 
 from selfshot.benchmarks.annotated import same_files
 from selfshot.benchmarks.manifest import Benchmark
-from selfshot.benchmarks.split import SIDES, UNSEEN, label, source_of
+from selfshot.benchmarks.split import SPLITS, UNSEEN, label, source_of
 from selfshot.data.ytvis import Annotations, fold_source
 from selfshot.errors import UserError
 
 SHOWN = 5
 
 
-def used_videos(benchmark: Benchmark, side: str) -> set[int]:
-    """Videos that ask or help on a side."""
-    helpers = {video for videos in benchmark.supports[side].values() for video in videos}
-    return helpers | {video for video, _ in benchmark.queries[side]}
+def used_videos(benchmark: Benchmark, split: str) -> set[int]:
+    """Videos that ask or help in a split."""
+    helpers = {video for videos in benchmark.supports[split].values() for video in videos}
+    return helpers | {video for video, _ in benchmark.queries[split]}
 
 
 def query_sources(benchmark: Benchmark, annotations: Annotations) -> set[str]:
@@ -48,9 +48,9 @@ def check_leakage(
         files: SHA-256 of each file of a video's frames, where they were read.
 
     Raises:
-        UserError: a video, its frames or its source is on two sides, by their names or by the
+        UserError: a video, its frames or its source is in two splits, by their names or by the
             bytes of their files; a training video shows an
-            unseen class; a support is of its query's own source, or of another side or class; or
+            unseen class; a support is of its query's own source, or of another split or class; or
             a clip of the corpus is of a query's source.
     """
     leaks = [
@@ -70,15 +70,15 @@ def check_leakage(
 
 
 def _across_sides(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
-    used = {side: used_videos(benchmark, side) for side in SIDES}
-    sources = {side: {source_of(annotations, v) for v in used[side]} for side in SIDES}
+    used = {split: used_videos(benchmark, split) for split in SPLITS}
+    sources = {split: {source_of(annotations, v) for v in used[split]} for split in SPLITS}
     # Two entries may name the same frames, whatever sources they claim.
     frames = {
-        side: {annotations.videos[v].file_names[0] for v in used[side] if
+        split: {annotations.videos[v].file_names[0] for v in used[split] if
                annotations.videos[v].file_names}
-        for side in SIDES
+        for split in SPLITS
     }  # fmt: skip
-    for one, other in combinations(SIDES, 2):
+    for one, other in combinations(SPLITS, 2):
         for video in sorted(used[one] & used[other]):
             yield f"{label(annotations, video)} is used for {one} and for {other}"
         for what, of_side in (("source", sources), ("frame", frames)):
@@ -97,8 +97,8 @@ def _seen_and_unseen(benchmark: Benchmark, annotations: Annotations) -> Iterator
 
 
 def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
-    for side, pairs in benchmark.pairs.items():
-        members = {name: set(videos) for name, videos in benchmark.supports[side].items()}
+    for split, pairs in benchmark.pairs.items():
+        members = {name: set(videos) for name, videos in benchmark.supports[split].items()}
         for key, supports in pairs.items():
             number, _, name = key.partition(":")
             query = int(number)
@@ -107,8 +107,8 @@ def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[st
                     yield f"{label(annotations, query)} has a support of its own source"
                 if support not in members.get(name, ()):
                     yield (
-                        f"{label(annotations, support)} helps a {side} query of {name} and is no "
-                        f"{side} support of it"
+                        f"{label(annotations, support)} helps a {split} query of {name} and is no "
+                        f"{split} support of it"
                     )
 
 
@@ -130,13 +130,13 @@ def _into_corpus(
 def _same_files(
     benchmark: Benchmark, annotations: Annotations, files: Mapping[int, Sequence[str]]
 ) -> Iterator[str]:
-    """Videos of two sides, or two that may ask and help, of the same files."""
-    sides = {side: used_videos(benchmark, side) for side in SIDES}
-    used, sources = set().union(*sides.values()), annotations.sources
+    """Videos of two splits, or two that may ask and help, of the same files."""
+    splits = {split: used_videos(benchmark, split) for split in SPLITS}
+    used, sources = set().union(*splits.values()), annotations.sources
     for one, other in same_files({video: files[video] for video in files if video in used}):
         names = f"{label(annotations, one)} and {label(annotations, other)}"
-        apart = [side for side in SIDES if (one in sides[side]) != (other in sides[side])]
+        apart = [split for split in SPLITS if (one in splits[split]) != (other in splits[split])]
         if apart:
-            yield f"{names} are the same files, and used on different sides, {', '.join(apart)}"
-        elif one not in sides["train"] and sources[one] != sources[other]:
+            yield f"{names} are the same files, and used in different splits, {', '.join(apart)}"
+        elif one not in splits["train"] and sources[one] != sources[other]:
             yield f"{names} are the same files under two sources"

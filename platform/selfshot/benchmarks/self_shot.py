@@ -86,8 +86,8 @@ def _assemble(
     on_message: OnMessage,
     shared: Mapping[str, Any],
 ) -> Benchmark:
-    side_of = dict.fromkeys(published.seen.values(), "train")
-    side_of |= dict.fromkeys(published.unseen.values(), UNSEEN)
+    split_of = dict.fromkeys(published.seen.values(), "train")
+    split_of |= dict.fromkeys(published.unseen.values(), UNSEEN)
     there = set(found.annotations.categories.values())
     for words, classes in (("seen", published.seen), (UNSEEN, published.unseen)):
         absent = [paper_name for paper_name, name in classes.items() if name not in there]
@@ -101,7 +101,7 @@ def _assemble(
         found,
         name=published.name,
         kind=kind,
-        side_of={name: side for name, side in side_of.items() if name in there},
+        split_of={name: split for name, split in split_of.items() if name in there},
         on_message=on_message,
         **shared,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfshot.benchmarks.leakage import used_videos
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.published import published_benchmarks
-from selfshot.benchmarks.split import SIDES
+from selfshot.benchmarks.split import SPLITS
 from selfshot.data.ytvis import Annotations
 
 ROWS = {
@@ -21,14 +21,14 @@ ROWS = {
 
 
 def statistics(benchmark: Benchmark, annotations: Annotations) -> dict[str, float]:
-    """The figures of Table 6: means over the videos that any side uses, crowds left out."""
-    used = {side: used_videos(benchmark, side) for side in SIDES}
+    """The figures of Table 6: means over the videos that any split uses, crowds left out."""
+    used = {split: used_videos(benchmark, split) for split in SPLITS}
     videos = set().union(*used.values())
     tracks = {v: [t for t in annotations.tracks_of(v) if not t.iscrowd] for v in videos}
     classes = {
-        side: {name for name, helpers in benchmark.supports[side].items() if helpers}
-        | {name for _, name in benchmark.queries[side]}
-        for side in SIDES
+        split: {name for name, helpers in benchmark.supports[split].items() if helpers}
+        | {name for _, name in benchmark.queries[split]}
+        for split in SPLITS
     }
     count = max(1, len(videos))
     return {

@@ -27,7 +27,7 @@ from selfshot.benchmarks.folder_corpus import (
 )
 from selfshot.benchmarks.manifest import Benchmark, write_corpus
 from selfshot.benchmarks.remote import hash_clips, list_clips
-from selfshot.benchmarks.split import SIDES
+from selfshot.benchmarks.split import SPLITS
 from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.data.video import duration_s
@@ -114,9 +114,9 @@ def build_yt8m_segments(
         height=0,
         width=0,
         num_frames=0,
-        classes=dict.fromkeys(SIDES, ()),
-        queries=dict.fromkeys(SIDES, ()),
-        supports={side: {} for side in SIDES},
+        classes=dict.fromkeys(SPLITS, ()),
+        queries=dict.fromkeys(SPLITS, ()),
+        supports={split: {} for split in SPLITS},
         corpus_root=root,
         counts=counts,
         files=written_files(folder),

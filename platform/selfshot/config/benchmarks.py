@@ -74,7 +74,7 @@ class NamedSides(FilmedVideos):
     def _disjoint(self) -> NamedSides:
         both = sorted(set(self.val_classes) & set(self.test_classes))
         if both:
-            raise ValueError(f"val_classes and test_classes share {both}; a class has one side")
+            raise ValueError(f"val_classes and test_classes share {both}; a class has one split")
         return self
 
 

@@ -328,9 +328,9 @@ def _trial(token: str, parent: str, path: Path, store: Store, study: str) -> Rec
     for row in result.get("rows", ()):
         figures |= {figure_name(score, row): row[score]["mean"] for score in ("AP50", "AP", "AP75")}
         figures[figure_name("AP50_std", row)] = row["AP50"]["std"]
-    for side in ("val", "test"):
-        precision = result.get("retrieval", {}).get(side, {}).get("precision_at", {})
-        figures |= {f"{side}/precision_at/{k}": value for k, value in precision.items()}
+    for split in ("val", "test"):
+        precision = result.get("retrieval", {}).get(split, {}).get("precision_at", {})
+        figures |= {f"{split}/precision_at/{k}": value for k, value in precision.items()}
     points = [{"step": 0, **seconds, **figures}]
     datasets = []
     for stage, key in stages.items():

@@ -16,7 +16,7 @@ from selfshot.data.ytvis import Annotations, load_annotations
 from selfshot.ops.masks import encode_rle
 
 HEIGHT, WIDTH = 10, 14
-SIDES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 Videos = Sequence[tuple[Sequence[str], str]]
 World = Callable[..., dict[str, Any]]
@@ -89,9 +89,9 @@ def world(tmp_path: Path) -> World:
     return make
 
 
-def used(made: Benchmark, side: str) -> set[int]:
-    helpers = {video for videos in made.supports[side].values() for video in videos}
-    return helpers | {video for video, _ in made.queries[side]}
+def used(made: Benchmark, split: str) -> set[int]:
+    helpers = {video for videos in made.supports[split].values() for video in videos}
+    return helpers | {video for video, _ in made.queries[split]}
 
 
 @pytest.fixture(scope="session")
@@ -102,24 +102,24 @@ def check_promises() -> Callable[[Benchmark, Annotations], None]:
         def source(video: int) -> str:
             return annotations.videos[video].source_id or f"#{video}"
 
-        sides = {side: used(made, side) for side in SIDES}
+        splits = {split: used(made, split) for split in SPLITS}
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-            assert not sides[one] & sides[other]
-            assert not {source(v) for v in sides[one]} & {source(v) for v in sides[other]}
+            assert not splits[one] & splits[other]
+            assert not {source(v) for v in splits[one]} & {source(v) for v in splits[other]}
         unseen = {*made.classes["val"], *made.classes["test"]}
         assert not unseen & set(made.classes["train"])
-        for video in sides["train"]:
+        for video in splits["train"]:
             shown = {annotations.categories[t.category_id] for t in annotations.tracks_of(video)}
             assert shown and not shown & unseen
         if made.videos:
-            assert made.videos == {side: tuple(sorted(sides[side])) for side in SIDES}
+            assert made.videos == {split: tuple(sorted(splits[split])) for split in SPLITS}
         assert set(made.pairs) == {"val", "test"}
-        for side, pairs in made.pairs.items():
-            assert set(pairs) == {f"{video}:{name}" for video, name in made.queries[side]}
+        for split, pairs in made.pairs.items():
+            assert set(pairs) == {f"{video}:{name}" for video, name in made.queries[split]}
             for key, supports in pairs.items():
                 number, _, name = key.partition(":")
                 assert len(supports) == 10
-                pool = {v for v in made.supports[side][name] if source(v) != source(int(number))}
+                pool = {v for v in made.supports[split][name] if source(v) != source(int(number))}
                 assert set(supports) <= pool
                 assert len(set(supports)) == min(10, len(pool))
                 assert list(supports) == [supports[i % len(pool)] for i in range(10)]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from refusals import refused
-from selfshot.benchmarks.coco import build_coco_one_shot, fold_sides
+from selfshot.benchmarks.coco import build_coco_one_shot, fold_splits
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
 from selfshot.ops.masks import decode_rle
@@ -82,10 +82,10 @@ def test_folds_are_every_fourth_class_in_the_order_of_the_ids() -> None:
     categories = {1 + i + i // 9: f"class{i:02d}" for i in reversed(range(80))}
     unseen = []
     for fold in (1, 2, 3, 4):
-        sides = fold_sides(categories, fold)
-        mine = [name for name, side in sides.items() if side == UNSEEN]
+        splits = fold_splits(categories, fold)
+        mine = [name for name, split in splits.items() if split == UNSEEN]
         assert mine == [f"class{i:02d}" for i in range(fold - 1, 80, 4)]
-        assert sum(side == "train" for side in sides.values()) == 60
+        assert sum(split == "train" for split in splits.values()) == 60
         unseen += mine
     assert sorted(unseen) == sorted(categories.values())
 
@@ -199,7 +199,7 @@ def test_an_image_of_both_files_is_used_once(tmp_path: Path) -> None:
     made = build_coco_one_shot(tmp_path / "out", **settings)
     assert any("1 pairs of videos are the same files" in message for message in said)
     reasons = [reason for what, reason in made.set_aside if what.startswith("video 100 ")]
-    assert any("is on the" in reason for reason in reasons), reasons
+    assert any("is in the" in reason for reason in reasons), reasons
     assert 100 not in made.videos["train"]
 
 

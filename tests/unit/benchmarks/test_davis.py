@@ -232,7 +232,7 @@ class TestClassesCsv:
         path = self._write(root, "\n".join(["sequence,object,class,source", *lines]))
         made = build_davis(root / "out", **arguments(root) | {"classes": path})
         reasons = [why for _, why in made.set_aside]
-        assert any("its source, film, is on the test side" in reason for reason in reasons)
+        assert any("its source, film, is in the test split" in reason for reason in reasons)
         assert made.queries["val"] == ()
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A folder of real videos as a benchmark: sides, leaks, what is set aside, and its clips."""
+"""A folder of real videos as a benchmark: splits, leaks, what is set aside, and its clips."""
 
 from __future__ import annotations
 
@@ -112,18 +112,18 @@ def _build(settings: dict[str, Any], name: str = "out") -> Benchmark:
     return made
 
 
-def _used(made: Benchmark, side: str) -> set[int]:
-    helpers = {video for videos in made.supports[side].values() for video in videos}
-    return helpers | {video for video, _ in made.queries[side]}
+def _used(made: Benchmark, split: str) -> set[int]:
+    helpers = {video for videos in made.supports[split].values() for video in videos}
+    return helpers | {video for video, _ in made.queries[split]}
 
 
 def _check_promises(made: Benchmark, settings: dict[str, Any]) -> None:
     """What holds of every benchmark: nothing leaks, nothing is lost, and training finds pairs."""
     annotations = load_annotations(settings["annotations"], set_aside=[])
-    used = {side: _used(made, side) for side in ("train", "val", "test")}
+    used = {split: _used(made, split) for split in ("train", "val", "test")}
     sources = {
-        side: {annotations.videos[video].source_id or f"#{video}" for video in videos}
-        for side, videos in used.items()
+        split: {annotations.videos[video].source_id or f"#{video}" for video in videos}
+        for split, videos in used.items()
     }
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         assert not sources[one] & sources[other]
@@ -131,12 +131,12 @@ def _check_promises(made: Benchmark, settings: dict[str, Any]) -> None:
     for video in used["train"]:
         shown = {annotations.categories[t.category_id] for t in annotations.tracks_of(video)}
         assert not shown & unseen
-    for side in ("val", "test"):
-        asked = [video for video, _ in made.queries[side]]
+    for split in ("val", "test"):
+        asked = [video for video, _ in made.queries[split]]
         assert len(asked) == len(set(asked))
-        for video, name in made.queries[side]:
+        for video, name in made.queries[split]:
             source = annotations.videos[video].source_id
-            helpers = [annotations.videos[v].source_id for v in made.supports[side][name]]
+            helpers = [annotations.videos[v].source_id for v in made.supports[split][name]]
             assert helpers
             assert source is None or source not in helpers
     for video, name in made.queries["train"]:
@@ -145,11 +145,11 @@ def _check_promises(made: Benchmark, settings: dict[str, Any]) -> None:
     assert set(made.supports["train"]) == set(made.classes["train"])
 
     assert set(made.pairs) == {"val", "test"}
-    for side, pairs in made.pairs.items():
-        assert set(pairs) == {f"{video}:{name}" for video, name in made.queries[side]}
+    for split, pairs in made.pairs.items():
+        assert set(pairs) == {f"{video}:{name}" for video, name in made.queries[split]}
         for key, supports in pairs.items():
             name = key.partition(":")[2]
-            pool = made.supports[side][name]
+            pool = made.supports[split][name]
             assert set(supports) <= set(pool) and len(set(supports)) == min(10, len(pool))
 
     total = sum(map(len, used.values()))
@@ -212,9 +212,9 @@ def test_a_video_of_seen_and_unseen_classes_never_trains(tmp_path: Path) -> None
 def test_a_source_has_one_side(tmp_path: Path) -> None:
     settings = _world(tmp_path, [*PLAIN, ("a", "s5"), ("c", "s5"), ("a", "s3")])
     made = _build(settings)
-    assert "s5" in _reason(made, 8) and "test side" in _reason(made, 8)
+    assert "s5" in _reason(made, 8) and "test split" in _reason(made, 8)
     assert "not be used for val" in _reason(made, 9)
-    assert "val side" in _reason(made, 10)
+    assert "val split" in _reason(made, 10)
     assert made.counts["videos_set_aside"] == 3
 
 
@@ -462,7 +462,7 @@ def test_real_videos(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made = build_folder(tmp_path, **settings)
     _check_promises(made, settings)
     assert made.counts["videos"] == 26
-    used = [len(_used(made, side)) for side in ("train", "val", "test")]
+    used = [len(_used(made, split)) for split in ("train", "val", "test")]
     assert sum(used) + made.counts["videos_set_aside"] == 26
     assert made.counts["corpus_clips"] == 385
     assert {name for _, name in made.queries["test"]} == set(section.test_classes)

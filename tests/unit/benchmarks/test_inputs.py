@@ -21,7 +21,7 @@ from selfshot.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
 VIDEOS = [([name], f"{name}{n}") for name in CLASSES for n in range(4)]
-SIDES = {"val_classes": ("bee",), "test_classes": ("cat",)}
+SPLITS = {"val_classes": ("bee",), "test_classes": ("cat",)}
 
 Edit = Callable[[dict[str, Any]], object]
 World = Callable[..., dict[str, Any]]
@@ -34,7 +34,7 @@ def _edit(path: Path, change: Edit) -> None:
 
 
 def _build(settings: dict[str, Any]) -> Benchmark:
-    return build_folder(settings["annotations"].parent / "out", **settings, **SIDES)
+    return build_folder(settings["annotations"].parent / "out", **settings, **SPLITS)
 
 
 def _all(section: str, key: str, change: Callable[[Any], Any]) -> Edit:

@@ -13,7 +13,7 @@ from PIL import Image
 from selfshot.benchmarks.davis import build_davis
 from selfshot.benchmarks.folder import build_folder
 from selfshot.benchmarks.manifest import Benchmark
-from selfshot.benchmarks.split import SIDES
+from selfshot.benchmarks.split import SPLITS
 from selfshot.data.ytvis import Annotations, load_annotations
 from selfshot.ops.masks import decode_rle
 
@@ -41,8 +41,9 @@ def _settings(real: Path, frames: Path) -> dict:
 
 def _figures(made: Benchmark) -> dict[str, dict[str, int]]:
     return {
-        side: Counter(name for _, name in made.queries[side]) | {"videos": len(made.videos[side])}
-        for side in SIDES
+        split: Counter(name for _, name in made.queries[split])
+        | {"videos": len(made.videos[split])}
+        for split in SPLITS
     }
 
 

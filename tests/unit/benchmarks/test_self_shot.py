@@ -109,8 +109,8 @@ class TestSelfVis:
         assert figures["train_videos"] == 120 and figures["val_test_videos"] == 40
         assert figures["mean_length"] == figures["mean_instances"] == 1
         # Every video of an unseen class asks, and half of each class is for val.
-        for side in ("val", "test"):
-            counted = Counter(name for _, name in made.queries[side])
+        for split in ("val", "test"):
+            counted = Counter(name for _, name in made.queries[split])
             assert counted == dict.fromkeys(SELF_VIS.unseen.values(), 2)
         assert made.counts["videos_set_aside"] == 2
         reasons = dict(made.set_aside)

@@ -1,4 +1,4 @@
-"""The deal of videos to sides, the fixed pairs, and the check for leaks, on random worlds."""
+"""The deal of videos to splits, the fixed pairs, and the check for leaks, on random worlds."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def annotate(videos: list[tuple[set[int], str | None]]) -> Annotations:
     )
 
 
-def deal(annotations: Annotations, side_of: dict[str, str], seed: int = 0, **more: Any) -> Any:
+def deal(annotations: Annotations, split_of: dict[str, str], seed: int = 0, **more: Any) -> Any:
     reader = ClipReader(annotations, Path(), num_frames=1, height=8, width=8)
-    return split_videos(reader, side_of, (), seed, **more)
+    return split_videos(reader, split_of, (), seed, **more)
 
 
 def manifest(
-    annotations: Annotations, split: Any, side_of: dict[str, str], seed: int = 0
+    annotations: Annotations, splits: Any, split_of: dict[str, str], seed: int = 0
 ) -> Benchmark:
     classes = {
-        "train": tuple(sorted(split.supports["train"])),
-        "val": tuple(name for name, side in side_of.items() if side in ("val", UNSEEN)),
-        "test": tuple(name for name, side in side_of.items() if side in ("test", UNSEEN)),
+        "train": tuple(sorted(splits.supports["train"])),
+        "val": tuple(name for name, split in split_of.items() if split in ("val", UNSEEN)),
+        "test": tuple(name for name, split in split_of.items() if split in ("test", UNSEEN)),
     }
     made = Benchmark(
         name="random",
@@ -71,10 +71,10 @@ def manifest(
         width=8,
         num_frames=1,
         classes=classes,
-        queries={side: tuple(pairs) for side, pairs in split.queries.items()},
+        queries={split: tuple(pairs) for split, pairs in splits.queries.items()},
         supports={
-            side: {name: tuple(videos) for name, videos in by_class.items()}
-            for side, by_class in split.supports.items()
+            split: {name: tuple(videos) for name, videos in by_class.items()}
+            for split, by_class in splits.supports.items()
         },
     )
     pairs, _ = draw_pairs(made, annotations)
@@ -100,52 +100,52 @@ def test_no_world_leaks(
     val_share: float,
     dealt: bool,
 ) -> None:
-    side_of = DEALT if dealt else NAMED
+    split_of = DEALT if dealt else NAMED
     annotations = annotate(videos)
-    split = deal(annotations, side_of, seed, val_share=val_share if dealt else 0.0)
-    made = manifest(annotations, split, side_of, seed)
+    splits = deal(annotations, split_of, seed, val_share=val_share if dealt else 0.0)
+    made = manifest(annotations, splits, split_of, seed)
     check_promises(made, annotations)
     check_leakage(made, annotations, [], {})
-    # Every video has a side or a reason.
-    placed = set().union(*(split.videos(side) for side in ("train", "val", "test")))
-    named = " ".join(f"{what} " for what, _ in split.set_aside)
+    # Every video has a split or a reason.
+    placed = set().union(*(splits.videos(split) for split in ("train", "val", "test")))
+    named = " ".join(f"{what} " for what, _ in splits.set_aside)
     assert all(f"video {video} " in named for video in set(annotations.videos) - placed)
     if not dealt:
-        asked = [video for side in ("val", "test") for video, _ in split.queries[side]]
+        asked = [video for split in ("val", "test") for video, _ in splits.queries[split]]
         assert len(asked) == len(set(asked)), "a video asks for one class"
         return
-    # Every unseen class of a video asks, where another source on its side can help.
-    for side in ("val", "test"):
-        for video in split.videos(side):
+    # Every unseen class of a video asks, where another source in its split can help.
+    for split in ("val", "test"):
+        for video in splits.videos(split):
             for category in videos[video - 1][0]:
                 name = NAMES[category]
-                if side_of[name] != UNSEEN:
+                if split_of[name] != UNSEEN:
                     continue
                 sources = {
                     source_of(annotations, other)
-                    for other in split.videos(side)
+                    for other in splits.videos(split)
                     if category in videos[other - 1][0]
                 }
                 if len(sources) > 1:
-                    assert (video, name) in split.queries[side]
+                    assert (video, name) in splits.queries[split]
 
 
 def test_a_side_is_dealt_by_the_share() -> None:
     annotations = annotate([({3}, None)] * 40 + [({4}, None)] * 10 + [({1}, None)] * 2)
-    split = deal(annotations, DEALT, val_share=0.3)
-    counted = Counter(name for _, name in split.queries["val"])
+    splits = deal(annotations, DEALT, val_share=0.3)
+    counted = Counter(name for _, name in splits.queries["val"])
     assert counted == {"cat": 12, "dog": 3}
-    assert Counter(name for _, name in split.queries["test"]) == {"cat": 28, "dog": 7}
-    assert split.queries["train"] == [(51, "ant"), (52, "ant")]
+    assert Counter(name for _, name in splits.queries["test"]) == {"cat": 28, "dog": 7}
+    assert splits.queries["train"] == [(51, "ant"), (52, "ant")]
 
 
 def test_two_entries_of_the_same_frames_are_one_source() -> None:
     annotations = annotate([({1}, None), ({4}, None), ({4}, None), ({1}, None), ({1}, None)])
     twin = dataclasses.replace(annotations.videos[1], file_names=("v2/0.jpg",))
     annotations = dataclasses.replace(annotations, videos={**annotations.videos, 1: twin})
-    split = deal(annotations, DEALT)
-    assert 1 not in split.videos("train")
-    assert any("another video of its source, /v2/0.jpg" in why for _, why in split.set_aside)
+    splits = deal(annotations, DEALT)
+    assert 1 not in splits.videos("train")
+    assert any("another video of its source, /v2/0.jpg" in why for _, why in splits.set_aside)
 
 
 class TestPairs:

@@ -149,19 +149,19 @@ class TestManifest:
 
     def test_no_class_has_two_sides(self, benchmark: Benchmark) -> None:
         dealt = [name for names in benchmark.classes.values() for name in names]
-        assert [len(benchmark.classes[side]) for side in ("train", "val", "test")] == [6, 1, 2]
+        assert [len(benchmark.classes[split]) for split in ("train", "val", "test")] == [6, 1, 2]
         assert len(set(dealt)) == len(dealt) and set(dealt) <= set(symbols.GLYPHS)
 
     def test_queries_and_supports(self, benchmark: Benchmark, annotations: Annotations) -> None:
         seen_ids: list[int] = []
-        for side, names in benchmark.classes.items():
-            asked = [name for _, name in benchmark.queries[side]]
-            expected = SETTINGS["train_queries" if side == "train" else "eval_queries"]
+        for split, names in benchmark.classes.items():
+            asked = [name for _, name in benchmark.queries[split]]
+            expected = SETTINGS["train_queries" if split == "train" else "eval_queries"]
             # What could not be seen in any frame is set aside, never lost without a word.
             assert len(asked) + len(benchmark.set_aside) >= expected * len(names)
-            assert set(asked) == set(names) == set(benchmark.supports[side])
-            seen_ids += [video for video, _ in benchmark.queries[side]]
-            seen_ids += [v for videos in benchmark.supports[side].values() for v in videos]
+            assert set(asked) == set(names) == set(benchmark.supports[split])
+            seen_ids += [video for video, _ in benchmark.queries[split]]
+            seen_ids += [v for videos in benchmark.supports[split].values() for v in videos]
         assert len(seen_ids) == len(set(seen_ids)), "no video has two roles"
         assert len(seen_ids) + len(benchmark.set_aside) == len(annotations.videos)
 
@@ -217,8 +217,8 @@ class TestManifest:
         in_corpus = set(read_corpus_labels(folder).values())
         distractors = [
             annotations.categories[track.category_id]
-            for side in ("val", "test")
-            for video, name in benchmark.queries[side]
+            for split in ("val", "test")
+            for video, name in benchmark.queries[split]
             for track in annotations.tracks_of(video)
             if annotations.categories[track.category_id] != name
         ]

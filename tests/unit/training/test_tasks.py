@@ -84,10 +84,10 @@ class TestBackbone:
         assert task.module.prototypes.shape[0] == 3
         unseen = {
             video
-            for side in ("val", "test")
+            for split in ("val", "test")
             for videos in (
-                [video for video, _ in benchmark.queries[side]],
-                *benchmark.supports[side].values(),
+                [video for video, _ in benchmark.queries[split]],
+                *benchmark.supports[split].values(),
             )
             for video in videos
         }

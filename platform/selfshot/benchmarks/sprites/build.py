@@ -52,8 +52,8 @@ def choose_classes(seed: int, sizes: dict[str, int]) -> dict[str, tuple[str, ...
         )
     names = [str(name) for name in np.random.default_rng([seed, 1]).permutation(sorted(GLYPHS))]
     dealt, start = {}, 0
-    for side, size in sizes.items():
-        dealt[side] = tuple(names[start : start + size])
+    for split, size in sizes.items():
+        dealt[split] = tuple(names[start : start + size])
         start += size
     return dealt
 
@@ -106,7 +106,7 @@ def _write_annotated(folder: Path, clip: dict[str, Any], made: Shot) -> dict[str
         "width": width,
         "source_id": clip["name"],
     }
-    return {"video": video, "tracks": tracks, "side": clip["side"], "role": clip["role"]}
+    return {"video": video, "tracks": tracks, "split": clip["split"], "role": clip["role"]}
 
 
 def _encode_h264(frames: np.ndarray) -> bytes:
@@ -133,7 +133,7 @@ def compose_unit(unit: Unit) -> str:
 
     Args:
         unit: `folder`, `path` of the JSON, `seed`, `height`, `width`, `num_frames`,
-            `multi_shot_share`, and the `clips` with id, name, role, side, class and pools.
+            `multi_shot_share`, and the `clips` with id, name, role, split, class and pools.
 
     Returns:
         The path of the unit's JSON.
@@ -153,7 +153,7 @@ def compose_unit(unit: Unit) -> str:
             pools: dict[str, list[str]] = pools,
         ) -> list[tuple[str, float]]:
             return _objects(
-                rng, clip["role"], clip["class"], pools[clip["side"]], pools[clip["strays"]]
+                rng, clip["role"], clip["class"], pools[clip["split"]], pools[clip["strays"]]
             )
 
         if clip["role"] != "corpus":
@@ -192,25 +192,25 @@ def _plan_clips(
     corpus_classes: tuple[str, ...],
 ) -> list[dict[str, Any]]:
     clips: list[dict[str, Any]] = []
-    for side, names in classes.items():
+    for split, names in classes.items():
         for name in names:
-            for role, count in (("query", queries[side]), ("support", supports[side])):
-                strays = "train" if side == "train" else "any"
+            for role, count in (("query", queries[split]), ("support", supports[split])):
+                strays = "train" if split == "train" else "any"
                 clips += [
-                    {"side": side, "role": role, "class": name, "strays": strays, "n": n}
+                    {"split": split, "role": role, "class": name, "strays": strays, "n": n}
                     for n in range(count)
                 ]
     # Names carry no class: a file name must not be a label.
     order = np.random.default_rng([seed, 3]).permutation(corpus_clips)
     for n in range(corpus_clips):
         name = corpus_classes[int(order[n]) % len(corpus_classes)]
-        clips.append({"side": "corpus", "role": "corpus", "class": name, "strays": "any", "n": n})
+        clips.append({"split": "corpus", "role": "corpus", "class": name, "strays": "any", "n": n})
     for index, clip in enumerate(clips):
         clip["id"] = index + 1
         if clip["role"] == "corpus":
             clip["name"] = f"clip_{clip['n']:06d}"
         else:
-            clip["name"] = f"{clip['side']}_{clip['id']:06d}"
+            clip["name"] = f"{clip['split']}_{clip['id']:06d}"
     return clips
 
 
@@ -248,7 +248,7 @@ def build_sprites(
         seed: of everything.
         height, width: pixels.
         num_frames: of an annotated clip and of a corpus clip of one shot.
-        train_classes, val_classes, test_classes: how many classes each side has.
+        train_classes, val_classes, test_classes: how many classes each split has.
         train_queries, train_supports: videos of each seen class.
         eval_queries, eval_supports: videos of each unseen class.
         corpus_clips: unlabelled clips, evenly over their classes.
@@ -335,20 +335,20 @@ def build_sprites(
         entry.pop("class")
     write_corpus(folder, corpus)
 
-    queries: dict[str, list[tuple[int, str]]] = {side: [] for side in classes}
-    supports: dict[str, dict[str, list[int]]] = {side: {} for side in classes}
+    queries: dict[str, list[tuple[int, str]]] = {split: [] for split in classes}
+    supports: dict[str, dict[str, list[int]]] = {split: {} for split in classes}
     set_aside = []
     with_target = {
         (a["video_id"], a["category_id"]) for a in annotations if any(a["segmentations"])
     }
     for entry in annotated:
-        video, name, side = entry["video"]["id"], entry["class"], entry["side"]
+        video, name, split = entry["video"]["id"], entry["class"], entry["split"]
         if (video, category_ids[name]) not in with_target:
             set_aside.append((entry["video"]["source_id"], f"no {name} is visible in any frame"))
         elif entry["role"] == "query":
-            queries[side].append((video, name))
+            queries[split].append((video, name))
         else:
-            supports[side].setdefault(name, []).append(video)
+            supports[split].setdefault(name, []).append(video)
     benchmark = Benchmark(
         name="sprites",
         kind="sprites",
@@ -357,10 +357,10 @@ def build_sprites(
         width=width,
         num_frames=num_frames,
         classes=classes,
-        queries={side: tuple(pairs) for side, pairs in queries.items()},
+        queries={split: tuple(pairs) for split, pairs in queries.items()},
         supports={
-            side: {name: tuple(videos) for name, videos in by_class.items()}
-            for side, by_class in supports.items()
+            split: {name: tuple(videos) for name, videos in by_class.items()}
+            for split, by_class in supports.items()
         },
         counts={
             "videos": len(annotated),

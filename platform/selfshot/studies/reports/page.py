@@ -64,7 +64,7 @@ def make_page(context: Context, folder: Path) -> None:
         benchmark={
             "name": benchmark.name,
             "counts": benchmark.counts,
-            "classes": {side: list(names) for side, names in benchmark.classes.items()},
+            "classes": {split: list(names) for split, names in benchmark.classes.items()},
         },
         gallery=gallery,
         curves=_curves(folders),
