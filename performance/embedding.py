@@ -181,8 +181,7 @@ def job_alone(manifest: str, out: str) -> None:
             open_manifest(manifest), opened.encoder,
             EmbeddingJob(
                 **SIZE, clips_per_batch=BATCH, clips_per_shard=512, decode_timeout_s=60.0,
-                decode_memory_mb=4096, max_quarantine_share=0.0, decoders=workers,
-                embedders=workers,
+                decode_memory_mb=4096, max_quarantine_share=0.0, concurrency=workers,
             ),
             settings={"encoder": opened.digest}, out=out,
             on_progress=lambda state: spent.look(),

@@ -8,8 +8,10 @@ vectors of the same clusters. Exact search is FAISS over float32 vectors in memo
 block in turn with the index, as other programs may run, and taken times the number of blocks.
 
     python performance/index_scale.py exact                        # 237,000 × 768, 472 queries
+    python performance/index_scale.py kinds --clips 200000
     python performance/index_scale.py kinds --clips 1000000
-    python performance/index_scale.py kinds --clips 10000000 --kinds ivf_pq
+    python performance/index_scale.py kinds --clips 10000000 --folder /where/it/is/kept
+    python performance/index_scale.py kinds --kinds ivf_pq IVF4096,Flat OPQ64,IVF4096,PQ64
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ SHARD = 65_536
 CLIPS_PER_CLUSTER = 100
 QUERIES = 472  # val and test queries of the paper's Self-VIS
 K = 5
+KINDS = ("flat", "ivf_pq", "ivf_rabitq", "auto")
 
 
 class Clusters:
@@ -130,8 +133,8 @@ def compare_kinds(given: argparse.Namespace) -> None:
     for kind in given.kinds:
         out = folder / f"{kind}-{given.clips}-{given.dim}-{given.seed}{given.name}"
         settings: dict[str, Any] = {
-            "kind": kind, "memory_gb": 100.0, "seed": given.seed, "wished_recall": given.recall,
-            **json.loads(given.settings),
+            "kind" if kind in KINDS else "factory": kind, "memory_gb": 100.0, "seed": given.seed,
+            "target_recall": given.recall, **json.loads(given.settings),
         }  # fmt: skip
         if not (out / "metadata.json").exists():
             process = multiprocessing.get_context("spawn").Process(
@@ -161,7 +164,7 @@ def compare_kinds(given: argparse.Namespace) -> None:
             f"{facts['memory_bytes_per_vector']:.1f} bytes a vector in memory, "
             f"{facts['disk_bytes_per_vector']:.0f} on disk with names; built in "
             f"{facts['build_seconds']:.0f} s, at most {facts['peak_memory_bytes'] / 1e9:.2f} GB; "
-            f"effort {facts['effort']} of {index.most_effort}",
+            f"{facts['factory']}, nprobe {facts['nprobe']} of {index.nlist}",
             flush=True,
         )
     if given.folder is None:
@@ -202,8 +205,9 @@ def main() -> None:
     parser.add_argument("what", choices=["exact", "kinds"])
     parser.add_argument("--clips", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=128, help="128 is the quickstart's encoder's")
-    parser.add_argument("--kinds", nargs="+", default=["ivf_flat", "ivf_pq", "hnsw"])
-    parser.add_argument("--recall", type=float, default=0.95, help="wished")
+    parser.add_argument("--kinds", nargs="+", default=["ivf_pq", "ivf_rabitq"],
+                        help="of index.kind, or FAISS' factory strings")
+    parser.add_argument("--recall", type=float, default=0.95, help="the target")
     parser.add_argument("--settings", default="{}", help="of the index, as JSON")
     parser.add_argument("--name", default="", help="of these settings, where several are compared")
     parser.add_argument("--folder", help="keeps corpora and indexes, so that a run goes on there")

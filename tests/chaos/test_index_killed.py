@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfshot.retrieval.building import BuildSettings, load_index
+from selfshot.retrieval.building import load_index
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -26,16 +26,15 @@ CLIPS, DIM = 20_011, 32
 BUILD = """
 import json, sys
 from pathlib import Path
+from selfshot.retrieval import building
 from selfshot.retrieval.building import BuildSettings, build_from_embeddings
+building.PART_ROWS, building.HELD_QUERIES = 500, 20
 embeddings, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 (folder / "scratch").mkdir(parents=True, exist_ok=True)
 build_from_embeddings(embeddings, folder, folder / "scratch", BuildSettings(**settings))
 (folder / "done").touch()
 """
-KINDS: dict[str, dict[str, Any]] = {
-    "ivf_flat": {"lists": 37},
-    "ivf_pq": {"lists": 37, "code_bytes": 8, "rerank": 4},
-}
+FACTORIES = ("IVF37,Flat", "IVF37,PQ8", "IVF37,RaBitQ2")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +60,9 @@ def start(embeddings: Path, folder: Path, settings: dict[str, Any]) -> subproces
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_killed_until_it_is_done(kind: str, embeddings: Path, tmp_path: Path) -> None:
-    settings = {"kind": kind, "part_rows": 500, "effort": 5, "held_queries": 20, **KINDS[kind]}
-    assert BuildSettings(**settings).part_rows == 500
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_killed_until_it_is_done(factory: str, embeddings: Path, tmp_path: Path) -> None:
+    settings = {"factory": factory, "nprobe": 5}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(embeddings, whole, settings).wait(timeout=300) == 0
     chance = random.Random(5)

@@ -148,7 +148,7 @@ def test_the_account_balances(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "job.log"
     selfshot = str(Path(sys.executable).parent / "selfshot")
-    settings = {"num_frames": 4, "clips_per_batch": 3, "clips_per_shard": SHARD}
+    settings = {"num_frames": 4, "clips_per_shard": SHARD}
     words = [selfshot, "embed", "--corpus", str(corpus), "--out", str(out), "--size", "64x64"]
     for name, value in settings.items():
         words += ["--set", f"embedding.{name}={value}"]

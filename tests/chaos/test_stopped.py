@@ -23,7 +23,6 @@ TOY = ROOT / "tests" / "integration" / "toy.yaml"
 LONGER = [
     "benchmark.corpus_clips=40",
     "embedding.clips_per_shard=4",
-    "embedding.clips_per_batch=4",
     "backbone.optimiser.steps=60",
     "backbone.optimiser.log_every=1",
     "vis.optimiser.steps=20",

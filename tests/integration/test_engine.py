@@ -193,8 +193,7 @@ def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
         "decode_timeout_s": 20.0,
         "decode_memory_mb": 4096,
         "max_quarantine_share": 0.2,
-        "decoders": 1,
-        "embedders": 1,
+        "concurrency": 1,
     }
     manifest = open_manifest(str(corpus / "clips.parquet"), root=str(corpus / "videos"))
     encoder = more.pop("encoder", mean_colour(corpus / "encoder"))
@@ -233,7 +232,7 @@ def test_embedding_fails_when_too_much_is_broken(small_corpus: Path, tmp_path: P
     assert not (tmp_path / "shard-00001.parquet").exists()
 
 
-HUNG = {"decoders": 2, "embedders": 2, "stall_timeout_s": 30.0, "max_failures": 1}
+HUNG = {"concurrency": 2, "stall_timeout_s": 30.0, "max_failures": 1}
 
 
 @pytest.mark.slow

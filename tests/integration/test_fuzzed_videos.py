@@ -91,8 +91,8 @@ def test_every_variant_is_embedded_or_set_aside(shared: Path, tmp_path: Path) ->
         open_manifest(str(tmp_path / "clips.parquet")), mean_colour(tmp_path),
         EmbeddingJob(
             num_frames=3, height=32, width=32, clips_per_batch=8, clips_per_shard=40,
-            decode_timeout_s=10.0, decode_memory_mb=2048, max_quarantine_share=1.0, decoders=2,
-            embedders=1,
+            decode_timeout_s=10.0, decode_memory_mb=2048, max_quarantine_share=1.0,
+            concurrency=2,
         ),
         settings={"encoder": "mean colour"}, out=tmp_path / "out", on_message=messages.append,
     )  # fmt: skip

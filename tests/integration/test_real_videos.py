@@ -23,7 +23,7 @@ SMALL = {
     "benchmark": "height=32 width=64 num_frames=3",
     "backbone": "width=8 dim=12 classes_per_batch=4",
     "encoder": "trunk=backbone dim=32 heads=2 videos_per_batch=4 crops_per_video=2 queue_length=16",
-    "embedding": "num_frames=3 clips_per_batch=8",
+    "embedding": "num_frames=3",
     # An encoder that is hardly trained finds everything alike.
     "supports": "duplicate_cosine=0.9999",
     "vis": "dim=12 heads=2 ffn_dim=24 num_instances=2",

@@ -30,7 +30,7 @@ ENCODERS["mean_colour"] = Recipe("__main__:build", 32, 32, "of the tests")
 sys.exit(main(["embed", "--corpus", str(folder / "videos"), "--out", str(folder / "out"),
     "--encoder", "mean_colour", *sys.argv[2:]]))
 """
-SMALL = ["--set", "embedding.clips_per_batch=4", "--set", "embedding.clips_per_shard=8"]
+SMALL = ["--set", "embedding.clips_per_shard=4"]
 
 
 @pytest.fixture

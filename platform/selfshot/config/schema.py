@@ -76,23 +76,17 @@ class EmbeddingConfig(Section):
     decoder: Literal["decord", "pyav"] = Field(
         "decord", description="what reads the videos; decord: and PyAV what it cannot read"
     )
-    clips_per_batch: Count = 32
     clips_per_shard: Count = Field(512, description="clips in one Parquet shard, and in one resume")
-    shards_at_once: Count = Field(1024, description="shards of one pipeline; bounds its memory")
     decode_timeout_s: Positive = 20.0
     decode_memory_mb: Annotated[int, Field(ge=512)] = Field(
         4096, description="a clip whose decoder wants more is set aside"
     )
     max_quarantine_share: Share = Field(0.2, description="above it the run fails with the list")
-    stall_timeout_s: Positive | None = Field(
-        None,
-        description="without progress for so long, the pipeline is built anew; none: 600 s, and "
-        "twice what a batch takes whose every clip reaches decode_timeout_s",
-    )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the stored vectors")
-    decoders: Count | None = Field(None, description="decoding processes; none: one a core")
-    embedders: Count | None = Field(
-        None, description="copies of the encoder; none: one a GPU, or one a core without GPUs"
+    concurrency: Count | None = Field(
+        None,
+        description="decoding processes, and copies of the encoder; none: one a core, and one a "
+        "GPU where the encoder has some",
     )
 
 

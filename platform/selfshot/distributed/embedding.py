@@ -51,19 +51,19 @@ class EmbeddingJob:
     Attributes:
         num_frames: frames of a clip, sampled uniformly.
         height, width: of a frame.
-        clips_per_batch: clips that are decoded and embedded together.
         clips_per_shard: clips of a Parquet file.
         decode_timeout_s: a clip that takes longer is set aside.
         decode_memory_mb: a clip whose decoder wants more is set aside.
         max_quarantine_share: more clips set aside than this share are an error.
+        clips_per_batch: clips that are decoded and embedded together.
         shards_at_once: shards of one pipeline; those after it are begun when it has ended, so
             this bounds what Ray and this process hold of a long manifest.
         decoder: `decord`, and `pyav` for what it cannot read; or `pyav` alone.
         stall_timeout_s: without progress for so long, the pipeline is built anew; None: 600 s,
             and twice what a batch takes whose every clip reaches `decode_timeout_s`.
         dtype: of the vectors, `float32` or `float16`.
-        decoders: processes that decode; None: one a core.
-        embedders: copies of the encoder; None: one a GPU if there are to be any, else one a core.
+        concurrency: processes that decode, and copies of the encoder; None: one a core, and of
+            the encoder one a GPU if there are to be any.
         use_gpu: one GPU for each of them.
         autoscales: wait for a GPU if the cluster has none, instead of refusing.
         max_failures: how often the pipeline is built anew, with no shard finished in between, after
@@ -74,17 +74,16 @@ class EmbeddingJob:
     num_frames: int
     height: int
     width: int
-    clips_per_batch: int
     clips_per_shard: int
     decode_timeout_s: float
     decode_memory_mb: int
     max_quarantine_share: float
+    clips_per_batch: int = 32
     shards_at_once: int = 1024
     decoder: Decoder = "decord"
     stall_timeout_s: float | None = None
     dtype: str = "float32"
-    decoders: int | None = None
-    embedders: int | None = None
+    concurrency: int | None = None
     use_gpu: bool = False
     autoscales: bool = False
     max_failures: int = 2
@@ -223,9 +222,9 @@ def embed_corpus(
             raise UserError(
                 f"{what}, {failures} times without a new shard. Not finished: "
                 f"{_clips_of(manifest, stuck, SHOWN_CLIPS)}. Look for them in the logs of Ray's "
-                "workers; leave them out of the manifest, or let a batch take longer with "
-                f"--set embedding.stall_timeout_s={2 * job.limit_s:g}",
-                setting="embedding.stall_timeout_s",
+                "workers; leave them out of the manifest, or let each clip take longer with "
+                f"--set embedding.decode_timeout_s={2 * job.decode_timeout_s:g}",
+                setting="embedding.decode_timeout_s",
             ) from error
         if writer.parts or len(writer.unfinished()) > max(0, len(unfinished) - job.shards_at_once):
             raise RuntimeError("the pipeline ended, and not every clip came out of it")
@@ -286,10 +285,10 @@ def _take_stock(
 def _pool_sizes(session: Session, batches: int, job: EmbeddingJob) -> dict[str, int]:
     """Actors of each kind, and threads of each embedder."""
     cores = max(1, int(session.num_cpus))
-    copies = job.embedders or (int(session.num_gpus) if job.use_gpu else cores)
+    copies = job.concurrency or (int(session.num_gpus) if job.use_gpu else cores)
     copies = max(1, min(copies, batches))
     return {
-        "decoders": max(1, min(job.decoders or cores, batches)),
+        "decoders": max(1, min(job.concurrency or cores, batches)),
         "embedders": copies,
         "threads": max(1, cores // copies),
     }

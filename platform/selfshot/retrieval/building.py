@@ -1,19 +1,20 @@
 """Building an index from a folder of embeddings, part by part, and measuring how good it is.
 
     clip_ids.*       names of the rows
-    index.faiss      a whole index, or the centres and codebooks of one whose lists are on disk
+    index.faiss      a flat index, or the centres and codebooks of one whose lists are on disk
     lists.bin        the inverted lists, mapped into memory by a search
-    vectors.f16      exact unit vectors in half precision, where candidates are compared anew
-    metadata.json    the plan, how it was tuned, and what was measured
+    refine.faiss     exact unit vectors in half precision, mapped: candidates are compared with them
+    metadata.json    the factory string, how it was tuned, and what was measured
 
-No more than a part of the vectors is in memory at a time, but for `flat` and `hnsw`, which are
-whole in memory when they are searched as well. A killed build goes on from its last part.
+No more than a part of the vectors is in memory at a time, but for `flat`, which is whole in memory
+when it is searched as well. A killed build goes on from its last part.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import time
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from selfshot.errors import UserError
 from selfshot.files import write_atomically
 from selfshot.models.device import device_for
 from selfshot.retrieval.clip_ids import ClipIds, write_ids
@@ -36,46 +38,83 @@ from selfshot.retrieval.embeddings import (
 from selfshot.retrieval.exact import ExactSearch
 from selfshot.retrieval.index import (
     INDEX_FILE,
+    LISTS_FILE,
+    REFINE_FILE,
     ClipIndex,
     empty_index,
     faiss_facts,
+    inverted_file,
     lack_of_gpus,
     merge_lists,
     read_index,
+    read_refined,
+    refine_header,
     train_index,
     unit_vectors,
     write_index,
 )
-from selfshot.retrieval.kinds import IndexPlan, Kind, plan_index
 
 METADATA_FILE = "metadata.json"
-EXACT_FILE = "vectors.f16"
+EXACT_VALUES = 2**28  # numbers that exact search compares a query with in some milliseconds
+LEAST_PER_LIST = 39  # training vectors of a list, below which k-means finds poor centres
+TRAINING_SAMPLE = 262_144  # vectors that lists and codes are fitted to
+PART_ROWS = 262_144  # vectors added at a time, and between two places to go on from
+PQ_BYTES = 64  # of a code at most
+RABITQ_BITS = (4, 2, 1)  # a dimension; the first that fits the memory
+ROW_NUMBER = 8  # bytes
+RECALL_AT = 5  # nearest clips, of which recall is the share that is found
+HELD_QUERIES = 400  # half of them settle nprobe, the others measure
 NEIGHBOURS = 32  # of a clip, itself among them, that a query is made of
-NEIGHBOUR_EFFORT = 16
+NEIGHBOUR_NPROBE = 16
 TIMED_S = 0.5  # a rate is taken over at least as long
-SAVED_EVERY_S = 60.0  # between two copies of a graph that is being built
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildSettings:
     """How an index is built; see `IndexConfig`."""
 
-    kind: Kind | Literal["auto"] = "flat"
+    kind: Literal["flat", "ivf_pq", "ivf_rabitq", "auto"] = "flat"
+    factory: str | None = None
     memory_gb: float = 8.0
-    wished_recall: float = 0.95
-    recall_at: int = 5
-    lists: int | None = None
-    code_bytes: int | None = None
-    rotation: bool = False
-    rerank: int = 0
-    links: int = 32
-    construction: int = 80
-    effort: int | None = None
-    training_sample: int = 262_144
-    held_queries: int = 400
-    part_rows: int = 262_144
+    target_recall: float = 0.95
+    nprobe: int | None = None
+    refine_factor: int = 4
     seed: int = 0
     use_gpu: bool = False
+
+
+def choose_factory(clips: int, dim: int, settings: BuildSettings) -> tuple[str, str]:
+    """FAISS' factory string of an index of `clips` vectors of `dim` numbers, and why that one.
+
+    Raises:
+        UserError: a flat index does not fit the memory.
+    """
+    if settings.factory is not None:
+        return settings.factory, "set by hand"
+    trained = min(clips, TRAINING_SAMPLE)
+    lists = min(2 ** round(math.log2(4 * math.sqrt(clips))), max(trained // LEAST_PER_LIST, 1))
+    gigabytes = 4 * dim * clips / 1e9
+    fits = gigabytes <= settings.memory_gb
+    if settings.kind == "flat" and not fits:
+        raise UserError(
+            f"index.kind: flat takes {gigabytes:.3g} GB for {clips:,} vectors of {dim}, and "
+            f"index.memory_gb is {settings.memory_gb:g}; raise it, or take auto or ivf_rabitq",
+            setting="index.kind",
+        )
+    if settings.kind == "flat" or (
+        settings.kind == "auto" and fits and clips * dim <= EXACT_VALUES
+    ):
+        return "Flat", "all vectors are compared"
+    if settings.kind == "ivf_pq":
+        most = min(max(dim // 2, 1), PQ_BYTES)
+        code = next(size for size in range(most, 0, -1) if dim % size == 0)
+        return f"IVF{lists},PQ{code}", f"lists of codes of {code} bytes"
+    for bits in RABITQ_BITS:
+        factory = f"IVF{lists},RaBitQ{bits}"
+        code = inverted_file(empty_index(factory, dim)).code_size
+        if (code + ROW_NUMBER) * clips / 1e9 <= settings.memory_gb:
+            break
+    return factory, f"lists of codes of {bits} bits a number, {code} bytes"
 
 
 def build_from_embeddings(
@@ -102,41 +141,34 @@ def build_from_embeddings(
         ValueError: a vector has no direction, or an id comes twice.
     """
     clips, dim = count_embedded(embeddings)
-    plan = plan_index(
-        clips,
-        dim,
-        **{
-            field: getattr(settings, field)
-            for field in ("kind", "memory_gb", "wished_recall", "lists", "code_bytes", "rotation",
-                          "rerank", "links", "training_sample")
-        },
-    )  # fmt: skip
+    factory, reason = choose_factory(clips, dim, settings)
     if settings.kind == "auto":
-        on_message(f"{clips:,} vectors of {dim}: {plan.kind}, {plan.reason}")
+        on_message(f"{clips:,} vectors of {dim}: {factory}, {reason}")
     ids = write_ids(folder, iterate_ids(embeddings))
     seconds = _Seconds(scratch / "seconds.json")
-    build = _Build(embeddings, folder, scratch, settings, plan, dim, seconds, on_message)
-    if plan.kind in ("flat", "hnsw"):
+    build = _Build(embeddings, folder, scratch, settings, factory, clips, dim, seconds, on_message)
+    if factory == "Flat":
         build.whole()
     else:
         build.in_lists()
     facts: dict[str, Any] = {
-        **dataclasses.asdict(plan),
+        "factory": factory,
+        "reason": reason,
         "clips": clips,
         "dim": dim,
         "seed": settings.seed,
-        "exact": plan.kind == "flat",
-        "effort": 1,
+        "nprobe": 1,
+        "refine_factor": settings.refine_factor,
         **faiss_facts(),
     }
     write_atomically(folder / METADATA_FILE, json.dumps(facts, indent=1) + "\n")
-    if plan.kind != "flat":
+    if factory != "Flat":
         index = load_index(folder)
         facts |= measure(index, ids, embeddings, settings, on_message)
-    files = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     facts |= {
-        "memory_bytes_per_vector": plan.memory_bytes(dim) + plan.shared_bytes(dim) / clips,
-        "disk_bytes_per_vector": files / clips,
+        "memory_bytes_per_vector": (sizes[INDEX_FILE] + sizes.get(LISTS_FILE, 0)) / clips,
+        "disk_bytes_per_vector": sum(sizes.values()) / clips,
         "build_seconds": seconds.total(),
         **{f"{name}_seconds": value for name, value in seconds.parts.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -146,18 +178,15 @@ def build_from_embeddings(
 
 
 def load_index(folder: Path) -> ClipIndex:
-    """Open what `build_from_embeddings` wrote. Lists on disk are mapped, not read."""
-    ids = ClipIds.load(folder)
-    if not (folder / METADATA_FILE).exists():  # of an earlier version, or of ClipIndex.save
-        return ClipIndex(read_index(folder / INDEX_FILE), ids)
-    facts = json.loads((folder / METADATA_FILE).read_text())
-    plan = IndexPlan(**{field.name: facts[field.name] for field in dataclasses.fields(IndexPlan)})
-    exact = None
-    if plan.rerank:
-        shape = (facts["clips"], facts["dim"])
-        exact = np.memmap(folder / EXACT_FILE, np.float16, "r", shape=shape)
-    index = read_index(folder / INDEX_FILE)
-    return ClipIndex(index, ids, plan=plan, effort=facts["effort"], exact=exact)
+    """Open what `build_from_embeddings` or `ClipIndex.save` wrote.
+
+    Lists on disk are mapped, not read.
+    """
+    ids, index, facts = ClipIds.load(folder), read_refined(folder), {}
+    if (folder / METADATA_FILE).exists():
+        facts = json.loads((folder / METADATA_FILE).read_text())
+    said = {name: facts[name] for name in ("nprobe", "refine_factor") if name in facts}
+    return ClipIndex(index, ids, **said)
 
 
 @dataclasses.dataclass
@@ -166,33 +195,18 @@ class _Build:
     folder: Path
     scratch: Path
     settings: BuildSettings
-    plan: IndexPlan
+    factory: str
+    clips: int
     dim: int
     seconds: _Seconds
     on_message: Callable[[str], None]
 
     def whole(self) -> None:
-        """An index that is in memory as a whole; a graph is saved now and then."""
-        kept = self.scratch / INDEX_FILE
-        if kept.exists():
-            index = read_index(kept)
-            self.on_message(f"going on after {index.ntotal:,} vectors")
-        else:
-            index = empty_index(
-                self.plan,
-                self.dim,
-                construction=self.settings.construction,
-                seed=self.settings.seed,
-            )
-        saved = time.monotonic()
-        for _, unit in _unit_blocks(self.embeddings, self.settings.part_rows, index.ntotal):
+        """An index that is in memory as a whole."""
+        index = empty_index(self.factory, self.dim)
+        for _, unit in _unit_blocks(self.embeddings):
             with self.seconds.of("add"):
                 index.add(unit)
-            if self.plan.kind == "hnsw" and time.monotonic() - saved > SAVED_EVERY_S:
-                write_index(index, kept)
-                self.seconds.save()
-                saved = time.monotonic()
-                self.on_message(f"{index.ntotal:,} vectors in the graph")
         write_index(index, self.folder / INDEX_FILE)
         self.seconds.save()
 
@@ -200,10 +214,8 @@ class _Build:
         """Train on a sample, add part by part, join the parts on disk."""
         trained = self.scratch / "trained.faiss"
         if not trained.exists():
-            index = empty_index(self.plan, self.dim, seed=self.settings.seed)
-            _, sample = sample_embeddings(
-                self.embeddings, self.settings.training_sample, self.settings.seed
-            )
+            index = empty_index(self.factory, self.dim)
+            _, sample = sample_embeddings(self.embeddings, TRAINING_SAMPLE, self.settings.seed)
             lack = lack_of_gpus() if self.settings.use_gpu else None
             if lack is not None:
                 self.on_message(lack)
@@ -215,17 +227,15 @@ class _Build:
                 )
             self.seconds.save()
             write_index(index, trained)
-            self.on_message(f"{self.plan.lists} lists trained on {len(sample):,} vectors")
-        rows, start = self.settings.part_rows, 0
-        parts: list[Path] = []
+            self.on_message(f"{self.factory} trained on {len(sample):,} vectors")
+        start, parts = 0, []
         while self._part(start).exists():
             parts.append(self._part(start))
-            start += rows
+            start += PART_ROWS
         if start:
             self.on_message(f"going on after {len(parts)} parts")
-        for first, unit in _unit_blocks(self.embeddings, rows, start):
-            if self.plan.rerank:
-                self._write_exact(first, unit)
+        for first, unit in _unit_blocks(self.embeddings, start):
+            self._write_exact(first, unit)
             index = read_index(trained)
             with self.seconds.of("add"):
                 index.add_with_ids(unit, np.arange(first, first + len(unit)))
@@ -239,23 +249,23 @@ class _Build:
             self.seconds.save()
 
     def _part(self, first: int) -> Path:
-        # With the size in the name, for a build may be gone on with in parts of another size.
-        return self.scratch / f"part-{self.settings.part_rows}-{first:012d}.faiss"
+        return self.scratch / f"part-{first:012d}.faiss"
 
     def _write_exact(self, first: int, unit: Float[np.ndarray, "rows dim"]) -> None:
-        path = self.folder / EXACT_FILE
+        path, header = self.folder / REFINE_FILE, refine_header(self.clips, self.dim)
         path.touch()
         with path.open("r+b") as file:
-            file.seek(first * self.dim * 2)
+            file.write(header)
+            file.seek(len(header) + first * self.dim * 2)
             file.write(unit.astype(np.float16).tobytes())
             file.flush()
             os.fsync(file.fileno())
 
 
 def _unit_blocks(
-    embeddings: Path, rows: int, start: int = 0
+    embeddings: Path, start: int = 0
 ) -> Iterator[tuple[int, Float[np.ndarray, "rows dim"]]]:
-    for first, ids, vectors in iterate_blocks(embeddings, rows, start):
+    for first, ids, vectors in iterate_blocks(embeddings, PART_ROWS, start):
         yield first, unit_vectors(vectors, ids)
 
 
@@ -266,70 +276,54 @@ def measure(
     settings: BuildSettings,
     on_message: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Find the least effort that reaches the wished recall, and what it brings.
+    """Set `nprobe` so that the target recall is reached, and measure what it brings.
 
     Queries are made of clips of the corpus and their neighbours (`made_queries`), for a clip itself
-    would be found too easily: a graph has links from it to just its neighbours. The effort is found
-    on every second of them and everything told is measured on the others.
+    would be found too easily. `nprobe` is raised by steps of √2 on every second of them, and
+    everything told is measured on the others.
 
     Returns:
-        `effort`, `recall` and `queries_per_second` at it; `exact_queries_per_second` of comparing
-        all; `sweep`, the recall of each effort tried.
+        `nprobe`, `recall` and `queries_per_second` at it; `exact_queries_per_second` of comparing
+        all; `sweep`, the recall of each `nprobe` tried.
     """
-    k = min(settings.recall_at, len(ids))
-    rows, sample = sample_embeddings(embeddings, settings.held_queries, settings.seed + 1)
+    k = min(RECALL_AT, len(ids))
+    rows, sample = sample_embeddings(embeddings, HELD_QUERIES, settings.seed + 1)
     unit = made_queries(
         index, unit_vectors(sample, [f"sample {row}" for row in range(len(sample))]), settings.seed
     )
     exact = ExactSearch(unit, k, device_for(settings.use_gpu, on_message))
     compared = 0.0
-    for first, block in _unit_blocks(embeddings, settings.part_rows):
+    for first, block in _unit_blocks(embeddings):
         began = time.perf_counter()
         exact.add(first, block)
         compared += time.perf_counter() - began
     tuned, held = slice(0, None, 2), slice(1 if len(rows) > 1 else 0, None, 2)
+    steps = sorted({min(round(2 ** (step / 2)), index.nlist) for step in range(64)})
     sweep: list[dict[str, float]] = []
-    index.effort = settings.effort or 1
-    while True:
+    for nprobe in steps if settings.nprobe is None else [min(settings.nprobe, index.nlist)]:
+        index.nprobe = nprobe
         recall = _recall(index, unit[tuned], exact.rows[tuned], k)
-        sweep.append({"effort": index.effort, "recall": recall})
-        if (
-            settings.effort is not None
-            or recall >= settings.wished_recall
-            or index.effort >= index.most_effort
-        ):
+        sweep.append({"nprobe": nprobe, "recall": recall})
+        if recall >= settings.target_recall:
             break
-        index.effort = min(index.effort * 2, index.most_effort)
-    if settings.effort is None and len(sweep) > 1 and recall >= settings.wished_recall:
-        # Between the last two powers of two, by halves.
-        low, high = int(sweep[-2]["effort"]), index.effort
-        while high - low > max(low // 8, 1):
-            index.effort = (low + high) // 2
-            between = _recall(index, unit[tuned], exact.rows[tuned], k)
-            sweep.append({"effort": index.effort, "recall": between})
-            if between >= settings.wished_recall:
-                high = index.effort
-            else:
-                low = index.effort
-        index.effort = high
     facts: dict[str, Any] = {
-        "effort": index.effort,
+        "nprobe": index.nprobe,
         "recall": _recall(index, unit[held], exact.rows[held], k),
         "recall_at": k,
         "held_queries": len(rows[held]),
         "queries_per_second": _rate(index, unit[held], k),
         "exact_queries_per_second": len(rows) / max(compared, 1e-9),
-        "sweep": sorted(sweep, key=lambda point: point["effort"]),
+        "sweep": sweep,
     }
     on_message(
-        f"recall@{k} {100 * facts['recall']:.1f}% at an effort of {index.effort}, "
+        f"recall@{k} {100 * facts['recall']:.1f}% with nprobe {index.nprobe}, "
         f"{facts['queries_per_second']:,.0f} queries a second "
         f"({facts['exact_queries_per_second']:,.0f} when all are compared)"
     )
-    if facts["recall"] < settings.wished_recall:
+    if facts["recall"] < settings.target_recall:
         on_message(
-            f"warning: index.wished_recall: {settings.wished_recall:g} is not reached; raise "
-            "index.code_bytes, index.rerank or index.training_sample"
+            f"warning: index.target_recall: {settings.target_recall:g} is not reached; raise "
+            "index.refine_factor, or index.memory_gb for longer codes"
         )
     return facts
 
@@ -342,7 +336,7 @@ def made_queries(
     Around each clip a draw is made from the normal distribution that has the mean and the
     covariance of its nearest clips: their offsets from the mean are added with random weights.
     """
-    index.effort = min(NEIGHBOUR_EFFORT, index.most_effort)
+    index.nprobe = min(NEIGHBOUR_NPROBE, index.nlist)
     k = min(NEIGHBOURS, len(index))
     _, found = index.search_rows(unit, k)
     rows, places = np.unique(found, return_inverse=True)

@@ -7,7 +7,6 @@ a hundred million ids are opened at once and take no Python object each.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from jaxtyping import Int, Shaped
 IDS_FILE = "clip_ids.arrow"
 HASHES_FILE = "clip_hashes.npy"
 ROWS_FILE = "clip_rows.npy"
-OLD_IDS_FILE = "clip_ids.json"  # what indexes of earlier versions have in place of the others
 _SCHEMA = pa.schema([("clip_id", pa.string())])
 _NAMED = 3  # ids that a message names
 
@@ -56,8 +54,6 @@ class ClipIds:
     @classmethod
     def load(cls, folder: Path) -> ClipIds:
         """What `write_ids` wrote; mapped, not read."""
-        if (folder / OLD_IDS_FILE).exists():
-            return cls.of(json.loads((folder / OLD_IDS_FILE).read_text()))
         table = pa.ipc.open_file(pa.memory_map(str(folder / IDS_FILE))).read_all()
         hashes = np.load(folder / HASHES_FILE, mmap_mode="r", allow_pickle=False)
         rows = np.load(folder / ROWS_FILE, mmap_mode="r", allow_pickle=False)

@@ -16,12 +16,10 @@ from jaxtyping import Float, Int, Shaped
 from selfshot.errors import UserError
 from selfshot.files import atomic_file
 from selfshot.retrieval.clip_ids import ClipIds, write_ids
-from selfshot.retrieval.kinds import CODE_BITS, IndexPlan
 
 INDEX_FILE = "index.faiss"
 LISTS_FILE = "lists.bin"
-FLAT = IndexPlan("flat")
-TRAINING_ROUNDS = 10
+REFINE_FILE = "refine.faiss"
 
 Rows = Int[np.ndarray, " rows"]
 
@@ -49,25 +47,22 @@ def load_faiss() -> Any:
 class ClipIndex:
     """Unit vectors of clips, and how they are searched.
 
-    Attributes:
+    Args:
+        index: FAISS' `IndexFlatIP`, or an `IndexRefine` of an inverted file and of exact vectors.
         clip_ids: the clips, by row.
-        plan: the kind of the index and its sizes.
-        effort: lists that a search looks into (`ivf_flat`, `ivf_pq`), or candidates that it keeps
-            (`hnsw`); no meaning for `flat`.
+
+    Attributes:
+        nprobe: inverted lists that a search looks into; 1 for a flat index.
+        refine_factor: candidates of each wanted clip that are compared exactly.
     """
 
     def __init__(
-        self,
-        index: Any,
-        clip_ids: ClipIds,
-        *,
-        plan: IndexPlan = FLAT,
-        effort: int = 1,
-        exact: Float[np.ndarray, "clips dim"] | None = None,
+        self, index: Any, clip_ids: ClipIds, *, nprobe: int = 1, refine_factor: int = 1
     ) -> None:
         assert index.ntotal == len(clip_ids), (index.ntotal, len(clip_ids))
-        self._index, self._exact = index, exact
-        self.clip_ids, self.plan, self.effort = clip_ids, plan, effort
+        self._index, self.clip_ids = index, clip_ids
+        self.nprobe, self.refine_factor = nprobe, refine_factor
+        self._inverted: Any = inverted_file(index)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -81,9 +76,9 @@ class ClipIndex:
         return int(self._index.d)
 
     @property
-    def most_effort(self) -> int:
-        """The effort at which nothing is left out."""
-        return {"flat": 1, "hnsw": len(self)}.get(self.plan.kind, self.plan.lists)
+    def nlist(self) -> int:
+        """Inverted lists; with as many as `nprobe` nothing is left out. 1 for a flat index."""
+        return 1 if self._inverted is None else int(self._inverted.nlist)
 
     def search(
         self,
@@ -121,41 +116,25 @@ class ClipIndex:
         if not 1 <= k <= searched:
             raise ValueError(f"k: {k} is not between 1 and the {searched} clips searched")
         unit = unit_vectors(queries, [f"query {row}" for row in range(len(queries))])
-        candidates = min(k * max(self.plan.rerank, 1), searched)
         # A smaller subset lies thinner in each list: as many of its clips are looked at as of
         # the whole corpus.
-        effort = min(-(-self.effort * len(self) // searched), self.most_effort)
-        if self.plan.kind == "hnsw":
-            effort = min(max(effort, candidates * len(self) // searched), self.most_effort)
-        scores, found = self._nearest(unit, candidates, chosen, effort)
+        nprobe = min(-(-self.nprobe * len(self) // searched), self.nlist)
+        scores, found = self._nearest(unit, k, chosen, nprobe)
         while (lacking := (found[:, k - 1] < 0).nonzero()[0]).size:
-            if effort == self.most_effort:
-                # A graph may have parts that no walk reaches.
-                assert self.plan.kind == "hnsw", self.plan
-                scores[lacking], found[lacking] = self._compare_all(
-                    unit[lacking], candidates, chosen
-                )
-                break
-            effort = min(4 * effort, self.most_effort)
-            scores[lacking], found[lacking] = self._nearest(
-                unit[lacking], candidates, chosen, effort
-            )
-        if self._exact is not None:
-            scores = self._exact_scores(unit, found)
-        order = np.lexsort((found, -scores), axis=1)[:, :k]
+            assert nprobe < self.nlist, (nprobe, k, searched)
+            nprobe = min(4 * nprobe, self.nlist)
+            scores[lacking], found[lacking] = self._nearest(unit[lacking], k, chosen, nprobe)
+        order = np.lexsort((found, -scores), axis=1)
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
 
     def vectors(self, clip_ids: Sequence[str]) -> Float[np.ndarray, "clips dim"]:
-        """The unit vectors of some clips; near to them, where an index has only their codes."""
+        """The unit vectors of some clips."""
         return self.vectors_at(self.clip_ids.rows(clip_ids))
 
     def vectors_at(self, rows: Rows) -> Float[np.ndarray, "rows dim"]:
         """The same of some rows."""
-        if self._exact is not None:
-            return unit_vectors(self._exact[rows], [f"row {row}" for row in rows])
-        if self.plan.kind in ("ivf_flat", "ivf_pq"):
-            self._inverted().make_direct_map()
-        return np.stack([self._index.reconstruct(int(row)) for row in rows])
+        vectors = self._index.reconstruct_batch(np.asarray(rows, np.int64))
+        return unit_vectors(vectors, [f"row {row}" for row in rows])
 
     def save(self, folder: Path) -> None:
         """Write the vectors and the ids into an existing folder."""
@@ -169,54 +148,25 @@ class ClipIndex:
             return np.unique(subset.astype(np.int64))
         return np.unique(self.clip_ids.rows(subset))
 
-    def _inverted(self) -> Any:
-        faiss = load_faiss()
-        return faiss.extract_index_ivf(self._index)
-
     def _nearest(
-        self,
-        unit: Float[np.ndarray, "queries dim"],
-        k: int,
-        chosen: Rows | None,
-        effort: int,
+        self, unit: Float[np.ndarray, "queries dim"], k: int, chosen: Rows | None, nprobe: int
     ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         """Cosines and rows, best first, by FAISS; -1 for rows and -inf where fewer were found."""
         faiss = load_faiss()
-        selector = None if chosen is None else _selector(chosen, len(self))
-        given: dict[str, Any] = {} if selector is None else {"sel": selector}
-        inner: Any = None
-        if self.plan.kind == "flat":
-            parameters = faiss.SearchParameters(**given) if given else None
-        elif self.plan.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k), **given)
-        else:
-            parameters = inner = faiss.SearchParametersIVF(nprobe=effort, **given)
-            if isinstance(faiss.downcast_index(self._index), faiss.IndexPreTransform):
-                parameters = faiss.SearchParametersPreTransform(index_params=inner)
-        scores, found = self._index.search(unit, k, params=parameters)
-        return _cosines(self._index, scores, found), found
-
-    def _compare_all(
-        self, unit: Float[np.ndarray, "queries dim"], k: int, chosen: Rows | None
-    ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
-        faiss = load_faiss()
-        storage = faiss.downcast_index(self._index.storage)
-        selector = None if chosen is None else _selector(chosen, len(self))
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-        scores, found = storage.search(unit, k, params=parameters)
-        return _cosines(storage, scores, found), found
-
-    def _exact_scores(
-        self, unit: Float[np.ndarray, "queries dim"], found: Int[np.ndarray, "queries k"]
-    ) -> Float[np.ndarray, "queries k"]:
-        """Cosines with the vectors on disk; each row that several queries found is read once."""
-        assert self._exact is not None
-        rows, places = np.unique(found, return_inverse=True)
-        vectors = self._exact[np.maximum(rows, 0)].astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        taken = vectors[places.reshape(found.shape)]
-        scores = np.einsum("qd,qkd->qk", unit, taken)
-        return np.where(found < 0, -np.inf, scores).astype(np.float32)
+        given: dict[str, Any] = {} if chosen is None else {"sel": _selector(chosen, len(self))}
+        if self._inverted is None:
+            return self._index.search(unit, k, params=faiss.SearchParameters(**given))
+        parameters = inner = faiss.SearchParametersIVF(nprobe=nprobe, **given)
+        if isinstance(faiss.downcast_index(self._index.base_index), faiss.IndexPreTransform):
+            parameters = faiss.SearchParametersPreTransform(index_params=inner)
+        distances, found = self._index.search(
+            unit,
+            k,
+            params=faiss.IndexRefineSearchParameters(
+                k_factor=self.refine_factor, base_index_params=parameters
+            ),
+        )
+        return np.where(found < 0, -np.inf, 1 - distances / 2).astype(np.float32), found
 
 
 def build_index(embeddings: Float[np.ndarray, "clips dim"], clip_ids: Sequence[str]) -> ClipIndex:
@@ -231,7 +181,7 @@ def build_index(embeddings: Float[np.ndarray, "clips dim"], clip_ids: Sequence[s
             f"embeddings of shape {embeddings.shape} for {len(clip_ids)} clip ids; "
             "one row a clip is needed, and at least one clip"
         )
-    index = empty_index(FLAT, embeddings.shape[1])
+    index = empty_index("Flat", embeddings.shape[1])
     index.add(unit_vectors(embeddings, clip_ids))
     return ClipIndex(index, ClipIds.of(clip_ids))
 
@@ -257,60 +207,71 @@ def unit_vectors(
 # ------------------------------------------------------------------------------------- making
 
 
-def empty_index(plan: IndexPlan, dim: int, *, construction: int = 80, seed: int = 0) -> Any:
+def empty_index(factory: str, dim: int) -> Any:
     """A FAISS index without vectors.
 
     Exact search multiplies. The others compare by distance: between unit vectors it ranks as the
     cosine does, and the error of a code then counts by how far it is from the query, which is
     little for those that are near.
+
+    Args:
+        factory: `Flat`, or FAISS' factory string of an inverted file.
+        dim: of a vector.
+
+    Raises:
+        UserError: FAISS does not know the string, or it is of no inverted file.
     """
     faiss = load_faiss()
-    if plan.kind == "flat":
+    if factory == "Flat":
         return faiss.IndexFlatIP(dim)
-    if plan.kind == "hnsw":
-        index: Any = faiss.IndexHNSWFlat(dim, plan.links)
-        index.hnsw.efConstruction = construction
-        return index
-    quantiser: Any = faiss.IndexFlatL2(dim)
-    if plan.kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(quantiser, dim, plan.lists)
-    else:
-        index = faiss.IndexIVFPQ(quantiser, dim, plan.lists, plan.code_bytes, CODE_BITS)
-        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = seed, 1
-        index.pq.cp.niter = TRAINING_ROUNDS
-        # It would take as much memory again as the codes of millions of clips.
-        index.use_precomputed_table = -1
-    quantiser.this.disown()
-    index.own_fields = True
-    index.cp.seed, index.cp.niter = seed, TRAINING_ROUNDS
-    # Lists are asked to be few enough for the sample already.
-    index.cp.min_points_per_centroid = 1
-    if not plan.rotation:
-        return index
-    rotation: Any = faiss.OPQMatrix(dim, plan.code_bytes)
-    codes: Any = faiss.ProductQuantizer(dim, plan.code_bytes, CODE_BITS)
-    codes.cp.seed, codes.cp.min_points_per_centroid = seed, 1
-    codes.cp.niter = TRAINING_ROUNDS
-    rotation.niter = rotation.niter_pq_0 = TRAINING_ROUNDS
-    rotation.pq = codes
-    turned: Any = faiss.IndexPreTransform(rotation, index)
-    for part in (rotation, index):
-        part.this.disown()
-    turned.own_fields = True
-    return turned
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_L2)
+    except RuntimeError as error:
+        words = str(error).rpartition("Error: ")[2]
+        raise UserError(
+            f"index.factory: {factory} is not possible for vectors of {dim} ({words})",
+            setting="index.factory",
+        ) from None
+    inverted = inverted_file(index)
+    if inverted is None or isinstance(index, faiss.IndexRefine):
+        raise UserError(
+            f"index.factory: {factory} is not allowed (Flat, or an inverted file as "
+            "IVF4096,PQ64; candidates are compared exactly without it saying so)",
+            setting="index.factory",
+        )
+    # There are few enough lists for the sample already.
+    inverted.cp.min_points_per_centroid = 1
+    return index
+
+
+def inverted_file(index: Any) -> Any:
+    """The inverted file inside an index, or none."""
+    return load_faiss().try_extract_index_ivf(index)
 
 
 def train_index(index: Any, sample: Float[np.ndarray, "sampled dim"], *, use_gpu: bool) -> None:
-    """Find the lists and the codes; on a GPU, the k-means of the lists, which is most of it."""
+    """Find the lists and the codes; on a GPU, the k-means of the lists, which is most of it.
+
+    Raises:
+        UserError: the sample is too small for as many lists, or for codes of this kind.
+    """
     faiss = load_faiss()
     if index.is_trained:
         return
-    inverted: Any = faiss.extract_index_ivf(index)
     if use_gpu:
+        inverted = inverted_file(index)
         on_gpu = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inverted.d))
         inverted.clustering_index = on_gpu
         inverted.referenced_objects = [on_gpu]
-    index.train(sample)
+    try:
+        index.train(sample)
+    except RuntimeError as error:
+        raise UserError(
+            f"index: not possible for {len(sample)} clips "
+            f"({str(error).rpartition('Error: ')[2]}); take index.kind flat, which is exact and "
+            "fast at this size",
+            setting="index",
+        ) from None
 
 
 def write_index(index: Any, path: Path) -> None:
@@ -326,6 +287,29 @@ def read_index(path: Path) -> Any:
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     with _silence():
         return faiss.read_index(str(path), flags)
+
+
+def refine_header(clips: int, dim: int) -> bytes:
+    """How FAISS' file of `clips` vectors in half precision begins; the vectors follow."""
+    faiss = load_faiss()
+    empty = faiss.index_factory(dim, "SQfp16", faiss.METRIC_L2)
+    empty.ntotal = clips
+    header = faiss.serialize_index(empty).tobytes()
+    assert header.endswith(bytes(8))  # the number of bytes that follow
+    return header[:-8] + (2 * dim * clips).to_bytes(8, "little")
+
+
+def read_refined(folder: Path) -> Any:
+    """The index of a folder, whose candidates are compared with the exact vectors beside it.
+
+    Those are mapped into memory, not read.
+    """
+    faiss = load_faiss()
+    index = read_index(folder / INDEX_FILE)
+    if inverted_file(index) is None:
+        return index
+    refine = faiss.read_index(str(folder / REFINE_FILE), faiss.IO_FLAG_MMAP_IFC)
+    return faiss.IndexRefine(index, refine)
 
 
 def merge_lists(trained: Path, parts: Sequence[Path], folder: Path) -> None:
@@ -402,13 +386,3 @@ def _selector(rows: Rows, total: int) -> Any:
     bits[rows] = True
     packed = np.packbits(bits, bitorder="little")
     return faiss.IDSelectorBitmap(packed)
-
-
-def _cosines(
-    index: Any, scores: Float[np.ndarray, "queries k"], found: Int[np.ndarray, "queries k"]
-) -> Float[np.ndarray, "queries k"]:
-    faiss = load_faiss()
-    if index.metric_type == faiss.METRIC_L2:
-        scores = 1 - scores / 2
-    return np.where(found < 0, -np.inf, scores).astype(np.float32)
-

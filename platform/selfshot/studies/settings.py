@@ -79,14 +79,11 @@ def evaluation_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def index_settings(experiment: Experiment) -> dict[str, Any]:
-    """Of the index: exact search has no other setting, and no size of parts changes what is found.
-
-    `memory_gb` only ever refuses an exact index, so it is no part of its key.
-    """
+    """Of the index: exact search has no other setting, for `memory_gb` only ever refuses it."""
     section = experiment.index
-    if section.kind == "flat":
+    if section.kind == "flat" and section.factory is None:
         return {"kind": "flat"}
-    return {**section.model_dump(mode="json", exclude={"part_rows"}), "seed": experiment.seed}
+    return {**section.model_dump(mode="json"), "seed": experiment.seed}
 
 
 def supports_settings(experiment: Experiment) -> dict[str, Any]:

@@ -13,7 +13,12 @@ from tests.unit.retrieval.conftest import WriteShards, clustered
 
 from selfshot.errors import UserError
 from selfshot.retrieval import building
-from selfshot.retrieval.building import BuildSettings, build_from_embeddings, load_index
+from selfshot.retrieval.building import (
+    BuildSettings,
+    build_from_embeddings,
+    choose_factory,
+    load_index,
+)
 from selfshot.retrieval.embeddings import (
     count_embedded,
     iterate_blocks,
@@ -22,20 +27,17 @@ from selfshot.retrieval.embeddings import (
 )
 from selfshot.retrieval.exact import ExactSearch
 from selfshot.retrieval.index import build_index, unit_vectors
-from selfshot.retrieval.kinds import plan_index
 
 CLIPS, DIM = 1511, 24
 BAD = (0, 17, 18, 700, 1510)
-APPROXIMATE = {
-    "ivf_flat": {"lists": 23},
-    "ivf_pq": {"lists": 11, "code_bytes": 6, "rerank": 11},
-    "hnsw": {"links": 8},
-}
+APPROXIMATE = ("IVF23,Flat", "IVF11,PQ6", "IVF11,RaBitQ2", "OPQ6,IVF11,PQ6")
 
 
 @pytest.fixture(autouse=True)
-def no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "TIMED_S", 0.0)
+    monkeypatch.setattr(building, "PART_ROWS", 400)
+    monkeypatch.setattr(building, "HELD_QUERIES", 101)
 
 
 @pytest.fixture
@@ -50,9 +52,7 @@ def shards(tmp_path: Path, write_shards: WriteShards) -> tuple[Path, list[str], 
 def build(embeddings: Path, folder: Path, **given: Any) -> dict[str, Any]:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    facts = build_from_embeddings(
-        embeddings, folder, scratch, BuildSettings(part_rows=400, held_queries=101, **given)
-    )
+    facts = build_from_embeddings(embeddings, folder, scratch, BuildSettings(**given))
     shutil.rmtree(scratch)
     return facts
 
@@ -115,7 +115,7 @@ def test_flat_from_shards_is_exact(
 ) -> None:
     folder, names, vectors = shards
     facts = build(folder, tmp_path / "flat")
-    assert facts["exact"] and facts["clips"] == len(names)
+    assert facts["factory"] == "Flat" and facts["clips"] == len(names)
     index = load_index(tmp_path / "flat")
     queries = clustered(13, DIM, seed=9)
     wanted = exact_rows(queries, vectors, 7)
@@ -123,16 +123,18 @@ def test_flat_from_shards_is_exact(
     assert found.tolist() == [[names[row] for row in line] for line in wanted]
 
 
-@pytest.mark.parametrize("kind", sorted(APPROXIMATE))
+@pytest.mark.parametrize("factory", APPROXIMATE)
 def test_approximate_indexes_are_as_good_as_they_say(
-    kind: str, shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
+    factory: str, shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
 ) -> None:
     folder, names, vectors = shards
-    facts = build(folder, tmp_path / "made", kind=kind, wished_recall=0.9, **APPROXIMATE[kind])
+    facts = build(
+        folder, tmp_path / "made", factory=factory, target_recall=0.9, refine_factor=11
+    )
     assert facts == json.loads((tmp_path / "made" / "metadata.json").read_text())
-    assert facts["recall"] > 0.8 and not facts["exact"]
+    assert facts["recall"] > 0.8 and facts["factory"] == factory
     index = load_index(tmp_path / "made")
-    assert index.plan.kind == kind and index.effort == facts["effort"] and index.dim == DIM
+    assert index.nprobe == facts["nprobe"] and index.dim == DIM and index.refine_factor == 11
     noise = np.random.default_rng(5).normal(size=(97, DIM))
     queries = (vectors[::15][:97] + 0.4 * noise).astype(np.float32)
     wanted = exact_rows(queries, vectors, 5)
@@ -146,20 +148,20 @@ def test_approximate_indexes_are_as_good_as_they_say(
     own = index.vectors([found[0, 0], names[11], names[0]])
     unit = vectors[[names.index(found[0, 0]), 11, 0]]
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    np.testing.assert_allclose(own, unit, atol=0.3 if kind == "ivf_pq" else 2e-3)
+    np.testing.assert_allclose(own, unit, atol=2e-3)
     query = queries[:1] / np.linalg.norm(queries[0])
     assert scores[0, 0] == pytest.approx(float((query @ own[:1].T)[0, 0]), abs=2e-3)
-    index.effort = index.most_effort
-    if kind != "ivf_pq":
+    index.nprobe = index.nlist
+    if factory.endswith("Flat"):
         assert index.search(queries, 5)[1].tolist() == [[names[r] for r in line] for line in wanted]
 
 
-@pytest.mark.parametrize("kind", sorted(APPROXIMATE))
+@pytest.mark.parametrize("factory", APPROXIMATE)
 def test_subsets_are_searched_alone(
-    kind: str, shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
+    factory: str, shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
 ) -> None:
     folder, names, _ = shards
-    build(folder, tmp_path / "made", kind=kind, effort=3, **APPROXIMATE[kind])
+    build(folder, tmp_path / "made", factory=factory, nprobe=3)
     index = load_index(tmp_path / "made")
     few = [names[row] for row in range(5, 1400, 131)]
     rows = index.clip_ids.share(0.1, seed=7)
@@ -174,20 +176,18 @@ def test_subsets_are_searched_alone(
 
 
 @pytest.mark.parametrize(
-    ("kind", "killed_after"),
-    [("ivf_flat", "train"), ("ivf_pq", "add"), ("hnsw", "add"), ("ivf_flat", "merge")],
+    ("factory", "killed_after"),
+    [("IVF23,Flat", "train"), ("IVF11,PQ6", "add"), ("IVF11,RaBitQ4", "merge")],
 )
 def test_a_killed_build_goes_on(
-    kind: str,
+    factory: str,
     killed_after: str,
     shards: tuple[Path, list[str], np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, _, _ = shards
-    given = {"kind": kind, "effort": 4, **APPROXIMATE[kind]}
-    build(folder, tmp_path / "whole", **given)
-    monkeypatch.setattr(building, "SAVED_EVERY_S", 0.0)
+    build(folder, tmp_path / "whole", factory=factory, nprobe=4)
     write, written = building.write_index, []
 
     def write_some(index: Any, path: Path) -> None:
@@ -196,25 +196,21 @@ def test_a_killed_build_goes_on(
         written.append(path)
         write(index, path)
 
-    monkeypatch.setattr(building, "write_index", write_some)
-    if killed_after == "merge":
-        monkeypatch.setattr(building, "measure", lambda *args: 1 / 0)
     scratch = tmp_path / "killed" / "scratch"
     scratch.mkdir(parents=True)
-    settings = BuildSettings(part_rows=400, held_queries=101, **given)  # type: ignore[arg-type]
-    with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
-        build_from_embeddings(folder, tmp_path / "killed", scratch, settings)
-    monkeypatch.undo()
-    monkeypatch.setattr(building, "TIMED_S", 0.0)
-    if kind != "hnsw":
-        monkeypatch.setattr(building, "train_index", lambda *args, **kwargs: 1 / 0)
+    settings = BuildSettings(factory=factory, nprobe=4)
+    with monkeypatch.context() as broken:
+        broken.setattr(building, "write_index", write_some)
+        if killed_after == "merge":
+            broken.setattr(building, "measure", lambda *args: 1 / 0)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            build_from_embeddings(folder, tmp_path / "killed", scratch, settings)
+    monkeypatch.setattr(building, "train_index", lambda *args, **kwargs: 1 / 0)
     said: list[str] = []
     build_from_embeddings(folder, tmp_path / "killed", scratch, settings, said.append)
     assert any("going on" in line for line in said) == (killed_after != "train")
     queries = clustered(31, DIM, seed=3)
     one, other = load_index(tmp_path / "whole"), load_index(tmp_path / "killed")
-    if kind == "hnsw":  # two threads do not link a graph alike twice
-        one.effort = other.effort = one.most_effort
     for mine, its in zip(one.search(queries, 7), other.search(queries, 7), strict=True):
         assert mine.tolist() == its.tolist()
 
@@ -223,81 +219,61 @@ def test_a_folder_is_moved_with_its_lists(
     shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
 ) -> None:
     folder, _, _ = shards
-    build(folder, tmp_path / "here.partial", kind="ivf_flat", lists=7)
+    build(folder, tmp_path / "here.partial", factory="IVF7,Flat")
     before = load_index(tmp_path / "here.partial").search(np.ones((1, DIM)), 5)
     (tmp_path / "here.partial").rename(tmp_path / "there")
     after = load_index(tmp_path / "there").search(np.ones((1, DIM)), 5)
     assert before[1].tolist() == after[1].tolist()
 
 
-def test_codes_of_turned_vectors_are_nearer(
-    shards: tuple[Path, list[str], np.ndarray], tmp_path: Path, write_shards: WriteShards
-) -> None:
-    """With variances that differ much, OPQ spreads them over the codes."""
-    vectors = np.random.default_rng(2).normal(size=(1009, 12)) * np.geomspace(1, 0.01, 12)
-    write_shards(tmp_path / "few", vectors.astype(np.float32), (500,))
-    recalls = [
-        build(
-            tmp_path / "few",
-            tmp_path / str(rotation),
-            kind="ivf_pq",
-            lists=1,
-            code_bytes=2,
-            rotation=rotation,
-        )["recall"]
-        for rotation in (False, True)
-    ]
-    assert recalls[1] > recalls[0] + 0.05
-
-
-def test_the_effort_reaches_the_wished_recall(
+def test_nprobe_reaches_the_target_recall(
     shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
 ) -> None:
     folder, _, _ = shards
-    efforts = {}
-    for wished in (0.5, 0.99):
+    found = {}
+    for target in (0.5, 0.99):
         facts = build(
-            folder, tmp_path / str(wished), kind="ivf_flat", lists=23, wished_recall=wished
+            folder, tmp_path / str(target), factory="IVF23,Flat", target_recall=target
         )
-        efforts[wished] = facts["effort"]
-        tried = {point["effort"]: point["recall"] for point in facts["sweep"]}
-        assert tried[facts["effort"]] >= wished
-        assert all(recall < wished for effort, recall in tried.items() if effort < facts["effort"])
-    assert efforts[0.5] < efforts[0.99] <= 23
-    by_hand = build(folder, tmp_path / "hand", kind="ivf_flat", lists=23, effort=2)
-    assert by_hand["effort"] == 2 and len(by_hand["sweep"]) == 1
+        found[target] = facts["nprobe"]
+        tried = {point["nprobe"]: point["recall"] for point in facts["sweep"]}
+        assert tried[facts["nprobe"]] >= target
+        assert all(recall < target for nprobe, recall in tried.items() if nprobe < found[target])
+    assert found[0.5] < found[0.99] <= 23
+    by_hand = build(folder, tmp_path / "hand", factory="IVF23,Flat", nprobe=2)
+    assert by_hand["nprobe"] == 2 and len(by_hand["sweep"]) == 1
 
 
-SIZES: dict[str, Any] = {
-    "memory_gb": 8.0,
-    "wished_recall": 0.95,
-    "lists": None,
-    "code_bytes": None,
-    "rotation": False,
-    "rerank": 0,
-    "links": 32,
-    "training_sample": 262_144,
-}
+def test_the_factory_follows_size_and_memory() -> None:
+    def factory(clips: int, dim: int = 128, **given: Any) -> str:
+        return choose_factory(clips, dim, BuildSettings(**{"kind": "auto"} | given))[0]
+
+    assert factory(3000) == factory(237_000, 768) == "Flat"
+    assert factory(10_000_000) == "IVF6721,RaBitQ4"
+    assert factory(10_000_000, memory_gb=0.7) == "IVF6721,RaBitQ2"
+    assert factory(100_000_000) == "IVF6721,RaBitQ2"
+    assert factory(10**9) == "IVF6721,RaBitQ1"
+    assert factory(10_000_000, kind="ivf_pq") == "IVF6721,PQ64"
+    assert factory(10_000_000, 768, kind="ivf_pq") == "IVF6721,PQ64"
+    assert factory(1000, 72, kind="ivf_pq") == "IVF25,PQ36"
+    assert factory(1, 3, kind="ivf_rabitq") == "IVF1,RaBitQ4"
+    assert factory(1, 3, factory="IVF1,Flat") == "IVF1,Flat"
+    with pytest.raises(UserError, match="memory_gb"):
+        factory(10**8, kind="flat")
 
 
-def test_the_kind_follows_size_memory_and_wish() -> None:
-    def kind(clips: int, dim: int = 128, **given: Any) -> str:
-        return plan_index(clips, dim, kind="auto", **SIZES | given).kind
-
-    assert kind(3000) == kind(237_000, 768) == "flat"
-    assert kind(10_000_000) == "ivf_flat"
-    assert kind(5_000_000, wished_recall=0.99) == "hnsw"
-    assert kind(10_000_000, memory_gb=2.0) == kind(100_000_000) == "ivf_pq"
-    plan = plan_index(10_000_000, 128, kind="ivf_pq", **SIZES)
-    assert plan.code_bytes == 64 and plan.memory_bytes(128) == 72
-    assert plan.lists == 262_144 // 39 and plan.disk_bytes(128) == 72
-    assert plan_index(10_000_000, 768, kind="ivf_pq", **SIZES).memory_bytes(768) == 72
-    assert plan_index(1000, 72, kind="ivf_pq", **SIZES).code_bytes == 36
-    assert plan_index(1, 3, kind="ivf_flat", **SIZES).lists == 1
-    for message, clips, given in (
-        ("memory_gb", 10**8, {"kind": "flat"}),
-        ("at least 256", 200, {"kind": "ivf_pq"}),
-        ("take 64", 10**6, {"kind": "ivf_pq", "code_bytes": 100}),
-    ):
-        with pytest.raises(UserError, match=message):
-            plan_index(clips, 128, **SIZES | given)
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("IVF7,PQ5", "vectors of 24"),
+        ("nonsense", "not possible"),
+        ("HNSW32", "an inverted file"),
+        ("IVF7,PQ6,RFlat", "an inverted file"),
+        ("IVF2000,Flat", "take index.kind flat"),
+    ],
+)
+def test_impossible_factories(
+    factory: str, message: str, shards: tuple[Path, list[str], np.ndarray], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build(shards[0], tmp_path / "made", factory=factory)

@@ -70,8 +70,3 @@ def test_a_share_is_about_as_large_as_it_says() -> None:
     assert ids.share(1.0, 3).tolist() == list(range(20_011))
     with pytest.raises(ValueError, match=r"share: 1\.2"):
         ids.share(1.2, 3)
-
-
-def test_ids_of_an_earlier_version(tmp_path: Path) -> None:
-    (tmp_path / "clip_ids.json").write_text('["b", "a"]\n')
-    assert list(ClipIds.load(tmp_path)) == ["b", "a"]

@@ -60,9 +60,7 @@ def test_a_gpu_that_faiss_does_not_see_is_said(
         said: list[str] = []
         folder = tmp_path / name
         (folder / "scratch").mkdir(parents=True)
-        settings = BuildSettings(
-            kind="ivf_flat", lists=7, held_queries=21, part_rows=400, use_gpu=use_gpu
-        )
+        settings = BuildSettings(factory="IVF7,Flat", use_gpu=use_gpu)
         build_from_embeddings(shards, folder, folder / "scratch", settings, said.append)
         lines = [line for line in said if "FAISS sees no GPU" in line]
         assert len(lines) == use_gpu
