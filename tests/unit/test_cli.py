@@ -293,15 +293,12 @@ def test_a_kind_is_built_from_its_settings_alone(say, study, monkeypatch) -> Non
         return made
 
     study.run_experiment = run_experiment
-    Path("clips").mkdir()
-    Path("c.yaml").write_text("seed: 4\ncorpus: clips\nsegment_s: 3.0\n")
-    words = ("benchmark", "build", "yt8m_segments", "--config", "c.yaml")
-    answer = say(*words, "--set", "benchmark.segment_s=2.0", "--out", "made/here")
+    Path("c.yaml").write_text("seed: 4\ncorpus_clips: 99\nheight: 40\n")
+    words = ("benchmark", "build", "sprites", "--config", "c.yaml")
+    answer = say(*words, "--set", "benchmark.height=48", "--out", "made/here")
     assert (answer.code, answer.err, answer.out) == (0, "", "made/here\n")
-    assert (built[0].seed, built[0].name) == (4, "yt8m_segments")
-    assert built[0].benchmark.model_dump() == {
-        "kind": "yt8m_segments", "corpus": "clips", "segments": None, "segment_s": 2.0
-    }  # fmt: skip
+    assert (built[0].seed, built[0].name) == (4, "sprites")
+    assert (built[0].benchmark.corpus_clips, built[0].benchmark.height) == (99, 48)
     assert Path("made/here/corpus.parquet").read_bytes() == b"rows"
     assert_refused(say(*words, "--out", "made/here"), ["--out: made/here is there already"])
     assert say("benchmark", "build", "sprites").code == 0
@@ -309,11 +306,12 @@ def test_a_kind_is_built_from_its_settings_alone(say, study, monkeypatch) -> Non
 
 
 def test_wrong_settings_of_a_kind_are_named_with_their_line(say, study) -> None:
-    Path("c.yaml").write_text("corpus: clips\nsegment: 3.0\n")
-    answer = say("benchmark", "build", "yt8m_segments", "--config", "c.yaml")
-    assert_refused(answer, ["benchmark.segment: unknown key", "segment_s", "c.yaml, line 2"])
-    Path("c.yaml").write_text("corpus: clips\n")
-    answer = say("benchmark", "build", "yt8m_segments", "--config", "c.yaml")
+    content = "corpus: clips\nannotations: a.json\nframes: f\n"
+    Path("c.yaml").write_text(content + "val_shar: 0.3\n")
+    answer = say("benchmark", "build", "self_vis", "--config", "c.yaml")
+    assert_refused(answer, ["benchmark.val_shar: unknown key", "val_share", "c.yaml, line 4"])
+    Path("c.yaml").write_text(content)
+    answer = say("benchmark", "build", "self_vis", "--config", "c.yaml")
     assert_refused(answer, ["benchmark.corpus: clips does not exist"])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from selfshot.benchmarks.folder_corpus import OnMessage, in_threads
 from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import TAKEN, is_finite, read_json
 from selfshot.data.ytvis import Annotations, SetAside, Track, parse_annotations, resolve_frame
@@ -18,6 +19,11 @@ from selfshot.errors import UserError
 from selfshot.files import digest_bytes, digest_file, digest_pieces
 
 FEW_HOLDERS = 16
+PROGRESS_EVERY_S = 10.0
+
+OnMessage = Callable[[str], None]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +297,19 @@ def join_same_files(found: Found, on_message: OnMessage) -> None:
             f"{other}; each pair is one source"
         )
         found.annotations = dataclasses.replace(found.annotations, videos=videos)
+
+
+def in_threads(
+    work: Callable[[Item], Made], items: Sequence[Item], what: str, on_message: OnMessage
+) -> Iterator[Made]:
+    """Results in the order of the items; says how far it is when it takes long."""
+    told = time.monotonic()
+    with ThreadPoolExecutor(thread_name_prefix="folder") as pool:
+        for done, result in enumerate(pool.map(work, items), start=1):
+            if time.monotonic() - told > PROGRESS_EVERY_S:
+                told = time.monotonic()
+                on_message(f"{what}: {done} of {len(items)}")
+            yield result
 
 
 def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:

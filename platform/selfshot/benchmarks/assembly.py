@@ -8,15 +8,15 @@ from pathlib import Path
 
 from selfshot.benchmarks.annotated import (
     Found,
+    OnMessage,
     check_frames,
     join_same_files,
     without_pixels,
 )
 from selfshot.benchmarks.corpus import gather_corpus
 from selfshot.benchmarks.finish import finish_benchmark
-from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.leakage import query_files, query_sources
-from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
+from selfshot.benchmarks.manifest import Benchmark, iterate_corpus
 from selfshot.benchmarks.split import SPLITS, UNSEEN, Splits, label, split_videos
 from selfshot.data.clips import ClipReader
 from selfshot.data.images import is_sorted_as_text
@@ -116,15 +116,17 @@ def assemble(
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    gathered = gather_corpus(corpus, corpus_labels, set_aside, on_message)
-    rows = gathered.without(
-        query_sources(benchmark, loaded), query_files(benchmark, found.files), set_aside, on_message
+    gathered = gather_corpus(
+        corpus,
+        folder,
+        corpus_labels=corpus_labels,
+        sources=query_sources(benchmark, loaded),
+        files=query_files(benchmark, found.files),
+        set_aside=set_aside,
+        on_message=on_message,
     )
-    write_corpus(folder, rows)
-    labels = {row["clip_id"]: gathered.labels.get(row["clip_id"], "") for row in rows}
     inputs = {**found.inputs, "corpus": gathered.digest}
     if corpus_labels is not None:
-        write_corpus_labels(folder, labels)
         inputs["corpus_labels"] = digest_file(corpus_labels)
     save_annotations(folder / "annotations.json", loaded, {"description": found.name})
 
@@ -134,9 +136,9 @@ def assemble(
         "videos": num_videos,
         "tracks": num_tracks,
         "tracks_without_pixels": len(pixelless),
-        "corpus_clips": len(rows),
-        "corpus_clips_of_query_sources": len(gathered.rows) - len(rows),
-        "corpus_classes": len(set(labels.values()) - {""}),
+        "corpus_clips": gathered.clips,
+        "corpus_clips_of_query_sources": gathered.left_out,
+        "corpus_classes": gathered.classes,
         "videos_of_seen_and_unseen": splits.mixed,
         "videos_set_aside": num_videos - sum(map(len, used.values())),
         **_count_splits(splits, classes, on_message),
@@ -158,7 +160,7 @@ def assemble(
         inputs=inputs,
         set_aside=tuple(set_aside),
     )
-    return finish_benchmark(folder, whole, loaded, rows, found.files)
+    return finish_benchmark(folder, whole, loaded, iterate_corpus(folder), found.files)
 
 
 def _unseen(split_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -11,9 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import Form, Found, read_annotated
+from selfshot.benchmarks.annotated import Form, Found, OnMessage, read_annotated
 from selfshot.benchmarks.assembly import assemble
-from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
 from selfshot.data.ytvis import Annotations, Track

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfshot.benchmarks.annotated import OnMessage
 from selfshot.benchmarks.corpus_items import Item
 from selfshot.benchmarks.manifest import CORPUS_SCHEMA
 from selfshot.data.corpus_manifest import FACTS, place_of
@@ -35,13 +37,12 @@ SCHEMA = CORPUS_SCHEMA.append(pa.field("offset", pa.int64()))
 SHORTEST_PART = 0.5
 """A last part shorter than this share of a clip's length is joined to the one before."""
 
+ITEMS_PER_FILE = 10_000
 MOST_SHOTS = 4096
 _KEY = b"selfshot"
 _ROWS_PER_GROUP = 4096
 _PROGRESS_EVERY_S = 5.0
 
-OnMessage = Callable[[str], None]
-Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
@@ -66,16 +67,19 @@ class Cutting:
     hashed: bool = True
 
 
+WHOLE = Cutting()
+
+
 def build_manifest(
     items: Iterable[Item],
     root: str,
     out: str,
     *,
-    cutting: Cutting,
-    items_per_file: int,
-    workers: int,
     made_from: str,
     on_message: OnMessage,
+    cutting: Cutting = WHOLE,
+    items_per_file: int = ITEMS_PER_FILE,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Write a manifest, or go on with it.
 
@@ -83,11 +87,11 @@ def build_manifest(
         items: the videos, in an order that is the same every time.
         root: path or address that their URIs are relative to.
         out: folder of the manifest, or its address.
-        cutting: how they become clips.
-        items_per_file: videos of one Parquet file, and of one step of a resume.
-        workers: threads; each may have a decoding process for shots.
         made_from: what corpus.json says of where the items came from.
         on_message: told how far it is.
+        cutting: how they become clips.
+        items_per_file: videos of one Parquet file, and of one step of a resume.
+        workers: threads, each of which may have a decoding process for shots; None: two a core.
 
     Returns:
         what corpus.json holds: root, made_from, clips, sources, bytes, seconds, unread.
@@ -102,7 +106,7 @@ def build_manifest(
     counts = {"items": 0, "clips": 0, "bytes": 0, "seconds": 0.0, "unread": 0}
     began = told = time.monotonic()
     kept = files = 0
-    with _Workers(root, cutting, workers) as pool:
+    with _Workers(root, cutting, workers or 2 * len(os.sched_getaffinity(0))) as pool:
         portions = (
             (f"clips-{number:05d}.parquet", portion)
             for number, portion in enumerate(_portions(items, items_per_file))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from selfshot.benchmarks.folder_corpus import Wanted, stem, walk_files
-from selfshot.benchmarks.yt8m_segments import iterate_segments
+from selfshot.benchmarks.csv_files import check_columns, csv_rows
 from selfshot.config.addresses import is_address
 from selfshot.data.storage import Storage
 from selfshot.data.video import VIDEO_SUFFIXES
-from selfshot.errors import UserError
+from selfshot.errors import UserError, refuse_outage
+
+_COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
+_ARCHIVES = (".tar", *(f".tar{end}" for end in _COMPRESSED), ".tbz2", ".tgz", ".txz", ".zip")
+
+SetAside = list[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +45,6 @@ class Item:
     offset: int | None = None
     start_s: float | None = None
     end_s: float | None = None
-
-
-SetAside = list[tuple[str, str]]
 
 
 def local_root(address: str, setting: str) -> Path | None:
@@ -121,15 +125,57 @@ def of_uris(path: Path) -> Iterator[Item]:
         raise UserError(f"--uris: {path} lists nothing; write a path or an address on each line")
 
 
-def of_segments(path: Path, segment_s: float) -> Iterator[Item]:
+def of_segments(
+    path: Path, segment_s: float, root: Path | None, set_aside: SetAside
+) -> Iterator[Item]:
     """The lines of a CSV with columns uri (or clip), start_s and, if wanted, end_s and source.
 
+    No other column is looked at, so no label can get in. Lines whose file is not there are set
+    aside where `root` is a folder.
+
+    Args:
+        path: of the CSV.
+        segment_s: length of a segment whose line names no end.
+        root: folder that the files lie in; None: they are elsewhere.
+        set_aside: receives what is left out, with the reason.
+
     Raises:
-        UserError: see `iterate_segments`.
+        UserError: the CSV cannot be read, lacks a column or a segment, or a time is wrong.
     """
-    for segment in iterate_segments(path, segment_s, "--segments"):
-        uri, source = segment.clip, segment.source or stem(segment.clip)
-        yield Item(uri, stem(uri), source, start_s=segment.start_s, end_s=segment.end_s)
+    empty = True
+    with csv_rows(path, "--segments") as rows:
+        column = "clip" if "clip" in (rows.fieldnames or ()) else "uri"
+        check_columns(rows, (column, "start_s"), "--segments", path)
+        for row in rows:
+            where = f"--segments: {path}, line {rows.line_num}"
+            uri = (row[column] or "").strip()
+            start_s = _seconds(row["start_s"], where, "start_s")
+            text = (row.get("end_s") or "").strip()
+            end_s = _seconds(text, where, "end_s") if text else start_s + segment_s
+            if not uri:
+                raise UserError(f"{where}: an empty {column}; name a file of the corpus")
+            if end_s <= start_s:
+                raise UserError(
+                    f"{where}: end_s: {end_s:g} is not allowed (more than start_s: {start_s:g})"
+                )
+            empty = False
+            if root is not None and not is_address(uri) and not (root / uri).is_file():
+                set_aside.append((f"segment of line {rows.line_num}", f"no file {uri}"))
+                continue
+            source = (row.get("source") or "").strip() or stem(uri)
+            yield Item(uri, stem(uri), source, start_s=start_s, end_s=end_s)
+    if empty:
+        raise UserError(f"--segments: {path} lists no segment; add a line for each")
+
+
+def _seconds(text: str | None, where: str, column: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{where}: {column}: {text!r} is not allowed (seconds, a number ≥ 0)")
+    return value
 
 
 def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
@@ -151,3 +197,83 @@ def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
         except (tarfile.TarError, OSError) as error:
             set_aside.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
     set_aside += wanted.others()
+
+
+def stem(uri: str) -> str:
+    """A clip's path without its suffix: what it is called where nothing else names it."""
+    return str(PurePosixPath(uri).with_suffix(""))
+
+
+class Wanted:
+    """Files of a kind, by how their names end; the others are counted."""
+
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
+        self.suffixes = suffixes
+        self._others: dict[str, list[Any]] = {}
+
+    def takes(self, name: str) -> bool:
+        """Whether a file's name ends as one of the suffixes, in letters of either case."""
+        path = PurePosixPath(name)
+        if path.suffix.lower() in self.suffixes:
+            return True
+        suffix = "".join(path.suffixes[-2:] if ".tar" in path.suffixes else path.suffixes[-1:])
+        self._others.setdefault(suffix.lower(), [0, name])[0] += 1
+        return False
+
+    def others(self) -> list[tuple[str, str]]:
+        """What was not taken: for each ending how many, one of them, and why."""
+        read = f"only files that end in {', '.join(self.suffixes)} are read"
+        if ".tar" not in self.suffixes:
+            archives = "tars are read by selfshot corpus build --tars, other archives are not"
+        else:
+            archives = "a compressed tar cannot be read in place; decompress it"
+        return [
+            (
+                f"corpus: {count} file{'s' * (count > 1)} {suffix or 'without a suffix'}, such as "
+                + name.encode(errors="replace").decode(),
+                archives if suffix in _ARCHIVES else read,
+            )
+            for suffix, (count, name) in sorted(self._others.items())
+        ]
+
+
+def walk_files(
+    root: Path, wanted: Wanted, set_aside: SetAside
+) -> Iterator[str]:
+    """Paths below `root` of every file of a kind, folder by folder."""
+
+    def leave(path: Path, reason: str) -> None:
+        name = path.relative_to(root).as_posix().encode(errors="replace").decode()
+        set_aside.append((f"corpus: {name}", reason))
+
+    def unreadable(error: OSError) -> None:
+        refuse_outage(error, error.filename)
+        leave(Path(error.filename), f"the folder cannot be read: {error.strerror}")
+
+    for parent, folders, names in os.walk(root, onerror=unreadable):
+        folders.sort()
+        for path in sorted(Path(parent, name) for name in folders):
+            if path.is_symlink():
+                leave(path, "links to folders are not followed")
+        for path in sorted(Path(parent, name) for name in names):
+            if not wanted.takes(path.relative_to(root).as_posix()):
+                continue
+            # Not Path.resolve: a ring of links is an error to it.
+            target = os.path.realpath(path)
+            if not Path(target).is_relative_to(root):
+                leave(path, "the link leaves the corpus folder")
+            elif not os.path.isfile(target):
+                leave(path, "the link leads nowhere" if path.is_symlink() else "it is no file")
+            elif not _is_text(str(path)):
+                leave(path, "its name is not UTF-8")
+            else:
+                yield path.relative_to(root).as_posix()
+
+
+def _is_text(name: str) -> bool:
+    """Whether a path can be written to a manifest: bytes that are not UTF-8 are surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

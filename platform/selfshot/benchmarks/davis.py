@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from selfshot.benchmarks.annotated import Found
+from selfshot.benchmarks.annotated import Found, OnMessage, in_threads
 from selfshot.benchmarks.assembly import assemble
+from selfshot.benchmarks.csv_files import check_columns, csv_rows
 from selfshot.benchmarks.folder import name_splits
-from selfshot.benchmarks.folder_corpus import OnMessage, check_columns, csv_rows, in_threads
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.data.images import image_names, image_size, read_indices
 from selfshot.data.video import VideoError

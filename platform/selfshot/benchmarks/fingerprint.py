@@ -7,39 +7,35 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from selfshot.benchmarks.remote import list_clips
-from selfshot.config.addresses import is_address
-from selfshot.data.storage import Storage
 from selfshot.errors import UserError, refuse_outage
 from selfshot.files import digest_file
 
 
-def fingerprint(files: Mapping[str, Path], roots: Sequence[str | Path]) -> str:
+def fingerprint(files: Mapping[str, Path], roots: Sequence[Path]) -> str:
     """A digest that changes when the inputs do: the texts' bytes, the other files' size and time.
 
     Args:
         files: texts, by the setting that names them.
-        roots: folders of frames, masks or clips, or addresses of such.
+        roots: folders of frames, masks or clips.
 
     Raises:
         UserError: a text cannot be read.
         StorageError: a disk fails.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"corpus build")  # Lists of before had other ids.
     for field, path in files.items():
         try:
             digest.update(bytes.fromhex(digest_file(path)))
         except OSError as error:
             raise UserError(f"benchmark.{field}: {path}: {error.strerror}") from None
     for root in roots:
-        states = _elsewhere(root) if isinstance(root, str) and is_address(root) else _here(root)
-        for name, facts in states:
+        for name, facts in _states(root):
             digest.update(name + b"\0" + facts.encode() + b"\0")
         digest.update(b"\0")
     return digest.hexdigest()
 
 
-def _here(root: str | Path) -> Iterator[tuple[bytes, str]]:
+def _states(root: Path) -> Iterator[tuple[bytes, str]]:
     def unreadable(error: OSError) -> None:
         refuse_outage(error, error.filename)
 
@@ -53,8 +49,3 @@ def _here(root: str | Path) -> Iterator[tuple[bytes, str]]:
                 refuse_outage(error, one)
                 facts = "unreadable"
             yield os.fsencode(os.path.relpath(one, root)), facts
-
-
-def _elsewhere(root: str) -> Iterator[tuple[bytes, str]]:
-    for clip in list_clips(Storage(root, "benchmark.corpus"), []):
-        yield clip.uri.encode(), f"{clip.size} {clip.changed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def finish_benchmark(
     folder: Path,
     benchmark: Benchmark,
     annotations: Annotations,
-    corpus: Collection[Mapping[str, Any]],
+    corpus: Iterable[Mapping[str, Any]],
     files: Mapping[int, Sequence[str]] | None = None,
 ) -> Benchmark:
     """Add what every benchmark has, check it, and write benchmark.json into `folder`.

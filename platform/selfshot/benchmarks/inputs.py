@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from selfshot.benchmarks.annotated import YOUTUBE_VIS, check_annotations
+from selfshot.benchmarks.annotated import YOUTUBE_VIS, OnMessage, check_annotations
 from selfshot.benchmarks.coco import COCO
-from selfshot.benchmarks.corpus import count_clips
-from selfshot.benchmarks.folder_corpus import OnMessage, no_clip
-from selfshot.config.addresses import is_address
-from selfshot.config.benchmarks import Yt8mSegments
+from selfshot.benchmarks.corpus import count_clips, no_clip
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
 
@@ -55,14 +52,12 @@ def check_corpus(experiment: Experiment) -> None:
     Raises:
         UserError: it is one.
     """
-    section = experiment.benchmark
-    corpus = getattr(section, "corpus", None)
-    if corpus is None or is_address(str(corpus)):
+    corpus = getattr(experiment.benchmark, "corpus", None)
+    if corpus is None:
         return
-    wanted = 1 if isinstance(section, Yt8mSegments) else experiment.encoder.videos_per_batch
-    count = count_clips(Path(corpus), wanted)
+    count = count_clips(Path(corpus), experiment.encoder.videos_per_batch)
     if not count:
-        raise no_clip("benchmark.corpus", corpus)
+        raise no_clip(corpus)
     check_batch(experiment, count)
 
 
@@ -73,7 +68,7 @@ def check_batch(experiment: Experiment, clips: int) -> None:
         UserError: it has fewer.
     """
     wanted = experiment.encoder.videos_per_batch
-    if clips < wanted and not isinstance(experiment.benchmark, Yt8mSegments):
+    if clips < wanted:
         raise UserError(
             f"encoder.videos_per_batch: {wanted} is more than the {clips} clips of the corpus; "
             "lower it or add clips",

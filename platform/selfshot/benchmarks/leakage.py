@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -36,7 +36,7 @@ def query_files(benchmark: Benchmark, files: Mapping[int, Sequence[str]]) -> set
 def check_leakage(
     benchmark: Benchmark,
     annotations: Annotations,
-    corpus: Collection[Mapping[str, Any]],
+    corpus: Iterable[Mapping[str, Any]],
     files: Mapping[int, Sequence[str]],
 ) -> None:
     """Refuse a benchmark that leaks; every builder calls it last.
@@ -115,7 +115,7 @@ def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[st
 def _into_corpus(
     benchmark: Benchmark,
     annotations: Annotations,
-    corpus: Collection[Mapping[str, Any]],
+    corpus: Iterable[Mapping[str, Any]],
     files: Mapping[int, Sequence[str]],
 ) -> Iterator[str]:
     sources = set(map(fold_source, query_sources(benchmark, annotations)))

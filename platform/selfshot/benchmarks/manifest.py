@@ -15,7 +15,7 @@ import csv
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -195,6 +195,12 @@ def write_corpus(folder: Path, rows: Iterable[dict]) -> None:
 def read_corpus(folder: Path) -> list[dict]:
     """Rows of `corpus.parquet` in its order."""
     return pq.read_table(folder / "corpus.parquet").to_pylist()
+
+
+def iterate_corpus(folder: Path) -> Iterator[dict]:
+    """The same, one after another."""
+    for batch in pq.ParquetFile(folder / "corpus.parquet").iter_batches():
+        yield from batch.to_pylist()
 
 
 def corpus_size(folder: Path) -> int:

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from selfshot.benchmarks.annotated import Found, read_annotated, rename_classes
+from selfshot.benchmarks.annotated import Found, OnMessage, read_annotated, rename_classes
 from selfshot.benchmarks.assembly import assemble
-from selfshot.benchmarks.folder_corpus import OnMessage
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.published import (
     PublishedBenchmark,

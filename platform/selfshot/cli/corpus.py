@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +79,8 @@ def build_command(
 
     Killed, it goes on where it was: give the same command again.
     """
-    chosen = [one for one in (videos, uris, segments, tars) if one is not None]
+    sources = {"videos": videos, "uris": uris, "segments": segments, "tars": tars}
+    chosen = [(kind, str(where)) for kind, where in sources.items() if where is not None]
     if len(chosen) != 1:
         raise UserError(
             f"{len(chosen)} sources (allowed: one of --videos, --uris, --segments or --tars)"
@@ -88,22 +88,18 @@ def build_command(
     for name, value in (("--clip-s", clip_s), ("--segment-s", segment_s)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name}: {value} is not allowed (seconds, a number above 0)")
+    from selfshot.benchmarks.corpus_build import Cutting
     from selfshot.studies import corpus
     from selfshot.studies.progress import Progress
 
     corpus.build(
-        videos=videos,
-        uris=uris,
-        segments=segments,
-        tars=tars,
+        *chosen[0],
         root=root,
         out=out,
-        clip_s=clip_s,
         segment_s=segment_s,
-        shots=shots,
-        hashed=hashed,
+        cutting=Cutting(clip_s=clip_s, shots=shots, hashed=hashed),
         items_per_file=items_per_file,
-        workers=workers or 2 * len(os.sched_getaffinity(0)),
+        workers=workers,
         progress=Progress(1),
     )
     print(out)

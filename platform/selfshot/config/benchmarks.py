@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import Count, FilePath, PathText, Positive, Section, Share
+from selfshot.config.fields import Count, FilePath, Section, Share
 
 PAIRED_SUPPORTS = 10
 """Supports that a manifest fixes for each val and test query; the first k are those of k shots."""
@@ -50,7 +50,7 @@ class FilmedVideos(Section):
     frames: FilePath = Field(description="folder of the frames")
     corpus: FilePath = Field(
         description="folder of unlabelled clips, searched recursively, or a corpus that "
-        "`selfshot benchmark build yt8m_segments` wrote"
+        "`selfshot corpus build` wrote"
     )
     corpus_labels: FilePath | None = Field(
         None, description="CSV with columns clip, rough_label; for diagnosis only"
@@ -145,27 +145,13 @@ class CocoOneShotBenchmark(DealtSides):
         return self
 
 
-class Yt8mSegments(Section):
-    """A corpus alone: unlabelled clips, or segments of longer videos."""
-
-    kind: Literal["yt8m_segments"]
-    corpus: PathText = Field(
-        description="folder of clips or source videos, or its address, such as s3://bucket/clips"
-    )
-    segments: FilePath | None = Field(
-        None, description="CSV with columns clip (or uri), start_s and, optionally, end_s, source"
-    )
-    segment_s: Positive = Field(5.0, description="length of a segment that names no end")
-
-
 Benchmark = Annotated[
     SpritesBenchmark
     | FolderBenchmark
     | DavisBenchmark
     | SelfVisBenchmark
     | SelfOvisBenchmark
-    | CocoOneShotBenchmark
-    | Yt8mSegments,
+    | CocoOneShotBenchmark,
     Field(discriminator="kind"),
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,6 +32,7 @@ OPTIONAL = ("offset", "bytes")
 FACTS = "corpus.json"
 """Beside the Parquet files: `root`, which URIs are relative to, and what was counted."""
 
+_READ = (*NEEDED, *OPTIONAL)
 _TYPES = {
     "clip_id": pa.string(),
     "uri": pa.string(),
@@ -39,6 +40,8 @@ _TYPES = {
     "end_s": pa.float64(),
     "offset": pa.int64(),
     "bytes": pa.int64(),
+    "source_id": pa.string(),
+    "sha256": pa.string(),
 }
 _READ_ROWS = 1 << 16
 _HASHES_AT_ONCE = 1 << 24
@@ -156,37 +159,36 @@ def read_rows(manifest: Manifest, file: ManifestFile, start: int, stop: int) -> 
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         ends = np.cumsum(sizes).tolist()
         first, last = bisect.bisect_right(ends, start), bisect.bisect_left(ends, stop)
-        names = _columns(parquet.schema_arrow)
+        names = [name for name in _READ if name in parquet.schema_arrow.names]
         table = parquet.read_row_groups(list(range(first, last + 1)), columns=names)
         table = table.slice(start - (ends[first] - sizes[first]), stop - start)
-    return _typed(table)
+    return _typed(table, _READ)
 
 
-def _columns(schema: pa.Schema) -> list[str]:
-    return [name for name in (*NEEDED, *OPTIONAL) if name in schema.names]
+def _typed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The columns in our types; those that are not there are null."""
+    return pa.table(
+        {
+            name: table[name].cast(_TYPES[name])
+            if name in table.column_names
+            else pa.nulls(len(table), _TYPES[name])
+            for name in columns
+        }
+    )
 
 
-def _typed(table: pa.Table) -> pa.Table:
-    """The columns in our order and types."""
-    columns = {
-        name: table[name].cast(kind)
-        if name in table.column_names
-        else pa.nulls(len(table), kind)
-        for name, kind in _TYPES.items()
-    }
-    return pa.table(columns)
-
-
-def _batches(manifest: Manifest) -> Iterator[tuple[str, int, pa.Table]]:
+def iterate_rows(
+    manifest: Manifest, columns: Sequence[str] = _READ
+) -> Iterator[tuple[str, int, pa.Table]]:
     """The whole list in pieces: file name, row of the first clip in it, and the rows."""
     storage = Storage(manifest.folder, "--corpus")
     for file in manifest.files:
         with storage.open(file.name) as source:
             parquet = pq.ParquetFile(source)
             row = 0
-            columns = _columns(parquet.schema_arrow)
-            for batch in parquet.iter_batches(_READ_ROWS, columns=columns):
-                yield file.name, row, _typed(pa.Table.from_batches([batch]))
+            there = [name for name in columns if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(_READ_ROWS, columns=there):
+                yield file.name, row, _typed(pa.Table.from_batches([batch]), columns)
                 row += len(batch)
 
 
@@ -194,7 +196,7 @@ def find_clips(manifest: Manifest, clip_ids: Collection[str]) -> dict[str, dict[
     """The rows of clips by their ids, in the list's order; the list is read once, in pieces."""
     wanted = pa.array(sorted(clip_ids), pa.string())
     found: dict[str, dict[str, Any]] = {}
-    for _, _, table in _batches(manifest):
+    for _, _, table in iterate_rows(manifest):
         rows = table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
         found |= {row["clip_id"]: row for row in rows}
     return found
@@ -226,7 +228,7 @@ def check_manifest(manifest: Manifest, hashes_at_once: int = _HASHES_AT_ONCE) ->
             not end after its start.
     """
     ascending, before = True, ""
-    for name, row, table in _batches(manifest):
+    for name, row, table in iterate_rows(manifest):
         _check_rows(f"{manifest.folder}/{name}", row, table)
         ids = table["clip_id"].combine_chunks()
         if not len(ids):
@@ -277,7 +279,7 @@ def _check_unique(manifest: Manifest, hashes_at_once: int) -> None:
     passes = -(-manifest.clips // hashes_at_once)
     for residue in range(passes):
         parts = []
-        for _, _, table in _batches(manifest):
+        for _, _, table in iterate_rows(manifest):
             found = _hashes(table)
             parts.append(found[found % np.uint64(passes) == residue])
         hashes = np.sort(np.concatenate(parts))
@@ -295,7 +297,7 @@ def _name_the_twins(manifest: Manifest, twice: np.ndarray) -> None:
     """Two ids with one hash may still differ: look at the ids themselves."""
     seen: set[str] = set()
     repeated = []
-    for _, _, table in _batches(manifest):
+    for _, _, table in iterate_rows(manifest):
         chosen = np.isin(_hashes(table), twice)
         for clip_id in table["clip_id"].filter(pa.array(chosen)).to_pylist():
             if clip_id in seen:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import threading
 import time
 import uuid
 import warnings
@@ -31,6 +30,7 @@ from selfshot.distributed.worker import (
     train_worker,
 )
 from selfshot.errors import StorageError, UserError, reported_error
+from selfshot.repeating import repeated
 from selfshot.store.folders import Mirror
 from selfshot.training.loop import Schedule, TaskSpec
 
@@ -302,7 +302,6 @@ def _followed(
     if on_log is None:
         yield
         return
-    ended = threading.Event()
     follower = _Follower(work_dir, stage, steps, on_log)
 
     def bring() -> None:
@@ -312,20 +311,11 @@ def _followed(
                 mirror.pull(f"scratch/{START}")
                 mirror.pull(HISTORY)
 
-    def follow() -> None:
-        while not ended.wait(FOLLOW_S if mirror is None else FOLLOW_AWAY_S):
-            bring()
-            follower.read()
+        follower.read()
 
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
+    with repeated(bring, FOLLOW_S if mirror is None else FOLLOW_AWAY_S, "progress"):
         yield
-    finally:
-        ended.set()
-        thread.join()
     bring()
-    follower.read()
 
 
 class _Follower:

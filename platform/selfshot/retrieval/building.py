@@ -60,7 +60,7 @@ LEAST_PER_LIST = 39  # training vectors of a list, below which k-means finds poo
 TRAINING_SAMPLE = 262_144  # vectors that lists and codes are fitted to
 PART_ROWS = 262_144  # vectors added at a time, and between two places to go on from
 PQ_BYTES = 64  # of a code at most
-RABITQ_BITS = (4, 2, 1)  # a dimension; the first that fits the memory
+RABITQ_BITS = (2, 1)  # a dimension; the first that fits the memory
 ROW_NUMBER = 8  # bytes
 RECALL_AT = 5  # nearest clips, of which recall is the share that is found
 HELD_QUERIES = 400  # half of them settle nprobe, the others measure
@@ -322,8 +322,8 @@ def measure(
     )
     if facts["recall"] < settings.target_recall:
         on_message(
-            f"warning: index.target_recall: {settings.target_recall:g} is not reached; raise "
-            "index.refine_factor, or index.memory_gb for longer codes"
+            f"warning: index.target_recall: {settings.target_recall:g} is not reached; aim "
+            "higher, or raise index.refine_factor, or index.memory_gb for longer codes"
         )
     return facts
 

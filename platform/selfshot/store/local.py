@@ -41,6 +41,7 @@ from selfshot.files import (
     rename_folder,
     write_atomically,
 )  # fmt: skip
+from selfshot.repeating import repeated
 from selfshot.store.remote import MANIFEST as MANIFEST
 from selfshot.store.remote import SharedStore
 
@@ -319,20 +320,10 @@ def _set_aside(final: Path, why: str) -> Path:
 @contextlib.contextmanager
 def _heartbeat(folder: StageFolder) -> Iterator[None]:
     """Note the time spent every few seconds, for a killed process cannot."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        folder._note_seconds()  # At once: it says when the stage began.
-        while not ended.wait(HEARTBEAT_S):
-            folder._note_seconds()
-
-    thread = threading.Thread(target=beat, name="store", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(folder._note_seconds, HEARTBEAT_S, "store"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         if not folder.done:
             folder._note_seconds()
 

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfshot.config.addresses import is_address
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.schema import Experiment
 from selfshot.studies.progress import Progress
@@ -24,7 +23,6 @@ BUILDERS = {
     "self_vis": "selfshot.benchmarks.self_shot:build_self_vis",
     "self_ovis": "selfshot.benchmarks.self_shot:build_self_ovis",
     "coco_one_shot": "selfshot.benchmarks.coco:build_coco_one_shot",
-    "yt8m_segments": "selfshot.benchmarks.yt8m_segments:build_yt8m_segments",
 }
 """Builders of what was filmed. Each takes the settings of its section by their names."""
 
@@ -100,10 +98,10 @@ def _walked_digest(experiment: Experiment) -> str:
     from selfshot.benchmarks.fingerprint import fingerprint
 
     files: dict[str, Path] = {}
-    roots: list[str | Path] = []
+    roots: list[Path] = []
     for name, value in experiment.benchmark:
         if isinstance(value, Path) and not value.is_dir():
             files[name] = value
-        elif isinstance(value, Path) or name == "corpus":
-            roots.append(value if is_address(str(value)) else Path(value))
+        elif isinstance(value, Path):
+            roots.append(value)
     return fingerprint(files, roots)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from selfshot.studies.progress import Progress
 
 if TYPE_CHECKING:
     from selfshot.distributed.embedding import EmbeddingJob
-
-ITEMS_PER_FILE = 10_000
 
 
 def embedding_job(
@@ -45,35 +42,26 @@ def account(summary: dict[str, Any]) -> str:
 
 
 def build(
+    kind: str,
+    where: str,
     *,
-    videos: str | None,
-    uris: Path | None,
-    segments: Path | None,
-    tars: str | None,
-    root: str | None,
     out: str,
-    clip_s: float | None,
-    segment_s: float,
-    shots: bool,
-    hashed: bool,
-    items_per_file: int,
-    workers: int,
     progress: Progress,
+    root: str | None = None,
+    segment_s: float = 5.0,
+    **how: Any,
 ) -> dict[str, Any]:
     """Write a corpus manifest, or go on with it.
 
     Args:
-        videos, uris, segments, tars: one of them: a folder of videos, a list of addresses, a CSV
-            of segments, a folder of tars.
-        root: what the paths of a list or CSV start at; None: the folder that the file is in.
+        kind: `videos` or `tars`: of a folder of them; `uris`: of a list of addresses; `segments`:
+            of a CSV of segments.
+        where: that folder, its address, or that file.
         out: folder of the manifest, or its address.
-        clip_s: longest clip; None: a video is one clip.
-        segment_s: length of a segment whose line names no end.
-        shots: whether a clip may not reach over a cut.
-        hashed: whether the videos' bytes are hashed.
-        items_per_file: videos of one Parquet file.
-        workers: how many are looked at together.
         progress: told how far it is.
+        root: what the paths of a list or CSV start at; None: the folder that the file is in.
+        segment_s: length of a segment whose line names no end.
+        **how: cutting, items_per_file and workers, as `build_manifest` takes them.
 
     Returns:
         what corpus.json holds.
@@ -84,32 +72,19 @@ def build(
     from selfshot.benchmarks import corpus_build, corpus_items
 
     set_aside: list[tuple[str, str]] = []
-    if videos is not None or tars is not None:
-        address, setting = (videos, "--videos") if videos is not None else (tars, "--tars")
-        assert address is not None
-        here = corpus_items.local_root(address, setting)
-        root = address if here is None else str(here)
-        of = corpus_items.of_videos if videos is not None else corpus_items.of_tars
-        items = of(address, set_aside)
-        made_from = f"{setting[2:]} {root}"
-    else:
-        listed = uris or segments
-        assert listed is not None
-        here = corpus_items.local_root(root or str(listed.absolute().parent), "--root")
-        root = str(root if here is None else here)
-        made_from = f"{'uris' if uris else 'segments'} {listed}"
-        items = (
-            corpus_items.of_uris(listed) if uris else corpus_items.of_segments(listed, segment_s)
-        )
+    folder = where if kind in ("videos", "tars") else root or str(Path(where).absolute().parent)
+    setting = f"--{kind}" if kind in ("videos", "tars") else "--root"
+    here = corpus_items.local_root(folder, setting)
+    items = {
+        "videos": lambda: corpus_items.of_videos(where, set_aside),
+        "tars": lambda: corpus_items.of_tars(where, set_aside),
+        "uris": lambda: corpus_items.of_uris(Path(where)),
+        "segments": lambda: corpus_items.of_segments(Path(where), segment_s, here, set_aside),
+    }[kind]()
+    folder = folder if here is None else str(here)
+    made_from = f"{kind} {folder if kind in ('videos', 'tars') else where}"
     facts = corpus_build.build_manifest(
-        items,
-        root,
-        out,
-        cutting=corpus_build.Cutting(clip_s=clip_s, shots=shots, hashed=hashed),
-        items_per_file=items_per_file,
-        workers=workers,
-        made_from=made_from,
-        on_message=progress.note,
+        items, folder, out, made_from=made_from, on_message=progress.note, **how
     )
     for what, reason in set_aside[:5]:
         progress.note(f"set aside {what}: {reason}")
@@ -150,19 +125,16 @@ def embed(
     Raises:
         UserError: something is not there, or cannot be embedded.
     """
+    from selfshot.benchmarks.corpus import is_manifest
     from selfshot.data.corpus_manifest import open_manifest
     from selfshot.distributed.embedding import embed_corpus
     from selfshot.distributed.session import ray_session
     from selfshot.models.encoders import open_encoder
 
     progress = Progress(1)
-    if _is_folder_of_videos(corpus):
+    if Path(corpus).is_dir() and not is_manifest(Path(corpus)):
         listed = f"{out.rstrip('/')}/manifest"
-        build(
-            videos=corpus, uris=None, segments=None, tars=None, root=None, out=listed, clip_s=None,
-            segment_s=5.0, shots=False, hashed=True, items_per_file=ITEMS_PER_FILE,
-            workers=len(os.sched_getaffinity(0)), progress=progress,
-        )  # fmt: skip
+        build("videos", corpus, out=listed, progress=progress)
         corpus = listed
     manifest = open_manifest(corpus, root)
     opened = open_encoder(encoder)
@@ -190,11 +162,6 @@ def embed(
     if summary["quarantined"]:
         progress.note(f"the reasons are in the column error of the shards in {Path(out)}")
     return summary
-
-
-def _is_folder_of_videos(corpus: str) -> bool:
-    folder = Path(corpus)
-    return folder.is_dir() and next(folder.glob("*.parquet"), None) is None
 
 
 def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, Any]:

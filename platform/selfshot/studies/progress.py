@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.config.printable import printable
+from selfshot.repeating import repeated
 
 EVERY_S = 1.0
 """Between two looks at the logs of workers."""
@@ -103,7 +103,6 @@ def followed(
         notes: print every line, and not only those of stages.
     """
     offsets = {name: _size(folder / f"{name}.log") for name in names}
-    ended = threading.Event()
 
     def read() -> None:
         for name, label in names.items():
@@ -120,17 +119,10 @@ def followed(
                 if notes or text.startswith("["):
                     progress.note(f"{label} | {text}")
 
-    def follow() -> None:
-        while not ended.wait(EVERY_S):
-            read()
-
-    thread = threading.Thread(target=follow, name="logs", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(read, EVERY_S, "logs"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         read()
 
 

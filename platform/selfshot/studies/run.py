@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfshot.benchmarks.inputs import check_corpus
 from selfshot.config.addresses import is_address
-from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
 from selfshot.data.storage import Storage
@@ -64,8 +63,6 @@ class StagePlan:
 def wanted_stages(experiment: Experiment, until: str | None = None) -> list[Stage]:
     """The stages of the experiment, up to one of them and only those that it needs."""
     stages = [stage for stage in STAGES if stage.wanted(experiment)]
-    if isinstance(experiment.benchmark, Yt8mSegments):
-        stages = stages[:1]  # A corpus alone: there is nothing to train on, and nobody asks.
     if until is None:
         return stages
     by_name = {stage.name: stage for stage in stages}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from selfshot.config.benchmarks import Yt8mSegments
 from selfshot.config.schema import BackboneConfig, Experiment
 from selfshot.files import digest_file
 from selfshot.studies.builders import inputs_digest
@@ -136,7 +135,5 @@ def model_settings(experiment: Experiment, *, fuser: bool) -> dict[str, Any]:
         "checkpointing": section.gradient_checkpointing,
     }
     if not section.departures.framed_queries:
-        # A corpus alone has no clips to train on, and no stage asks for this.
-        assert not isinstance(experiment.benchmark, Yt8mSegments)
         model["clip_frames"] = experiment.benchmark.num_frames
     return model

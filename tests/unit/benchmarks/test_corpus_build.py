@@ -198,7 +198,7 @@ def test_lists_and_segments(videos: Path, tmp_path: Path) -> None:
     assert facts["unread"] == 1 and rows["memory://far/none.mp4"]["bytes"] is None
     table = tmp_path / "segments.csv"
     table.write_text("uri,start_s,end_s,source,label\na.mp4,1.5,,one,car\na.mp4,3,4.5,one,car\n")
-    build(of_segments(table, 2.0), videos, tmp_path / "cut")
+    build(of_segments(table, 2.0, videos, []), videos, tmp_path / "cut")
     found = sorted(rows_of(tmp_path / "cut"), key=lambda row: row["start_s"])
     assert [(row["start_s"], row["end_s"]) for row in found] == [(1.5, 3.5), (3.0, 4.5)]
     assert {row["source_id"] for row in found} == {"one"}

@@ -15,7 +15,7 @@ from refusals import refused
 from selfshot import cli
 from selfshot.benchmarks.annotated import read_annotated
 from selfshot.benchmarks.folder import build_folder
-from selfshot.benchmarks.manifest import Benchmark, load_benchmark
+from selfshot.benchmarks.manifest import Benchmark
 from selfshot.data.ytvis import load_annotations
 from selfshot.errors import UserError
 
@@ -278,12 +278,7 @@ class TestFewClips:
     ) -> None:
         world(CLASSES, VIDEOS)
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "c.yaml").write_text(
-            "name: c\nbenchmark: {kind: yt8m_segments, corpus: clips}\n"
-        )
-        assert self._say(capsys, "validate", "c.yaml")[0] == 0
-        assert self._say(capsys, "benchmark", "build", "c.yaml", "--out", "built")[0] == 0
-        assert load_benchmark(tmp_path / "built").counts["corpus_clips"] == 2
+        assert self._say(capsys, "corpus", "build", "--videos", "clips", "--out", "built")[0] == 0
         built = "--set", "benchmark.corpus=built"
         assert self._say(capsys, "validate", _experiment(tmp_path), *built)[0] == 0
         code, said = self._say(

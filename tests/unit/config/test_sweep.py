@@ -219,11 +219,12 @@ class TestBase:
             tmp_path,
             root="name: r\nbenchmark: {kind: sprites, corpus_clips: 99}",
             same="name: s\nbase: root.yaml\nbenchmark: {kind: sprites, height: 40}",
-            other="name: o\nbase: root.yaml\nbenchmark: {kind: yt8m_segments, corpus: c}",
+            other="name: o\nbase: root.yaml\n"
+            "benchmark: {kind: self_vis, corpus: c, annotations: a, frames: f}",
         )
         same = load_experiment(tmp_path / "same.yaml").benchmark
         assert (getattr(same, "corpus_clips", 0), getattr(same, "height", 0)) == (99, 40)
-        assert load_experiment(tmp_path / "other.yaml").benchmark.kind == "yt8m_segments"
+        assert load_experiment(tmp_path / "other.yaml").benchmark.kind == "self_vis"
 
     def test_set_may_name_another_base(self, tmp_path: Path) -> None:
         self.write(

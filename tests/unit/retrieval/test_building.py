@@ -249,14 +249,12 @@ def test_the_factory_follows_size_and_memory() -> None:
         return choose_factory(clips, dim, BuildSettings(**{"kind": "auto"} | given))[0]
 
     assert factory(3000) == factory(237_000, 768) == "Flat"
-    assert factory(10_000_000) == "IVF6721,RaBitQ4"
-    assert factory(10_000_000, memory_gb=0.7) == "IVF6721,RaBitQ2"
-    assert factory(100_000_000) == "IVF6721,RaBitQ2"
-    assert factory(10**9) == "IVF6721,RaBitQ1"
+    assert factory(10_000_000) == factory(100_000_000) == "IVF6721,RaBitQ2"
+    assert factory(10_000_000, memory_gb=0.5) == factory(10**9) == "IVF6721,RaBitQ1"
     assert factory(10_000_000, kind="ivf_pq") == "IVF6721,PQ64"
     assert factory(10_000_000, 768, kind="ivf_pq") == "IVF6721,PQ64"
     assert factory(1000, 72, kind="ivf_pq") == "IVF25,PQ36"
-    assert factory(1, 3, kind="ivf_rabitq") == "IVF1,RaBitQ4"
+    assert factory(1, 3, kind="ivf_rabitq") == "IVF1,RaBitQ2"
     assert factory(1, 3, factory="IVF1,Flat") == "IVF1,Flat"
     with pytest.raises(UserError, match="memory_gb"):
         factory(10**8, kind="flat")

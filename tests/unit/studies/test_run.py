@@ -250,18 +250,6 @@ def test_a_plan_does_not_start_the_engine(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_a_corpus_alone_has_no_other_stage(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "one.mp4").write_bytes(b"one")
-    corpus = f"benchmark={{kind: yt8m_segments, corpus: {tmp_path / 'clips'}}}"
-    assert list(keys(tmp_path, corpus)) == ["benchmark"]
-    before = keys(tmp_path, corpus)
-    (tmp_path / "clips" / "two.mp4").write_bytes(b"two")
-    assert keys(tmp_path, corpus) != before
-    with refused():
-        keys(tmp_path, corpus, until="vis")
-
-
 def test_rows_of_the_table(tmp_path: Path) -> None:
     overrides = [f"output={tmp_path}", "supports.shots=[1, 5]", "supports.extra=[0, 5]"]
     rows = table_rows(load_experiment(TOY, overrides))

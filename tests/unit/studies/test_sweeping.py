@@ -129,8 +129,9 @@ def test_files_are_walked_over_once_for_all_trials(
     monkeypatch.setattr(builders, "_walked_digest", lambda e: walks.append(1) or walk(e))
     plan = planned(
         tmp_path / "runs",
-        f"benchmark={{kind: yt8m_segments, corpus: {tmp_path / 'clips'}}}",
-        "sweep.over={benchmark.segment_s: [1.0, 2.0]}", "sweep.until=benchmark", "sweep.repeat=3",
+        f"benchmark={{kind: self_vis, annotations: {tmp_path / 'clips' / 'one.mp4'},"
+        f" frames: {tmp_path / 'clips'}, corpus: {tmp_path / 'clips'}}}",
+        "sweep.over={benchmark.val_share: [0.4, 0.5]}", "sweep.until=benchmark", "sweep.repeat=3",
     )  # fmt: skip
     assert len(plan.trials) == 6 and len(walks) == 2 and len(plan.digests) == 2
 

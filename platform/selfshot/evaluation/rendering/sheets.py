@@ -96,25 +96,23 @@ def framed(picture: Image.Image, right: bool | None, label: str = "") -> Image.I
 
 def beside(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
     """Pictures from left to right, their upper sides in line."""
-    width = sum(picture.width for picture in pictures) + gap * max(len(pictures) - 1, 0)
-    height = max((picture.height for picture in pictures), default=0)
-    whole = Image.new("RGB", (width, height), GROUND)
-    left = 0
-    for picture in pictures:
-        whole.paste(picture, (left, 0))
-        left += picture.width + gap
-    return whole
+    return _lined_up(pictures, gap, 0)
 
 
 def below(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
     """Pictures from top to bottom, their left sides in line."""
-    height = sum(picture.height for picture in pictures) + gap * max(len(pictures) - 1, 0)
-    width = max((picture.width for picture in pictures), default=0)
-    whole = Image.new("RGB", (width, height), GROUND)
-    top = 0
+    return _lined_up(pictures, gap, 1)
+
+
+def _lined_up(pictures: Sequence[Image.Image], gap: int, axis: int) -> Image.Image:
+    """Along the width (axis 0) or the height (1)."""
+    size = [max((picture.size[i] for picture in pictures), default=0) for i in (0, 1)]
+    size[axis] = sum(picture.size[axis] for picture in pictures) + gap * max(len(pictures) - 1, 0)
+    whole = Image.new("RGB", (size[0], size[1]), GROUND)
+    place = [0, 0]
     for picture in pictures:
-        whole.paste(picture, (0, top))
-        top += picture.height + gap
+        whole.paste(picture, (place[0], place[1]))
+        place[axis] += picture.size[axis] + gap
     return whole
 
 
