@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
+import math
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ import typer
 from selfshot import __version__
 from selfshot.cli.stopping import stopping
 from selfshot.config.printable import printable
-from selfshot.errors import Reported, full_disk, reported_error
+from selfshot.errors import Reported, UserError, full_disk, reported_error
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 130
@@ -42,6 +44,58 @@ app.add_typer(cluster_app, name="cluster")
 
 ExperimentFile = Annotated[
     Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment's file.")
+]
+OptionalExperiment = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[EXPERIMENT.yaml]",
+        help="An experiment's file; the stages before are run if need be. Leave it out with the "
+        "options of a corpus by itself.",
+    ),
+]
+DEFAULT_ENCODER = "efficientnet_lite0"
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="NAME|FOLDER",
+        help=f"Without an experiment: a named encoder, or a trained one's. [{DEFAULT_ENCODER}]",
+    ),
+]
+
+
+class Format(enum.StrEnum):
+    """What is written for each video."""
+
+    MP4 = "mp4"
+    GIF = "gif"
+    PNG = "png"
+
+
+def _checked(name: str, allowed: str, fits: Callable[[float], bool]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise UserError(f"{name}: {value:g} is not allowed ({allowed})")
+        return value
+
+    return check
+
+
+Formats = Annotated[
+    list[Format] | None,
+    typer.Option("--format", help="Repeatable; mp4 and png by default. png: contact sheet."),
+]
+_finite = _checked("--min-score", "a finite number", math.isfinite)
+_positive = _checked("--top", "an integer ≥ 1", lambda value: value >= 1)
+_rate = _checked("--fps", "0.01 to 240 frames a second", lambda value: 0.01 <= value <= 240)
+MinScore = Annotated[
+    float, typer.Option(metavar="S", callback=_finite, help="Leave weaker predictions out.")
+]
+Top = Annotated[
+    int, typer.Option(metavar="N", callback=_positive, help="Predictions of a video at most.")
+]
+Fps = Annotated[
+    float, typer.Option(metavar="F", callback=_rate, help="Frames a second of mp4 and gif.")
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -8,11 +8,17 @@ from typing import Annotated
 
 import typer
 
-from selfshot.cli.app import Overrides, Resume, app, corpus_app
-from selfshot.cli.experiments import run_until
+from selfshot.cli.app import (
+    DEFAULT_ENCODER,
+    EncoderName,
+    OptionalExperiment,
+    Overrides,
+    Resume,
+    app,
+    corpus_app,
+)
+from selfshot.cli.experiments import loose_settings, refuse_beside, run_until
 from selfshot.errors import UserError
-
-DEFAULT_ENCODER = "efficientnet_lite0"
 
 
 @corpus_app.command("build")
@@ -107,14 +113,7 @@ def build_command(
 
 @app.command("embed")
 def embed_command(
-    experiment: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[EXPERIMENT.yaml]",
-            help="An experiment's file: its corpus and its encoder; the stages before are run if "
-            "need be. Leave it out with --corpus.",
-        ),
-    ] = None,
+    experiment: OptionalExperiment = None,
     corpus: Annotated[
         str | None,
         typer.Option(
@@ -130,14 +129,7 @@ def embed_command(
             "--out", metavar="FOLDER", help="Of --corpus: where the shards go; or an address."
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder",
-            metavar="NAME|FOLDER",
-            help=f"Of --corpus: a named encoder, or a trained one's folder. [{DEFAULT_ENCODER}]",
-        ),
-    ] = None,
+    encoder: EncoderName = None,
     root: Annotated[
         str | None,
         typer.Option(
@@ -183,12 +175,7 @@ def embed_command(
         "--retry-quarantined": retry_quarantined or None,
     }
     if experiment is not None:
-        given = [name for name, value in {"--corpus": corpus, **of_corpus}.items() if value]
-        if given:
-            raise UserError(
-                f"{given[0]}: does not go with an experiment's file, here {experiment}; give "
-                "either the file, with --set for its settings, or --corpus and --out"
-            )
+        refuse_beside(experiment, {"--corpus": corpus, **of_corpus}, "--corpus and --out")
         run_until(experiment, overrides, resume, until="embeddings")
         return
     if corpus is None or out is None:
@@ -196,17 +183,7 @@ def embed_command(
             f"{'--out' if corpus else '--corpus'}: missing (allowed: selfshot embed "
             "EXPERIMENT.yaml, or selfshot embed --corpus MANIFEST --out FOLDER)"
         )
-    from selfshot.config.load import parse_experiment
-
-    changes = [*(overrides or ())]
-    for change in changes:
-        if change.partition(".")[0] not in ("embedding", "compute"):
-            raise UserError(
-                f"--set {change}: with --corpus only settings of embedding and compute are read"
-            )
-    if address is not None:
-        changes.append(f"compute.address={address}")
-    settings = parse_experiment("name: embed", "the defaults", changes)
+    settings = loose_settings("embed", ("embedding", "compute"), overrides, "--corpus", address)
     frame = _frame_size(size)
     from selfshot.studies.corpus import embed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,6 +64,35 @@ def check_resume(experiment: Experiment, path: Path, resume: bool) -> None:
             f"--resume: no stage of {path} is begun in {experiment.output}; leave --resume out "
             "to start it, or check --set and output, which decide what counts as the same run"
         )
+
+
+def refuse_beside(experiment: Path, options: Mapping[str, object], instead: str) -> None:
+    """Refuse options that do not go with an experiment's file."""
+    for name, value in options.items():
+        if value:
+            raise UserError(
+                f"{name}: does not go with an experiment's file, here {experiment}; give either "
+                f"the file, with --set for its settings, or {instead}"
+            )
+
+
+def loose_settings(
+    name: str,
+    sections: Collection[str],
+    overrides: Sequence[str] | None,
+    option: str,
+    address: str | None = None,
+) -> Experiment:
+    """The defaults with changes, of which only some sections are read."""
+    from selfshot.config.load import parse_experiment
+
+    for change in overrides or ():
+        if change.partition(".")[0] not in sections:
+            raise UserError(
+                f"--set {change}: with {option} only settings of {' and '.join(sections)} are read"
+            )
+    joined = [] if address is None else [f"compute.address={address}"]
+    return parse_experiment(f"name: {name}", "the defaults", [*(overrides or ()), *joined])
 
 
 @app.command("run")

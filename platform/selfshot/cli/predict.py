@@ -8,9 +8,17 @@ from typing import Annotated
 
 import typer
 
-from selfshot.cli.app import ExperimentFile, Overrides, app
+from selfshot.cli.app import (
+    ExperimentFile,
+    Format,
+    Formats,
+    Fps,
+    MinScore,
+    Overrides,
+    Top,
+    app,
+)
 from selfshot.cli.experiments import opened
-from selfshot.cli.show import Format
 from selfshot.errors import UserError
 
 
@@ -44,15 +52,10 @@ def predict(
         int | None,
         typer.Option("--overlap", min=1, help="Frames that consecutive windows share at least."),
     ] = None,
-    min_score: Annotated[
-        float, typer.Option("--min-score", min=0, max=1, help="Of a track, to be kept and drawn.")
-    ] = 0.1,
-    top: Annotated[int, typer.Option("--top", min=1, help="Tracks that are drawn at most.")] = 5,
-    fps: Annotated[float, typer.Option("--fps", min=0.1, max=240, help="Of the video.")] = 8.0,
-    formats: Annotated[
-        list[Format] | None,
-        typer.Option("--format", help="Of the pictures; repeatable. Else mp4 and png."),
-    ] = None,
+    min_score: MinScore = 0.1,
+    top: Top = 5,
+    fps: Fps = 8.0,
+    formats: Formats = None,
     attention: Annotated[
         bool,
         typer.Option("--attention", help="Draw where the first window's instances look, too."),

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from selfshot.cli.app import Overrides, app
-from selfshot.cli.corpus import DEFAULT_ENCODER
+from selfshot.cli.app import DEFAULT_ENCODER, EncoderName, OptionalExperiment, Overrides, app
 from selfshot.cli.experiments import opened
 from selfshot.config.printable import printable
 from selfshot.errors import UserError
@@ -17,14 +16,7 @@ from selfshot.errors import UserError
 
 @app.command()
 def search(
-    experiment: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[EXPERIMENT.yaml]",
-            help="A finished experiment: its encoder, its index, its corpus. Leave it out with "
-            "--index.",
-        ),
-    ] = None,
+    experiment: OptionalExperiment = None,
     query: Annotated[
         list[Path] | None,
         typer.Option(
@@ -35,14 +27,7 @@ def search(
         Path | None,
         typer.Option("--index", metavar="FOLDER", help="As selfshot index --embeddings made it."),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder",
-            metavar="NAME|FOLDER",
-            help=f"Of --index: what embedded the corpus. [{DEFAULT_ENCODER}]",
-        ),
-    ] = None,
+    encoder: EncoderName = None,
     corpus: Annotated[
         str | None,
         typer.Option(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import enum
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfshot.cli.app import app
+from selfshot.cli.app import Format, Formats, Fps, MinScore, Top, app
 from selfshot.cli.reading import bars
 from selfshot.config.printable import printable
 from selfshot.errors import UserError
@@ -20,14 +18,6 @@ from selfshot.errors import UserError
 if TYPE_CHECKING:
     from selfshot.benchmarks.manifest import Benchmark
     from selfshot.data.ytvis import Annotations
-
-
-class Format(enum.StrEnum):
-    """What is written for each video."""
-
-    MP4 = "mp4"
-    GIF = "gif"
-    PNG = "png"
 
 
 @app.command()
@@ -63,27 +53,12 @@ def show(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where pictures are written.")
     ] = Path("shown"),
-    formats: Annotated[
-        list[Format] | None,
-        typer.Option("--format", help="Repeatable; mp4 and png by default. png: contact sheet."),
-    ] = None,
-    min_score: Annotated[
-        float, typer.Option("--min-score", metavar="S", help="Leave weaker predictions out.")
-    ] = 0.0,
-    top: Annotated[
-        int, typer.Option("--top", metavar="N", help="Predictions of a video at most.")
-    ] = 5,
-    fps: Annotated[
-        float, typer.Option("--fps", metavar="F", help="Frames a second of mp4 and gif.")
-    ] = 6.0,
+    formats: Formats = None,
+    min_score: MinScore = 0.0,
+    top: Top = 5,
+    fps: Fps = 6.0,
 ) -> None:
     """Draw annotations and results over their frames: videos, contact sheets and a page."""
-    if not math.isfinite(min_score):
-        raise UserError(f"--min-score: {min_score} is not allowed (a finite number)")
-    if top < 1:
-        raise UserError(f"--top: {top} is not allowed (an integer ≥ 1)")
-    if not 0.01 <= fps <= 240:
-        raise UserError(f"--fps: {fps:g} is not allowed (0.01 to 240 frames a second)")
     source, frames_root, manifest = _sources(annotations, frames, benchmark, supports)
     if results is not None and not results.is_file():
         raise UserError(f"--results: {results} is no file (allowed: a YouTube-VIS JSON)")
