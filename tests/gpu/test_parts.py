@@ -42,7 +42,7 @@ MASK_RCNN: dict[str, Any] = {
     "model": {
         "num_instances": 3, "channels": 8, "hidden": 12, "mask_layers": 1, "box_size": 3,
         "mask_size": 6, "anchor_scales": [2, 4], "proposals": 12, "samples": 8,
-        "min_score": 0.0, "max_overlap": 0.5, "min_likeness": 0.2,
+        "min_score": 0.0, "max_overlap": 0.5, "min_similarity": 0.2,
     },
 }  # fmt: skip
 

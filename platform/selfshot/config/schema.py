@@ -27,7 +27,7 @@ from selfshot.config.optimiser import Optimiser
 from selfshot.config.retrieval import IndexConfig
 from selfshot.config.studies import SweepConfig
 from selfshot.config.supports import KindName, SupportsConfig
-from selfshot.config.vis import DeparturesConfig, MaskRcnnConfig, ValidationConfig
+from selfshot.config.vis import MaskRcnnConfig, ValidationConfig, VariantsConfig
 
 
 class BackboneConfig(Section):
@@ -120,7 +120,7 @@ class VisConfig(Section):
     mask_channels: Annotated[int, Field(ge=4, multiple_of=4)] = Field(
         16, description="channels of a mask feature"
     )
-    departures: DeparturesConfig = DeparturesConfig()
+    variants: VariantsConfig = VariantsConfig()
     mask_rcnn: MaskRcnnConfig = MaskRcnnConfig()
     query_positions: bool = True
     support_positions: bool = True

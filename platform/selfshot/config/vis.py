@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfshot.config.benchmarks import PAIRED_SUPPORTS
 from selfshot.config.fields import Count, Positive, Section, Share
 
 
-class DeparturesConfig(Section):
-    """Departures of the VIS transformer from the paper; with all of them off it is the paper's."""
+class VariantsConfig(Section):
+    """What the transformer does otherwise than the paper; with all off it is the paper's own.
 
-    likeness: bool = Field(True, description="query tokens are told their likeness to supports")
-    sinks: bool = Field(True, description="the fuser's attentions have a learned sink")
-    identity_start: bool = Field(True, description="the fuser's Q and K start as the identity")
-    common_class: bool = Field(True, description="a head for the common class, with its loss")
-    guide: bool = Field(True, description="the decoder starts at reference tracks on its map")
-    box_corrections: bool = Field(True, description="boxes correct those of the guide")
-    framed_queries: bool = Field(True, description="n instance queries with a code of the frame")
-    queries_start: bool = Field(True, description="the decoder starts from them, not from zeros")
-    located_values: bool = Field(True, description="positions are in the decoder's values too")
-    score_maps: bool = Field(True, description="attention maps are left before their softmax")
-    fine_masks: bool = Field(True, description="masks at the finer features' resolution")
-    box_places: bool = Field(True, description="pixels are told their place in the box")
-    short_context: bool = Field(True, description="E_q and 𝓕 are reduced before mask features")
-    short_volume: bool = Field(True, description="the third 3-D convolution gives the logits")
+    docs/paper.md says of each part why it is there.
+    """
 
-    @model_validator(mode="after")
-    def _what_needs_what(self) -> DeparturesConfig:
-        for one, other in (("guide", "common_class"), ("box_corrections", "guide")):
-            if getattr(self, one) and not getattr(self, other):
-                raise ValueError(f"{one}: true needs {other}: true; turn {one} off too")
-        return self
+    fuser: bool = Field(
+        True,
+        description="query tokens receive their similarity to the supports' prototypes; the "
+        "fuser's attentions have a learned sink, and their Q and K start as the identity",
+    )
+    attention_prior: bool = Field(
+        True,
+        description="a head for the common class, with its loss; the decoder's attention starts "
+        "at reference tracks on its map, and boxes correct those that this implies",
+    )
+    queries: bool = Field(
+        True,
+        description="n instance queries with a code of the frame in place of n·T; the decoder "
+        "starts from them, and positions are in its values too",
+    )
+    segmenter: bool = Field(
+        True,
+        description="masks at the finer features' resolution, of attention scores before their "
+        "softmax and of places in the box, by smaller convolutions",
+    )
 
 
 class MaskRcnnConfig(Section):
@@ -51,7 +53,7 @@ class MaskRcnnConfig(Section):
     samples: Count = Field(32, description="of them that are learned from")
     min_score: Share = Field(0.05, description="of a detection in a frame")
     max_overlap: Share = Field(0.5, description="IoU above which the weaker detection is dropped")
-    min_likeness: Annotated[float, Field(ge=-0.5, le=1.0)] = Field(
+    min_similarity: Annotated[float, Field(ge=-0.5, le=1.0)] = Field(
         0.5, description="of detections in two frames, to be one track"
     )
 

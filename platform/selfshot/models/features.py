@@ -18,9 +18,9 @@ class ClipFeatures:
     Attributes:
         tokens: E, (B, T·h·w, d), frames one after another.
         directions: the backbone's own tokens at length 1, and beside them its finer features,
-            averaged over each token, at length 1; (B, T·h·w, d + c). None without likeness.
+            averaged over each token, at length 1; (B, T·h·w, d + c). None without similarity.
         prototype: the mean of each over what the backbone takes for foreground, at length 1,
-            (B, d + c). None without likeness.
+            (B, d + c). None without similarity.
         fine: finer features (B, T, c, H / s, W / s).
         shape: (T, h, w).
         frame_size: height and width of a frame in pixels, where the method asks.
@@ -66,7 +66,7 @@ class SupportFeatures:
 
     Attributes:
         tokens: E_s, (B, k, T·h·w, d).
-        prototypes: of each support, (B, k, d + c). None without likeness.
+        prototypes: of each support, (B, k, d + c). None without similarity.
         padding_mask: (B, k, T·h·w), true where a shorter clip has no token; none: nowhere.
     """
 

@@ -11,9 +11,13 @@ from selfshot.models.checkpointing import call
 IDENTITY_GAIN = 1.5
 """Start of Q and K in cross-attention: like attends to like before anything is learned."""
 
-
 SINK_SCORE = 6.0
 """Start of the sink's score, between those of like and unlike features at that gain."""
+
+
+def attention_start(*, variant: bool) -> dict[str, float]:
+    """How a fuser's attention starts: from the identity and with a sink, or as the paper's."""
+    return {"identity_gain": IDENTITY_GAIN, "sink_score": SINK_SCORE} if variant else {}
 
 
 class FuserLayer(nn.Module):
@@ -30,15 +34,11 @@ class FuserLayer(nn.Module):
         ffn_dim: int,
         dropout: float,
         *,
-        sinks: bool = True,
-        identity_start: bool = True,
+        variant: bool = True,
     ) -> None:
-        """Build it; see `Departures` for the two switches."""
+        """Build it; with `variant` its attentions start as the identity and have a sink."""
         super().__init__()
-        start = {
-            "identity_gain": IDENTITY_GAIN if identity_start else None,
-            "sink_score": SINK_SCORE if sinks else None,
-        }
+        start = attention_start(variant=variant)
         self.query_from_support = MultiHeadAttention(dim, heads, **start)
         self.support_from_query = MultiHeadAttention(dim, heads, **start)
         self.fuse = MultiHeadAttention(dim, heads, **start)
@@ -85,17 +85,13 @@ class QuerySupportFuser(nn.Module):
         layers: int,
         dropout: float,
         *,
-        sinks: bool = True,
-        identity_start: bool = True,
+        variant: bool = True,
     ) -> None:
-        """Build it; see `Departures` for the two switches."""
+        """Build it; see `FuserLayer`."""
         super().__init__()
         self.checkpointing = False
         self.layers = nn.ModuleList(
-            FuserLayer(
-                dim, heads, ffn_dim, dropout, sinks=sinks, identity_start=identity_start
-            )
-            for _ in range(layers)
+            FuserLayer(dim, heads, ffn_dim, dropout, variant=variant) for _ in range(layers)
         )
 
     def forward(

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import deform_conv2d
 
-from selfshot.models.departures import Departures
 from selfshot.models.precision import convolution_autocast
 
 
@@ -55,7 +54,8 @@ class InstanceSegmenter(nn.Module):
         *,
         channels: int = 16,
         deformable: bool,
-        departures: Departures = Departures(),
+        common: bool = True,
+        variant: bool = True,
     ) -> None:
         """Build it.
 
@@ -65,28 +65,30 @@ class InstanceSegmenter(nn.Module):
             fine_channels: channels of the backbone's finer features.
             channels: a, channels of a mask feature; a multiple of 4.
             deformable: see `MaskConvolution`.
-            departures: see there.
+            common: the map of the common class is read as well.
+            variant: two resolutions, attention maps before their softmax, each pixel's place in
+                the box, and a 1×1 convolution before the mask features; without it A.3's own.
         """
         super().__init__()
-        self.heads, self.departures = heads, departures
+        self.heads, self.variant = heads, variant
         self.instance_projection = nn.Linear(dim, dim)
         self.pixel_projection = nn.Conv2d(dim, dim, 1)
-        pixels = 2 * dim + departures.common_class
-        shared = 2 * channels if departures.short_context else pixels
+        pixels = 2 * dim + common
+        shared = 2 * channels if variant else pixels
         self.context = (
-            nn.Conv2d(pixels, shared, 1) if departures.short_context else nn.Identity()
+            nn.Conv2d(pixels, shared, 1) if variant else nn.Identity()
         )
-        if departures.fine_masks:
+        if variant:
             self.fine = nn.Conv2d(fine_channels, shared, 1)
             self.fine_pixels = nn.Conv2d(shared, dim, 3, padding=1)
-        maps = (2 if departures.fine_masks else 1) * heads + 2 * departures.box_places
+        maps = (2 if variant else 1) * heads + 2 * variant
         self.mask_convolution = MaskConvolution(maps + shared, channels, deformable=deformable)
         self.norm = nn.GroupNorm(4, channels)
         self.volume = nn.Sequential(
             nn.Conv3d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU(True),
             nn.Conv3d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU(True),
         )  # fmt: skip
-        if departures.short_volume:
+        if variant:
             self.volume.append(nn.Conv3d(channels, 1, 3, padding=1))
         else:
             self.volume.extend(
@@ -136,7 +138,7 @@ class InstanceSegmenter(nn.Module):
             parts.append(common.flatten(0, 1)[:, None])
         context = self.context(torch.cat(parts, 1))
         size = context.shape[-2:]
-        if self.departures.fine_masks:
+        if self.variant:
             fine_frames = fine.flatten(0, 1)
             size = fine_frames.shape[-2:]
             context = functional.interpolate(
@@ -145,10 +147,10 @@ class InstanceSegmenter(nn.Module):
             context = functional.relu(context + self.fine(fine_frames))
         queries = self.instance_projection(instances).unflatten(-1, (self.heads, -1))
         pixels = [self.pixel_projection(located.flatten(0, 1))]
-        if self.departures.fine_masks:
+        if self.variant:
             pixels.append(self.fine_pixels(context))
         maps = [self._map(self.attention_scores(queries, x), size) for x in pixels]
-        if self.departures.box_places:
+        if self.variant:
             maps.append(_box_coordinates(boxes_cxcywh, *size))
         shared = context[:, None].expand(-1, num_instances, -1, -1, -1).flatten(0, 1)
         features = torch.cat([*maps, shared], 1)
@@ -159,7 +161,7 @@ class InstanceSegmenter(nn.Module):
         return logits.float().squeeze(1).unflatten(0, (batch, num_instances))
 
     def _map(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        if not self.departures.score_maps:
+        if not self.variant:
             scores = scores.flatten(2).softmax(-1).view_as(scores)
         if scores.shape[-2:] == size:
             return scores

@@ -10,9 +10,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfshot.config.vis import VariantsConfig
+from selfshot.models.attention_prior import attention_prior, prior_boxes, reference_tracks
 from selfshot.models.backbone import Backbone
 from selfshot.models.checkpointing import call
-from selfshot.models.departures import Departures
 from selfshot.models.features import (
     ClipFeatures,
     SupportFeatures,
@@ -23,8 +24,6 @@ from selfshot.models.features import (
     with_padding,
 )
 from selfshot.models.fuser import QuerySupportFuser
-from selfshot.models.guide import guide_bias, reference_boxes
-from selfshot.models.references import reference_tracks
 from selfshot.models.segmenter import InstanceSegmenter
 from selfshot.models.transformer import SpatioTemporalDecoder, SpatioTemporalEncoder
 from selfshot.models.vis_model import VisModel
@@ -33,7 +32,7 @@ from selfshot.ops.positions import sine_positions
 FRAMES_AT_ONCE = 16
 """Frames whose activations are computed again together, with gradient checkpointing."""
 
-LIKENESS_CENTRE, LIKENESS_SCALE = (0.4, 0.6), (0.2, 0.14)
+SIMILARITY_CENTRE, SIMILARITY_SCALE = (0.4, 0.6), (0.2, 0.14)
 """Bring cosines of pretrained tokens, and of finer features, to about unit deviation."""
 
 
@@ -58,7 +57,7 @@ class SelfShotVIS(VisModel):
         support_positions: bool,
         fuser: bool = True,
         mask_channels: int = 16,
-        departures: Mapping[str, bool] | None = None,
+        variants: Mapping[str, bool] | None = None,
         clip_frames: int | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -75,31 +74,28 @@ class SelfShotVIS(VisModel):
             query_positions, support_positions: add positions in the encoder (Table 9).
             fuser: False removes stage 2, and with it every use of supports (Table 3).
             mask_channels: a, channels of a mask feature.
-            departures: switches of `Departures`; those that are not named are on.
+            variants: of `VariantsConfig`; those that are not named are on.
             clip_frames: T, frames of a query clip at most; only without framed queries.
             checkpointing: compute activations again instead of keeping them for the gradient.
         """
         super().__init__()
         dim = backbone.dim
-        own = self.departures = Departures(**(departures or {}))
+        own = self.variants = VariantsConfig(**(variants or {}))
         self.dim, self.num_instances = dim, num_instances
         self.query_positions, self.support_positions = query_positions, support_positions
         self.checkpointing = checkpointing
         self.backbone = backbone
         self.encoder = SpatioTemporalEncoder(dim, heads, ffn_dim, encoder_layers, dropout)
         self.fuser = (
-            self.fuser_class(
-                dim, heads, ffn_dim, fuser_layers, dropout,
-                sinks=own.sinks, identity_start=own.identity_start,
-            )
+            self.fuser_class(dim, heads, ffn_dim, fuser_layers, dropout, variant=own.fuser)
             if fuser
             else None
-        )  # fmt: skip
+        )
         self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
         for stage in (self.encoder, self.fuser, self.decoder):
             if stage is not None:
                 stage.checkpointing = checkpointing  # type: ignore[assignment]
-        if own.framed_queries:
+        if own.queries:
             self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
         else:
             assert clip_frames is not None, "n·T instance queries need T"
@@ -109,25 +105,27 @@ class SelfShotVIS(VisModel):
         self.box_head = nn.Sequential(
             nn.Linear(dim, dim), nn.ReLU(True), nn.Linear(dim, dim), nn.ReLU(True), last
         )
-        self.object_head = nn.Linear(dim, 1) if own.likeness else None
-        self.likeness_embedding = nn.Linear(4, dim) if own.likeness else None
-        self.likeness_head = nn.Linear(4, 1) if own.likeness and own.common_class else None
-        self.common_head = nn.Linear(dim, 1) if own.common_class else None
-        if own.box_corrections:
+        prior = own.attention_prior
+        self.object_head = nn.Linear(dim, 1) if own.fuser else None
+        self.similarity_embedding = nn.Linear(4, dim) if own.fuser else None
+        self.similarity_head = nn.Linear(4, 1) if own.fuser and prior else None
+        self.common_head = nn.Linear(dim, 1) if prior else None
+        if prior:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.reference_embedding = nn.Linear(5, dim) if own.guide else None
-        self.common_embedding = nn.Parameter(torch.randn(dim)) if own.common_class else None
+        self.reference_embedding = nn.Linear(5, dim) if prior else None
+        self.common_embedding = nn.Parameter(torch.randn(dim)) if prior else None
         self.segmenter = InstanceSegmenter(
             dim, heads, backbone.fine_channels,
-            channels=mask_channels, deformable=deformable, departures=own,
+            channels=mask_channels, deformable=deformable,
+            common=prior, variant=own.segmenter,
         )  # fmt: skip
 
     @property
     def mask_stride(self) -> int:
         """Pixels of a frame to a cell of the mask logits."""
         return (
-            self.backbone.fine_stride if self.departures.fine_masks else self.backbone.token_stride
+            self.backbone.fine_stride if self.variants.segmenter else self.backbone.token_stride
         )
 
     @property
@@ -138,10 +136,10 @@ class SelfShotVIS(VisModel):
     def _positions(self, shape: tuple[int, int, int], like: Tensor) -> Tensor:
         return sine_positions(*shape, self.dim).flatten(0, 2)[None].to(like)
 
-    def _likeness(
+    def _similarity(
         self, query: ClipFeatures, support: SupportFeatures
     ) -> Float[Tensor, "batch pixels 4"]:
-        """How like each query pixel is to the supports' prototypes: mean and best cosine.
+        """Cosines of each query pixel with the supports' prototypes: the mean and the best.
 
         Of tokens, which know the seen classes, and of finer features, which know parts and
         edges: on unseen classes each sees what the other misses. The mean is a consensus: what
@@ -149,17 +147,17 @@ class SelfShotVIS(VisModel):
         """
         assert query.directions is not None and support.prototypes is not None
         sizes = [self.dim, self.backbone.fine_channels]
-        likeness = []
+        similarity = []
         for directions, prototypes, centre, scale in zip(
             query.directions.split(sizes, -1),
             support.prototypes.split(sizes, -1),
-            LIKENESS_CENTRE,
-            LIKENESS_SCALE,
+            SIMILARITY_CENTRE,
+            SIMILARITY_SCALE,
             strict=True,
         ):
             cosines = (directions @ prototypes.transpose(1, 2) - centre) / scale
-            likeness += [cosines.mean(-1), cosines.amax(-1)]
-        return torch.stack(likeness, -1)
+            similarity += [cosines.mean(-1), cosines.amax(-1)]
+        return torch.stack(similarity, -1)
 
     def encode(
         self, frames: UInt8[Tensor, "batch time height width 3"], *, is_support: bool
@@ -204,7 +202,7 @@ class SelfShotVIS(VisModel):
         positions = self._positions(shape, flat) if wanted else None
         encoded = self.encoder(flat, positions)
         # Only a query's are read, at a stride that makes them large; an empty copy frees them.
-        read = self.departures.fine_masks and not is_support
+        read = self.variants.segmenter and not is_support
         fine_clips = fine.unflatten(0, (batch, time)) if read else fine.new_empty(batch, 0)
         if self.object_head is None:
             return ClipFeatures(encoded, None, None, fine_clips, shape)
@@ -275,18 +273,18 @@ class SelfShotVIS(VisModel):
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens 1"] | None]:
         """Stage 2: 𝓕, and the logits of the common class."""
         encoded = query.tokens
-        likeness = None
+        similarity = None
         if self.fuser is None:
             fused = encoded
         else:
             told = encoded
-            if self.likeness_embedding is not None:
-                likeness = (
+            if self.similarity_embedding is not None:
+                similarity = (
                     encoded.new_zeros(*encoded.shape[:2], 4)
                     if support is None
-                    else self._likeness(query, support)
+                    else self._similarity(query, support)
                 )
-                told = encoded + self.likeness_embedding(likeness)
+                told = encoded + self.similarity_embedding(similarity)
             sources, count = encoded[:, :0], 1
             if support is not None:
                 sources, count = support.tokens.flatten(1, 2), support.tokens.shape[1]
@@ -300,8 +298,8 @@ class SelfShotVIS(VisModel):
         if self.common_head is None:
             return fused, None
         common = self.common_head(fused)
-        if likeness is not None and self.likeness_head is not None:
-            common = common + self.likeness_head(likeness)
+        if similarity is not None and self.similarity_head is not None:
+            common = common + self.similarity_head(similarity)
         return fused, common
 
     def predict(self, query: ClipFeatures, support: SupportFeatures | None) -> dict[str, Any]:
@@ -324,13 +322,13 @@ class SelfShotVIS(VisModel):
         if common is not None:
             common_map = common.reshape(len(fused), *query.shape)
         queries, bias, reference = self._instance_queries(query.shape, common_map, fused)
-        memory, values = fused + positions, None if self.departures.located_values else fused
+        memory, values = fused + positions, None if self.variants.queries else fused
         if common is not None and self.common_embedding is not None:
             shown = common.sigmoid() * self.common_embedding
             memory = memory + shown
             values = None if values is None else values + shown
         decoded = self.decoder(
-            queries, memory, bias, values, from_zeros=not self.departures.queries_start
+            queries, memory, bias, values, from_zeros=not self.variants.queries
         )
         layers = []
         for features in decoded:
@@ -361,16 +359,14 @@ class SelfShotVIS(VisModel):
 
     def segmenter_pixels(self, tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """Tokens as the segmenter's attention maps are taken from them."""
-        return (
-            tokens + self._positions(shape, tokens) if self.departures.located_values else tokens
-        )
+        return tokens + self._positions(shape, tokens) if self.variants.queries else tokens
 
     def _instance_queries(
         self, shape: tuple[int, int, int], common_map: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The n·T instance queries, and with the guide its bias and the logits of its boxes."""
+        """The n·T instance queries, their attention prior, and the logits of its boxes."""
         time = shape[0]
-        if self.departures.framed_queries:
+        if self.variants.queries:
             codes = sine_positions(time, 1, 1, self.dim)[:, 0, 0].to(like)
             queries = self.instance_queries[:, None] + codes
         else:
@@ -378,15 +374,14 @@ class SelfShotVIS(VisModel):
             queries = self.instance_queries[:, :time]
         if self.reference_embedding is None:
             return queries.flatten(0, 1).expand(len(like), -1, -1), None, None
-        assert common_map is not None, "the guide reads the map of the common class"
+        assert common_map is not None, "the prior reads the map of the common class"
         given = common_map.detach()
         centres, mass = reference_tracks(given.sigmoid(), self.num_instances)
-        bias = guide_bias(given, centres)
-        boxes = reference_boxes(bias, shape)
+        bias = attention_prior(given, centres)
+        boxes = prior_boxes(bias, shape)
         evidence = torch.cat([boxes, mass[..., None].log1p()], -1)
         queries = (queries + self.reference_embedding(evidence)).flatten(1, 2)
-        start = boxes.clamp(0.02, 0.98).logit() if self.departures.box_corrections else None
-        return queries, bias, start
+        return queries, bias, boxes.clamp(0.02, 0.98).logit()
 
 
 def masks_at(mask_logits: Tensor, height: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ from selfshot.ops.boxes import giou
 ABSENT = -1
 
 
-def likeness(
+def similarity(
     boxes_xyxy: Float[Tensor, "tracks 4"],
     features: Float[Tensor, "tracks channels"],
     other_boxes_xyxy: Float[Tensor, "detections 4"],
@@ -38,19 +38,19 @@ def chain_detections(
     features: Sequence[Float[Tensor, "_ channels"]],
     *,
     most: int,
-    min_likeness: float,
+    min_similarity: float,
 ) -> Int[np.ndarray, "most time"]:
     """Tracks of a clip's detections.
 
-    Frame by frame, the detections are given to the tracks so that the likeness to each track's
-    last detection is the greatest in sum; one below `min_likeness` to its track starts another.
+    Frame by frame, the detections are given to the tracks so that the similarity to each track's
+    last detection is the greatest in sum; one below `min_similarity` to its track starts another.
 
     Args:
         boxes_xyxy: of each frame.
         scores: of each frame.
         features: of each frame.
         most: tracks that are kept: those whose scores sum to the most, in this order.
-        min_likeness: see `likeness`.
+        min_similarity: see `similarity`.
 
     Returns:
         place of each track's detection in each frame, and `ABSENT` where it has none; as many
@@ -63,11 +63,11 @@ def chain_detections(
     for t in range(time):
         free = set(range(len(boxes_xyxy[t])))
         if tracks and free:
-            alike = likeness(
+            alike = similarity(
                 torch.stack(last_boxes), torch.stack(last_features), boxes_xyxy[t], features[t]
             ).cpu()
             for track, place in zip(*linear_sum_assignment(-alike.numpy()), strict=True):
-                if alike[track, place] >= min_likeness:
+                if alike[track, place] >= min_similarity:
                     tracks[track][t] = int(place)
                     last_boxes[track] = boxes_xyxy[t][place]
                     last_features[track] = features[t][place]

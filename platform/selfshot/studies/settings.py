@@ -108,7 +108,7 @@ def supports_settings(experiment: Experiment) -> dict[str, Any]:
 ARCHITECTURE = (
     "heads", "encoder_layers", "fuser_layers", "decoder_layers", "ffn_dim", "dropout",
     "num_instances", "deformable", "query_positions", "support_positions", "mask_channels",
-    "departures",
+    "variants",
 )  # fmt: skip
 """Settings of the VIS transformer that are arguments of the model."""
 
@@ -134,6 +134,6 @@ def model_settings(experiment: Experiment, *, fuser: bool) -> dict[str, Any]:
         "fuser": fuser,
         "checkpointing": section.gradient_checkpointing,
     }
-    if not section.departures.framed_queries:
+    if not section.variants.queries:
         model["clip_frames"] = experiment.benchmark.num_frames
     return model

@@ -110,8 +110,8 @@ class EncoderTraining(nn.Module):
         negative = ~same & (every_video != NO_VIDEO)[None]
         teaching, counted = positive, None
         if self.positives == "farthest" or self.positive_cosine < 1:
-            likeness = keys[itself + offset] @ every_key.T
-            least, farthest = likeness.masked_fill(~positive, torch.inf).min(1)
+            similarity = keys[itself + offset] @ every_key.T
+            least, farthest = similarity.masked_fill(~positive, torch.inf).min(1)
             if self.positives == "farthest":
                 teaching = torch.zeros_like(positive)
                 teaching[itself, farthest] = True

@@ -41,7 +41,7 @@ MASK_RCNN: dict[str, Any] = {
     "samples": 8,
     "min_score": 0.0,
     "max_overlap": 0.7,
-    "min_likeness": 0.5,
+    "min_similarity": 0.5,
 }
 ARGUMENTS = {
     "self_shot": TRANSFORMER,

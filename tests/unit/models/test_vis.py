@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from typing import Any
@@ -12,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfshot.models import guide, vis
+from selfshot.config.vis import VariantsConfig
+from selfshot.models import attention_prior as prior
+from selfshot.models import vis
 from selfshot.models.backbone import SmallBackbone, normalise_frames
 from selfshot.models.backbones import build_backbone
-from selfshot.models.departures import Departures
 from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
-from selfshot.models.guide import guide_bias, reference_boxes
 from selfshot.models.vis import SelfShotVIS, masks_at
 
 BATCH, HEIGHT, WIDTH, INSTANCES, DIM = 2, 32, 24, 3, 12
@@ -88,7 +87,7 @@ def test_a_support_given_twice_says_nothing_new() -> None:
         )
         for shots in (1, 2)
     )
-    torch.testing.assert_close(model._likeness(features, twice), model._likeness(features, once))
+    torch.testing.assert_close(*(model._similarity(features, them) for them in (twice, once)))
     expected = model(query, supports)
     assert _same(model.predict(features, once), expected)
     assert _same(model.predict(features, twice), expected)
@@ -151,28 +150,28 @@ def test_clips_of_a_batch_do_not_mix() -> None:
     assert _same({name: whole[name][1:] for name in OUTPUTS}, second)
 
 
-def test_guide_is_the_common_class_the_own_frame_and_the_track() -> None:
+def test_the_prior_is_the_common_class_the_own_frame_and_the_track() -> None:
     generator, height, width, time = torch.Generator().manual_seed(0), 2, 3, 4
     common = torch.randn(BATCH, time, height, width, generator=generator) * 20
     centres = torch.rand(BATCH, INSTANCES, time, 2, generator=generator)
-    bias = guide_bias(common, centres)
+    bias = prior.attention_prior(common, centres)
     assert bias.shape == (BATCH, 1, INSTANCES * time, time * height * width)
     bias = bias.view(BATCH, INSTANCES, time, time, height, width)
     for b, i, t, s, y, x in np.ndindex(*bias.shape):
-        place = max(-math.log1p(math.exp(-common[b, s, y, x].item())), -guide.OTHER_PLACE)
+        place = max(-math.log1p(math.exp(-common[b, s, y, x].item())), -prior.OTHER_PLACE)
         across = centres[b, i, t, 0].item() - (x + 0.5) / width
         down = centres[b, i, t, 1].item() - (y + 0.5) / height
-        far = min((across**2 + down**2) / (2 * guide.REFERENCE_REACH**2), guide.OTHER_PLACE)
-        expected = place - far - (0 if s == t else guide.OTHER_FRAME)
+        far = min((across**2 + down**2) / (2 * prior.REFERENCE_REACH**2), prior.OTHER_PLACE)
+        expected = place - far - (0 if s == t else prior.OTHER_FRAME)
         assert bias[b, i, t, s, y, x].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_reference_boxes_are_moments_of_the_guides_attention() -> None:
+def test_prior_boxes_are_moments_of_its_attention() -> None:
     shape = time, height, width = 4, 5, 3
     generator = torch.Generator().manual_seed(0)
     queries, pixels = INSTANCES * time, time * height * width
     bias = 3 * torch.randn(BATCH, 1, queries, pixels, generator=generator)
-    boxes = reference_boxes(bias, shape)
+    boxes = prior.prior_boxes(bias, shape)
     assert boxes.shape == (BATCH, INSTANCES, time, 4)
     y, x = (np.indices((height, width)) + 0.5) / np.array([height, width])[:, None, None]
     for b, i, t in np.ndindex(BATCH, INSTANCES, time):
@@ -185,7 +184,7 @@ def test_reference_boxes_are_moments_of_the_guides_attention() -> None:
         np.testing.assert_allclose(boxes[b, i, t].numpy(), expected, rtol=0, atol=1e-5)
 
 
-def test_likeness_is_the_mean_and_the_best_cosine() -> None:
+def test_similarity_is_the_mean_and_the_best_cosine() -> None:
     model = _model()
     sizes = [DIM, model.backbone.fine_channels]
     generator = torch.Generator().manual_seed(0)
@@ -203,17 +202,17 @@ def test_likeness_is_the_mean_and_the_best_cosine() -> None:
     )
     nothing = torch.empty(0)
     query = ClipFeatures(nothing, directions, nothing, nothing, (1, 1, 7))
-    likeness = model._likeness(query, SupportFeatures(nothing, prototypes))
-    assert likeness.shape == (BATCH, 7, 4)
+    similarity = model._similarity(query, SupportFeatures(nothing, prototypes))
+    assert similarity.shape == (BATCH, 7, 4)
     for b, p in itertools.product(range(BATCH), range(7)):
         expected = []
         for level, channels in enumerate((slice(None, DIM), slice(DIM, None))):
             known = prototypes[b, :, channels].double().numpy()
             cosines = known @ directions[b, p, channels].double().numpy()
             for value in (cosines.mean(), cosines.max()):
-                centre, scale = vis.LIKENESS_CENTRE[level], vis.LIKENESS_SCALE[level]
+                centre, scale = vis.SIMILARITY_CENTRE[level], vis.SIMILARITY_SCALE[level]
                 expected.append((value - centre) / scale)
-        np.testing.assert_allclose(likeness[b, p].numpy(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(similarity[b, p].numpy(), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -252,7 +251,7 @@ def test_every_weight_is_trained() -> None:
     assert not [name for name, gradient in gradients.items() if gradient is None]
     # A softmax without a sink does not change when all keys move alike.
     without_sink = [".attention.k.bias", "self_attention.k.bias", "cross_attention.k.bias"]
-    stages = ("fuser.", "decoder.", "segmenter.", "likeness_", "common_head.", "object_head.")
+    stages = ("fuser.", "decoder.", "segmenter.", "similarity_", "common_head.", "object_head.")
     still = [
         name
         for name, gradient in gradients.items()
@@ -262,7 +261,7 @@ def test_every_weight_is_trained() -> None:
     assert not still
 
 
-PAPER = dict.fromkeys((field.name for field in dataclasses.fields(Departures)), False)
+PAPER = dict.fromkeys(VariantsConfig.model_fields, False)
 
 
 def _paper_model(time: int = 3, kind: str = "small", **changes: Any) -> SelfShotVIS:
@@ -270,13 +269,13 @@ def _paper_model(time: int = 3, kind: str = "small", **changes: Any) -> SelfShot
     settings: dict[str, Any] = {
         "heads": 2, "encoder_layers": 1, "fuser_layers": 2, "decoder_layers": 2, "ffn_dim": 13,
         "dropout": 0.1, "num_instances": INSTANCES, "deformable": True, "query_positions": True,
-        "support_positions": True, "mask_channels": 4, "departures": PAPER, "clip_frames": time,
+        "support_positions": True, "mask_channels": 4, "variants": PAPER, "clip_frames": time,
     }  # fmt: skip
     return SelfShotVIS(build_backbone(kind, width=8, dim=DIM), **(settings | changes)).eval()
 
 
 class TestPaper:
-    """The same definition with every departure off."""
+    """The same definition with every variant off."""
 
     @pytest.mark.parametrize("shots", [0, 1, 3])
     def test_outputs(self, shots: int) -> None:
@@ -288,9 +287,9 @@ class TestPaper:
         assert "common_logits" not in outputs and model.mask_stride == 8
         assert all(outputs[name].isfinite().all() for name in OUTPUTS[:3])
 
-    def test_nothing_of_the_departures_is_left(self) -> None:
+    def test_nothing_of_the_variants_is_left(self) -> None:
         names = [name for name, _ in _paper_model().named_parameters()]
-        marks = ("sink", "likeness", "common", "object_head", "reference", "segmenter.fine",
+        marks = ("sink", "similarity", "common", "object_head", "reference", "segmenter.fine",
                  "segmenter.context")  # fmt: skip
         assert not [name for name in names if any(mark in name for mark in marks)]
         assert _paper_model().instance_queries.shape == (INSTANCES, 3, DIM)
@@ -315,10 +314,8 @@ class TestPaper:
         assert not [name for name, p in model.named_parameters() if p.grad is None]
 
     @pytest.mark.parametrize("switch", sorted(PAPER))
-    def test_each_departure_by_itself(self, switch: str) -> None:
-        needs = {"guide": ["common_class"], "box_corrections": ["common_class", "guide"]}
-        on = PAPER | dict.fromkeys([switch, *needs.get(switch, [])], True)
-        model = _paper_model(departures=on)
+    def test_each_variant_by_itself(self, switch: str) -> None:
+        model = _paper_model(variants=PAPER | {switch: True})
         with torch.no_grad():
             outputs = model(_frames(1, 3), _frames(1, 2, 2, seed=1))
         plain = _paper_model()

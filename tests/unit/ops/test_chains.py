@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfshot.ops.chains import ABSENT, chain_detections, likeness
+from selfshot.ops.chains import ABSENT, chain_detections, similarity
 
 FEATURES = torch.eye(7)
 
@@ -21,11 +21,11 @@ def _giou(a: np.ndarray, b: np.ndarray) -> float:
     return inter / union - (hull - union) / hull
 
 
-def test_likeness_is_the_mean_of_place_and_looks() -> None:
+def test_similarity_is_the_mean_of_place_and_looks() -> None:
     rng = np.random.default_rng(0)
     corners = [np.sort(rng.uniform(0, 50, (n, 2, 2)), 1).reshape(n, 4) for n in (3, 5)]
     looks = [rng.normal(size=(n, 11)) for n in (3, 5)]
-    found = likeness(
+    found = similarity(
         torch.tensor(corners[0]),
         torch.tensor(looks[0]),
         torch.tensor(corners[1]),
@@ -55,7 +55,7 @@ def test_things_keep_their_track_in_whatever_order_they_are_found() -> None:
         [weights[order] for order in orders],
         [FEATURES[:3][order] for order in orders],
         most=3,
-        min_likeness=0.5,
+        min_similarity=0.5,
     )
     things = np.array([[orders[t][place] for t, place in enumerate(row)] for row in found])
     assert things.tolist() == [[1] * 5, [2] * 5, [0] * 5]
@@ -68,7 +68,7 @@ def test_an_absence_is_bridged_and_another_thing_is_another_track() -> None:
         [torch.tensor(s) for s in ([0.8], [], [0.9, 0.6], [0.7])],
         [FEATURES[:1], FEATURES[:0], FEATURES[[1, 0]], FEATURES[:1]],
         most=4,
-        min_likeness=0.5,
+        min_similarity=0.5,
     )
     assert found.tolist() == [
         [0, ABSENT, 1, 0],
@@ -85,7 +85,7 @@ def test_unlike_detections_are_not_chained_and_the_surest_tracks_are_kept() -> N
         [torch.tensor([s]) for s in (0.2, 0.9, 0.4)],
         [FEATURES[t : t + 1] for t in range(3)],
         most=2,
-        min_likeness=0.5,
+        min_similarity=0.5,
     )
     assert apart.tolist() == [[ABSENT, 0, ABSENT], [ABSENT, ABSENT, 0]]
 
@@ -93,6 +93,6 @@ def test_unlike_detections_are_not_chained_and_the_surest_tracks_are_kept() -> N
 def test_no_detection_at_all() -> None:
     none = [torch.zeros(0, 4)] * 2
     found = chain_detections(
-        none, [torch.zeros(0)] * 2, [FEATURES[:0]] * 2, most=3, min_likeness=0.0
+        none, [torch.zeros(0)] * 2, [FEATURES[:0]] * 2, most=3, min_similarity=0.0
     )
     assert found.tolist() == [[ABSENT, ABSENT]] * 3

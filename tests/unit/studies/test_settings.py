@@ -21,10 +21,10 @@ PAPER = Path(__file__).parents[3] / "experiments" / "paper_model.yaml"
 
 
 def test_the_papers_model_is_what_the_paper_says() -> None:
-    """Section 5 and A.3, with every departure off; on tensors without contents."""
+    """Section 5 and A.3, with every variant off; on tensors without contents."""
     experiment = load_experiment(PAPER)
     assert (experiment.benchmark.width, experiment.benchmark.height) == (320, 280)
-    assert not any(experiment.vis.departures.model_dump().values())
+    assert not any(experiment.vis.variants.model_dump().values())
     with torch.device("meta"):
         backbone = build_backbone(**network_settings(experiment.backbone))
         model = SelfShotVIS(backbone, **model_settings(experiment, fuser=True))

@@ -210,13 +210,13 @@ class TestEncoder:
         batch = task.batch(0, 0, 1)
         task.module(batch)
         keys = seen["keys"][:12].double()
-        likeness = keys @ keys.T
+        similarity = keys @ keys.T
         least = []
         for i in range(12):
             own = [j for j in range(i // 3 * 3, i // 3 * 3 + 3) if j != i]
-            far = min(own, key=lambda j, i=i: float(likeness[i, j]))
+            far = min(own, key=lambda j, i=i: float(similarity[i, j]))
             assert seen["positive"][i].nonzero().flatten().tolist() == [far]
-            least.append(float(likeness[i, far]))
+            least.append(float(similarity[i, far]))
         middle = float(np.median(least))
         chosen = make(positive_cosine=middle, **more)
         outputs = chosen.module(batch)

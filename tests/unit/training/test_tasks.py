@@ -356,7 +356,7 @@ class TestVis:
         siamese = {
             "num_instances": 3, "channels": 8, "hidden": 12, "mask_layers": 1, "box_size": 3,
             "mask_size": 5, "anchor_scales": [1.0, 2.0], "proposals": 12, "samples": 8,
-            "min_score": 0.0, "max_overlap": 0.5, "min_likeness": 0.5,
+            "min_score": 0.0, "max_overlap": 0.5, "min_similarity": 0.5,
         }  # fmt: skip
         task = make(siamese, method="siamese_mask_rcnn", episodes_per_batch=4, accumulate=2)
         history = run_plain(task, Schedule(steps=6, **LOOP))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selfshot.models.attention import FeedForward, MultiHeadAttention
 from selfshot.models.checkpointing import call
-from selfshot.models.fuser import IDENTITY_GAIN, SINK_SCORE
+from selfshot.models.fuser import attention_start
 from selfshot.models.vis import SelfShotVIS
 
 
@@ -25,17 +25,12 @@ class CommonLayer(nn.Module):
         ffn_dim: int,
         dropout: float,
         *,
-        sinks: bool,
-        identity_start: bool,
+        variant: bool,
     ) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(dim, heads)
         self.self_norm = nn.LayerNorm(dim)
-        self.cross_attention = MultiHeadAttention(
-            dim, heads,
-            identity_gain=IDENTITY_GAIN if identity_start else None,
-            sink_score=SINK_SCORE if sinks else None,
-        )  # fmt: skip
+        self.cross_attention = MultiHeadAttention(dim, heads, **attention_start(variant=variant))
         self.cross_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout)
@@ -67,15 +62,13 @@ class CommonEncoder(nn.Module):
         layers: int,
         dropout: float,
         *,
-        sinks: bool = True,
-        identity_start: bool = True,
+        variant: bool = True,
     ) -> None:
-        """Build it; see `Departures` for the two switches."""
+        """Build it; see `FuserLayer`."""
         super().__init__()
         self.checkpointing = False
         self.layers = nn.ModuleList(
-            CommonLayer(dim, heads, ffn_dim, dropout, sinks=sinks, identity_start=identity_start)
-            for _ in range(layers)
+            CommonLayer(dim, heads, ffn_dim, dropout, variant=variant) for _ in range(layers)
         )
 
     def forward(

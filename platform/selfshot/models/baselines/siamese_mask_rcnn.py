@@ -74,7 +74,7 @@ class SiameseMaskRcnn(VisModel):
         samples: int,
         min_score: float,
         max_overlap: float,
-        min_likeness: float,
+        min_similarity: float,
         checkpointing: bool = False,
     ) -> None:
         """Build it.
@@ -92,13 +92,13 @@ class SiameseMaskRcnn(VisModel):
             samples: of them that are learned from.
             min_score: of a detection.
             max_overlap: IoU of two detections of a frame above which the weaker one is dropped.
-            min_likeness: of detections of one track, see `ops.chains.likeness`.
+            min_similarity: of detections of one track, see `ops.chains.similarity`.
             checkpointing: compute the backbone's activations again.
         """
         super().__init__()
         self.backbone, self.num_instances = backbone, num_instances
         self.channels, self.hidden = channels, hidden
-        self.min_likeness, self.checkpointing = min_likeness, checkpointing
+        self.min_similarity, self.checkpointing = min_similarity, checkpointing
         self.object_head = nn.Linear(backbone.dim, 1)
         self.pyramid = FeaturePyramidNetwork([backbone.fine_channels, backbone.dim], channels)
         self.matching = nn.ModuleDict({level: Matching(channels) for level in LEVELS})
@@ -282,7 +282,7 @@ class SiameseMaskRcnn(VisModel):
             [frame["scores"] for frame in found],
             features,
             most=count,
-            min_likeness=self.min_likeness,
+            min_similarity=self.min_similarity,
         )
         foreground = like.new_full((count, time), -SURE)
         boxes = like.new_zeros(count, time, 4)

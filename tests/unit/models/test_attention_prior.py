@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfshot.models.references import reference_tracks
+from selfshot.models.attention_prior import reference_tracks
 
 TIME, HEIGHT, WIDTH = 6, 16, 24
 STRONG, WEAK = 0.95, 0.5
