@@ -17,8 +17,9 @@ import numpy as np
 
 from selfshot.benchmarks.manifest import load_benchmark, query_key
 from selfshot.benchmarks.sprites.build import build_sprites
+from selfshot.config.backbone import BackboneConfig
 from selfshot.config.benchmarks import SpritesBenchmark
-from selfshot.config.schema import BackboneConfig, Experiment
+from selfshot.config.schema import Experiment
 from selfshot.evaluation.episodes import episode_truth, predict_rows
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.models.trained_encoder import load_encoder
@@ -26,7 +27,6 @@ from selfshot.models.weights import load_vis
 from selfshot.retrieval.describe import QueryEncoder
 from selfshot.retrieval.index import build_index
 from selfshot.retrieval.search import CorpusSearch
-from selfshot.studies.settings import model_settings, network_settings
 from selfshot.training.backbone import BackboneTask
 from selfshot.training.encoder import EncoderTask
 from selfshot.training.loop import Schedule, TrainingTask, run_plain
@@ -62,26 +62,22 @@ def main(out: Path, *, quick: bool) -> dict[str, float]:
     # Videos of seen and unseen classes, and a corpus without labels.
     folder = out / "benchmark"
     folder.mkdir(parents=True)
-    sizes = experiment.benchmark.model_dump(exclude={"kind"})
-    build_sprites(folder, out / "scratch", map, seed=experiment.seed, **sizes)
+    build_sprites(folder, out / "scratch", map, experiment.benchmark, seed=experiment.seed)
     benchmark = load_benchmark(folder)
     reader = benchmark.reader(folder)
     supports = benchmark.support_reader(folder, reader)
 
     # The backbone learns from the masks of seen classes.
-    section = experiment.backbone
     task = BackboneTask(
-        benchmark=str(folder), seed=0, width=section.width, dim=section.dim,
-        classes_per_batch=section.classes_per_batch, temperature=section.temperature,
-        learning_rate=section.optimiser.learning_rate,
-    )  # fmt: skip
+        benchmark=str(folder), seed=0, backbone=experiment.backbone.model_dump(mode="json")
+    )
     backbone = trained(task, steps["backbone"], out / "backbone")
 
     # Φ learns from the corpus without a label, on top of the frozen backbone (Eq. 6).
     phi = EncoderTask(
-        benchmark=str(folder), backbone=str(backbone), backbone_settings=network_settings(section),
-        seed=0, steps=steps["encoder"], learning_rate=experiment.encoder.optimiser.learning_rate,
-        **experiment.encoder.model_dump(exclude={"optimiser"}),
+        benchmark=str(folder), backbone=str(backbone), seed=0,
+        backbone_network=experiment.backbone.network,
+        encoder=experiment.encoder.model_dump(mode="json"),
     )  # fmt: skip
     encoder = load_encoder(trained(phi, steps["encoder"], out / "encoder"))
 
@@ -107,10 +103,7 @@ def main(out: Path, *, quick: bool) -> dict[str, float]:
     # The transformer learns episodes of seen classes: a query and a support (Eq. 4, 5, 8 to 10).
     learned = VisTask(
         benchmark=str(folder), backbone=str(backbone), seed=0,
-        model=model_settings(experiment, fuser=True), weights=experiment.vis.weights.model_dump(),
-        episodes_per_batch=experiment.vis.episodes_per_batch, train_shots=SHOTS,
-        learning_rate=experiment.vis.optimiser.learning_rate,
-        backbone_learning_rate=experiment.vis.backbone_learning_rate,
+        vis=experiment.vis.model_dump(mode="json"),
     )  # fmt: skip
     models = {"vis": load_vis(trained(learned, steps["vis"], out / "vis"))}
 

@@ -57,11 +57,11 @@ def obvious(number: int, paths: Sequence[str], core: int, ready: Any, answers: A
     import torch
 
     from selfshot.data.video import sample_frames
-    from selfshot.models.trunks import EfficientNetTrunk
+    from selfshot.models.encoder_backbones import EfficientNetFeatures
 
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    network = EfficientNetTrunk().network.eval()
+    network = EfficientNetFeatures().network.eval()
     ready.wait()
     began = time.perf_counter(), time.process_time()
     vectors = []

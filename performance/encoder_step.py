@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from selfshot.benchmarks.sprites.build import build_sprites
-from selfshot.data.augment import Augmentation
+from selfshot.config.benchmarks import SpritesBenchmark
+from selfshot.data.augment import RECIPES
 from selfshot.data.guard import Clip
 from selfshot.training.batches import load_batches
 from selfshot.training.contrast import EncoderTraining
@@ -37,32 +38,27 @@ from selfshot.training.loop import batch_maker
 WARM = 5
 """Batches before a rate is measured: those made ahead are there at once."""
 
-AUGMENTATION = {
-    "crop_scale": 0.2, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
-    "grey": 0.2, "blur": 0.5,
-}  # fmt: skip
-
-
 def compose(folder: Path, clips: int) -> Path:
     (folder / "benchmark").mkdir()
-    build_sprites(
-        folder / "benchmark", folder / "scratch", map, seed=0, height=64, width=64, num_frames=8,
-        train_classes=2, val_classes=1, test_classes=1, train_queries=1, train_supports=1,
-        eval_queries=1, eval_supports=1, corpus_clips=clips, corpus_seen_classes=1,
-        multi_shot_share=0.5,
+    sizes = SpritesBenchmark(
+        height=64, width=64, num_frames=8, train_classes=2, val_classes=1,
+        test_classes=1, train_queries=1, train_supports=1, eval_queries=1,
+        eval_supports=1, corpus_clips=clips, corpus_seen_classes=1,
     )  # fmt: skip
+    build_sprites(folder / "benchmark", folder / "scratch", map, sizes, seed=0)
     return folder / "benchmark"
 
 
 def make_task(folder: Path, asked: argparse.Namespace, checkpointing: bool = False) -> EncoderTask:
+    section = {
+        "backbone": "video_vit", "vit_patch": 8, "num_frames": asked.frames,
+        "videos_per_batch": asked.videos, "crops_per_video": asked.crops,
+        "queue_length": 10 * asked.videos * asked.crops, "augmentation": "moco", "head": "mlp",
+        "optimiser": {"steps": asked.steps, "learning_rate": 1e-4, "warmup_steps": 0},
+    }  # fmt: skip
     return EncoderTask(
-        benchmark=str(folder), backbone=None, backbone_settings={"width": 8, "dim": 12}, seed=0,
-        steps=asked.steps, trunk="video_vit", vit_size="small", vit_patch=8, dim=384, layers=0,
-        heads=6, loss="rank", rank_temperature=0.05, rank_form="ap", nce_temperature=0.1,
-        num_frames=asked.frames, videos_per_batch=asked.videos, crops_per_video=asked.crops,
-        queue_length=10 * asked.videos * asked.crops, momentum=0.99, learning_rate=1e-4,
-        augmentation=AUGMENTATION, activation_checkpointing=checkpointing,
-        head={"kind": "mlp", "hidden": 512, "dim": 128, "norm": "layer", "retrieve": False},
+        benchmark=str(folder), backbone=None, backbone_network={"width": 8, "dim": 12}, seed=0,
+        encoder=section, checkpointing=checkpointing,
     )  # fmt: skip
 
 
@@ -86,7 +82,7 @@ class Clock:
 def parts(task: EncoderTask, steps: int) -> dict[str, float]:
     """Median seconds of each part of a step, one after another on one thread of control."""
     clock, module = Clock(), task.module.train()
-    augment = Augmentation(**AUGMENTATION)
+    augment, parts_of_clip = RECIPES["moco"], task.section.crops_per_video
     (group,) = task.parameter_groups()
     optimiser = torch.optim.AdamW(group["params"], lr=1e-4)
     for step in range(steps + 1):
@@ -98,7 +94,7 @@ def parts(task: EncoderTask, steps: int) -> dict[str, float]:
 
         def change(clips: list[np.ndarray] = clips, rng: np.random.Generator = rng) -> torch.Tensor:
             crops = [
-                np.stack([augment(part, rng) for part in np.split(clip, task.crops_per_video)])
+                np.stack([augment(part, rng) for part in np.split(clip, parts_of_clip)])
                 for clip in clips
             ]
             return torch.from_numpy(np.stack(crops))

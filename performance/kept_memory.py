@@ -21,7 +21,6 @@ from selfshot.config.load import load_experiment
 from selfshot.models import checkpointing, precision
 from selfshot.models.backbones import build_backbone
 from selfshot.models.vis import SelfShotVIS
-from selfshot.studies.settings import model_settings, network_settings
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "paper_model.yaml"
 
@@ -51,10 +50,10 @@ def kept_bytes(shots: int, saving: bool, half: bool) -> tuple[int, int, int]:
     num_frames, height, width = (getattr(clip, x) for x in ("num_frames", "height", "width"))
     support_frames = experiment.vis.support_frames
     with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(**network_settings(experiment.backbone))
+        backbone = build_backbone(**experiment.backbone.network)
         backbone.freeze_norms = True
         model = SelfShotVIS(
-            backbone, **model_settings(experiment, fuser=True) | {"checkpointing": saving}
+            backbone, experiment.vis, clip_frames=num_frames, checkpointing=saving
         ).train()
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         weights |= {b.untyped_storage()._cdata for b in model.buffers()}

@@ -42,7 +42,6 @@ def measure(row: str, scale: int) -> dict[str, Any]:
     from selfshot.config.load import load_experiment
     from selfshot.models.backbones import build_backbone
     from selfshot.models.vis import SelfShotVIS
-    from selfshot.studies.settings import model_settings, network_settings
     from selfshot.training.vis import VisTraining
 
     experiment = load_experiment(EXPERIMENT)
@@ -50,11 +49,15 @@ def measure(row: str, scale: int) -> dict[str, Any]:
     clip = experiment.benchmark
     height, width = clip.height // scale, clip.width // scale
     time_steps, support_time = clip.num_frames // scale, experiment.vis.support_frames // scale
-    arguments = model_settings(experiment, fuser=True) | {"checkpointing": row == "checkpointing"}
-    backbone = build_backbone(**network_settings(experiment.backbone))
+    backbone = build_backbone(**experiment.backbone.network)
     backbone.freeze_norms = True
-    model = SelfShotVIS(backbone, **arguments)
-    module = VisTraining(model, experiment.vis.weights.model_dump()).train()
+    model = SelfShotVIS(
+        backbone,
+        experiment.vis,
+        clip_frames=clip.num_frames,
+        checkpointing=row == "checkpointing",
+    )
+    module = VisTraining(model, experiment.vis.weights).train()
     shots = 5 if row == "five" else 1
     query = torch.randint(0, 256, (1, time_steps, height, width, 3), dtype=torch.uint8)
     supports = torch.randint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,43 +62,27 @@ def shared() -> Path:
 def tiny_sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a sprites benchmark of 32 × 32 pixels and 3 frames."""
     from selfshot.benchmarks.sprites.build import build_sprites
+    from selfshot.config.benchmarks import SpritesBenchmark
 
     root = tmp_path_factory.mktemp("tiny_sprites")
     (root / "benchmark").mkdir()
-    build_sprites(
-        root / "benchmark",
-        root / "scratch",
-        map,
-        seed=0,
-        height=32,
-        width=32,
-        num_frames=3,
-        train_classes=3,
-        val_classes=1,
-        test_classes=1,
-        train_queries=3,
-        train_supports=3,
-        eval_queries=1,
-        eval_supports=1,
-        corpus_clips=13,
+    sizes = SpritesBenchmark(
+        height=32, width=32, num_frames=3, train_classes=3, val_classes=1, test_classes=1,
+        train_queries=3, train_supports=3, eval_queries=1, eval_supports=1, corpus_clips=13,
         corpus_seen_classes=1,
-        multi_shot_share=0.5,
-    )
+    )  # fmt: skip
+    build_sprites(root / "benchmark", root / "scratch", map, sizes, seed=0)
     return root / "benchmark"
 
 
 @pytest.fixture(scope="session")
 def backbone_settings(tiny_sprites: Path) -> dict[str, Any]:
     """Arguments of `BackboneTask`."""
-    return {
-        "benchmark": str(tiny_sprites),
-        "seed": 1,
-        "width": 8,
-        "dim": 12,
-        "classes_per_batch": 3,
-        "temperature": 0.1,
-        "learning_rate": 5e-3,
-    }
+    section = {
+        "width": 8, "dim": 12, "classes_per_batch": 3,
+        "optimiser": {"steps": 100, "learning_rate": 5e-3},
+    }  # fmt: skip
+    return {"benchmark": str(tiny_sprites), "seed": 1, "backbone": section}
 
 
 @pytest.fixture(scope="session")
@@ -118,59 +103,43 @@ def backbone_folder(
 @pytest.fixture(scope="session")
 def encoder_settings(tiny_sprites: Path, backbone_folder: Path) -> dict[str, Any]:
     """Arguments of `EncoderTask`."""
+    section = {
+        "layers": 1, "heads": 2, "videos_per_batch": 4, "crops_per_video": 2, "queue_length": 16,
+        "momentum": 0.9, "optimiser": {"steps": 10, "learning_rate": 1e-3, "warmup_steps": 0},
+    }  # fmt: skip
     return {
-        "benchmark": str(tiny_sprites),
-        "backbone": str(backbone_folder),
-        "backbone_settings": {"width": 8, "dim": 12},
-        "seed": 1,
-        "steps": 10,
-        "trunk": "backbone",
-        "dim": 12,
-        "layers": 1,
-        "heads": 2,
-        "loss": "rank",
-        "rank_temperature": 0.05,
-        "rank_form": "ap",
-        "nce_temperature": 0.1,
-        "num_frames": 2,
-        "videos_per_batch": 4,
-        "crops_per_video": 2,
-        "queue_length": 16,
-        "momentum": 0.9,
-        "learning_rate": 1e-3,
-    }
+        "benchmark": str(tiny_sprites), "backbone": str(backbone_folder), "seed": 1,
+        "backbone_network": {"width": 8, "dim": 12}, "encoder": section,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def vis_settings(tiny_sprites: Path, backbone_folder: Path) -> dict[str, Any]:
     """Arguments of `VisTask`."""
+    section = {
+        "heads": 2, "ffn_dim": 24, "num_instances": 3, "episodes_per_batch": 2,
+        "weights": {"dice": 2.0}, "optimiser": {"steps": 100, "learning_rate": 2e-3},
+    }  # fmt: skip
     return {
-        "benchmark": str(tiny_sprites),
-        "backbone": str(backbone_folder),
-        "seed": 1,
-        "model": {
-            "heads": 2,
-            "encoder_layers": 1,
-            "fuser_layers": 1,
-            "decoder_layers": 2,
-            "ffn_dim": 24,
-            "dropout": 0.0,
-            "num_instances": 3,
-            "deformable": False,
-            "query_positions": True,
-            "support_positions": True,
-        },
-        "weights": {
-            "foreground": 1.0,
-            "l1": 5.0,
-            "giou": 2.0,
-            "dice": 2.0,
-            "focal": 40.0,
-            "common": 2.0,
-            "no_object": 0.1,
-        },
-        "episodes_per_batch": 2,
-        "train_shots": 1,
-        "learning_rate": 2e-3,
-        "backbone_learning_rate": 2e-4,
-    }
+        "benchmark": str(tiny_sprites), "backbone": str(backbone_folder), "seed": 1, "vis": section,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def change() -> Callable[..., dict[str, Any]]:
+    """Gives a task's arguments with other values, of its section or its own."""
+
+    def with_changes(settings: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
+        section = {**settings[name], "optimiser": {**settings[name]["optimiser"]}}
+        own = {}
+        for key, value in changes.items():
+            known = key in settings and (name, key) != ("encoder", "backbone")
+            if known or key in ("fuser", "accumulate", "checkpointing"):
+                own[key] = value
+            elif key in ("steps", "learning_rate"):
+                section["optimiser"][key] = value
+            else:
+                section[key] = value
+        return {**settings, name: section, **own}
+
+    return with_changes

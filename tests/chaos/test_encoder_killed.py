@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from selfshot.benchmarks.sprites.build import build_sprites
+from selfshot.config.benchmarks import SpritesBenchmark
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -39,12 +40,12 @@ with ray_session():
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sprites")
     (folder / "benchmark").mkdir()
-    build_sprites(
-        folder / "benchmark", folder / "scratch", map, seed=0, height=32, width=32, num_frames=2,
-        train_classes=2, val_classes=1, test_classes=1, train_queries=1, train_supports=1,
-        eval_queries=2, eval_supports=1, corpus_clips=11, corpus_seen_classes=1,
-        multi_shot_share=0.5,
+    sizes = SpritesBenchmark(
+        height=32, width=32, num_frames=2, train_classes=2, val_classes=1,
+        test_classes=1, train_queries=1, train_supports=1, eval_queries=2,
+        eval_supports=1, corpus_clips=11, corpus_seen_classes=1,
     )  # fmt: skip
+    build_sprites(folder / "benchmark", folder / "scratch", map, sizes, seed=0)
     return folder / "benchmark"
 
 
@@ -52,29 +53,15 @@ def _kwargs(benchmark: Path) -> dict[str, Any]:
     return {
         "benchmark": str(benchmark),
         "backbone": None,
-        "backbone_settings": {"width": 8, "dim": 12},
+        "backbone_network": {"width": 8, "dim": 12},
         "seed": 1,
-        "steps": STEPS,
-        "trunk": "video_vit",
-        "vit_size": "tiny",
-        "vit_patch": 16,
-        "dim": 192,
-        "layers": 0,
-        "heads": 3,
-        "loss": "rank",
-        "rank_temperature": 0.05,
-        "rank_form": "ap",
-        "nce_temperature": 0.1,
-        "num_frames": 2,
-        "videos_per_batch": 5,
-        "crops_per_video": 2,
-        "queue_length": 30,
-        "momentum": 0.9,
-        "learning_rate": 1e-3,
-        "augmentation": {"crop_scale": 0.4, "brightness": 0.4, "blur": 0.5},
-        "head": {"kind": "mlp", "hidden": 32, "dim": 16, "norm": "batch", "retrieve": True},
-        "probe": {"every": 10, "queries": 2, "clips": 9, "num_frames": 2},
-    }
+        "encoder": {
+            "backbone": "video_vit", "vit_size": "tiny", "videos_per_batch": 5,
+            "crops_per_video": 2, "queue_length": 30, "momentum": 0.9, "augmentation": "moco",
+            "head": "mlp", "probe_every": 10,
+            "optimiser": {"steps": STEPS, "learning_rate": 1e-3, "warmup_steps": 0},
+        },
+    }  # fmt: skip
 
 
 def _points(work_dir: Path) -> list[dict[str, Any]]:
@@ -114,7 +101,9 @@ def test_a_killed_training_ends_with_the_same_bits(benchmark: Path, tmp_path: Pa
         ours, theirs = (folder / "export" / name for folder in (killed, whole))
         assert ours.read_bytes() == theirs.read_bytes(), name
     assert int(json.loads((killed / "scratch" / "start.json").read_text())["step"]) > 0
-    exact = ("step", "loss", "spread", "queue_age", "nearest_is_positive", "probe_precision_5")
+    exact = (
+        "step", "loss", "embedding_std", "queue_age", "nearest_is_positive", "probe_precision_5",
+    )  # fmt: skip
     histories = [
         [{name: point.get(name) for name in exact} for point in _points(folder)]
         for folder in (whole, killed)

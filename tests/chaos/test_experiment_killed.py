@@ -24,8 +24,7 @@ TOY = ROOT / "tests" / "integration" / "toy.yaml"
 # Long enough to be killed in the middle.
 LONGER = """
 benchmark.corpus_clips=40 embedding.clips_per_shard=4
-backbone.optimiser.steps=90 backbone.optimiser.checkpoint_every=7 backbone.optimiser.log_every=1
-vis.optimiser.steps=30 vis.optimiser.checkpoint_every=4 vis.optimiser.log_every=1
+backbone.optimiser.steps=90 vis.optimiser.steps=30 compute.checkpoint_every=5 compute.log_every=1
 evaluation.folds=3 compute.parallel_trials=1
 """
 STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "seen", "supports", "vis",

@@ -115,7 +115,7 @@ def test_workers_of_another_node_fetch_their_inputs(
 
 
 def test_another_machine_goes_on_with_a_killed_training(storage: str, tmp_path: Path) -> None:
-    longer = ("vis.optimiser.steps=40", "vis.optimiser.checkpoint_every=4")
+    longer = ("vis.optimiser.steps=40", "compute.checkpoint_every=4")
     with (tmp_path / "first.log").open("wb") as log:
         driver = subprocess.Popen(
             command(tmp_path / "first", storage, *longer),

@@ -24,9 +24,8 @@ LONGER = [
     "benchmark.corpus_clips=40",
     "embedding.clips_per_shard=4",
     "backbone.optimiser.steps=60",
-    "backbone.optimiser.log_every=1",
     "vis.optimiser.steps=20",
-    "vis.optimiser.log_every=1",
+    "compute.log_every=1",
 ]
 STAGES = ("benchmark", "backbone", "encoder", "embeddings", "index", "seen", "supports", "vis",
           "vis_no_fuser", "evaluation")  # fmt: skip

@@ -29,12 +29,10 @@ SMALL = [
     "benchmark.train_queries=2",
     "benchmark.eval_queries=2",
     "backbone.optimiser.steps=2",
-    "backbone.optimiser.checkpoint_every=1",
     "backbone.optimiser.warmup_steps=1",
     "encoder.optimiser.steps=2",
-    "encoder.optimiser.checkpoint_every=1",
     "vis.optimiser.steps=2",
-    "vis.optimiser.checkpoint_every=1",
+    "compute.checkpoint_every=1",
     "supports.shots=[1]",
 ]
 HANGS_S = 600.0

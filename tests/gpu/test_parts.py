@@ -37,14 +37,7 @@ from selfshot.training.vis import VisTask
 FLOAT: dict[str, float] = {"rtol": 1e-3, "atol": 1e-4}
 HALF: dict[str, float] = {"rtol": 3e-2, "atol": 3e-2}
 LOOP: dict[str, Any] = {"warmup_steps": 1, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
-MASK_RCNN: dict[str, Any] = {
-    "method": "siamese_mask_rcnn",
-    "model": {
-        "num_instances": 3, "channels": 8, "hidden": 12, "mask_layers": 1, "box_size": 3,
-        "mask_size": 6, "anchor_scales": [2, 4], "proposals": 12, "samples": 8,
-        "min_score": 0.0, "max_overlap": 0.5, "min_similarity": 0.2,
-    },
-}  # fmt: skip
+MASK_RCNN: dict[str, Any] = {"method": "siamese_mask_rcnn"}
 
 
 def _same_history(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -72,6 +65,7 @@ def test_a_step_of_training(
     vis_settings: dict[str, Any],
     encoder_settings: dict[str, Any],
     backbone_settings: dict[str, Any],
+    change: Any,
 ) -> None:
     """Forward, backward, AdamW and what follows a step, with the losses of the CPU."""
 
@@ -79,10 +73,11 @@ def test_a_step_of_training(
         if task == "backbone":
             return BackboneTask(**backbone_settings)
         if task in ("vis", "mask_rcnn"):
-            return VisTask(**vis_settings | (MASK_RCNN if task == "mask_rcnn" else {}))
-        probe = {"every": 2, "queries": 2, "clips": 5, "num_frames": 2}
-        more = {"adapter": "whitened_linear", "layers": 0, "dim": 32} if task == "whitened" else {}
-        return EncoderTask(**encoder_settings | {"steps": 2, "probe": probe} | more)
+            more = MASK_RCNN if task == "mask_rcnn" else {}
+            return VisTask(**change(vis_settings, "vis", **more))
+        more = {"adapter": "whitened_linear", "layers": 0} if task == "whitened" else {}
+        settings = change(encoder_settings, "encoder", steps=2, probe_every=2, **more)
+        return EncoderTask(**settings)
 
     ours, theirs = build(), build()
     theirs.module.to(device)
@@ -104,8 +99,10 @@ def test_gradients_of_the_transformer(device: str, vis_settings: dict[str, Any])
 
 
 @pytest.mark.parametrize("more", [{}, MASK_RCNN], ids=["vis", "mask_rcnn"])
-def test_validation(device: str, vis_settings: dict[str, Any], more: dict[str, Any]) -> None:
-    task = VisTask(**vis_settings | more)
+def test_validation(
+    device: str, vis_settings: dict[str, Any], more: dict[str, Any], change: Any
+) -> None:
+    task = VisTask(**change(vis_settings, "vis", **more))
     task.module.eval()
     validation = Validation(vis_settings["benchmark"], 1, 1)
     assert validation(task.module) == pytest.approx(validation(task.module.to(device)), abs=1.0)
@@ -193,19 +190,21 @@ def test_a_video_is_predicted(
     "more",
     [
         {},
-        {"peak_window": 2},
-        {"companion": {"trunk": "efficientnet_lite0", "share": 0.5, "frame_side": 64,
-                       "num_frames": 1}},
-        {"head": {"kind": "mlp", "hidden": 11, "dim": 7, "norm": "batch", "retrieve": True}},
-        {"trunk": "video_vit", "vit_size": "tiny", "vit_patch": 8, "dim": 192},
+        {"auxiliary": "efficientnet_lite0"},
+        {"backbone": "video_vit", "vit_size": "tiny", "vit_patch": 8},
     ],
-    ids=["windows", "peak", "companion", "head", "vit"],
-)  # fmt: skip
+    ids=["windows", "auxiliary", "vit"],
+)
 @pytest.mark.parametrize("how", ["to", "prepare"])
 def test_clips_are_described(
-    device: str, encoder_settings: dict[str, Any], tmp_path: Path, more: dict[str, Any], how: str
+    device: str,
+    encoder_settings: dict[str, Any],
+    tmp_path: Path,
+    more: dict[str, Any],
+    how: str,
+    change: Any,
 ) -> None:
-    task = EncoderTask(**encoder_settings | more)
+    task = EncoderTask(**change(encoder_settings, "encoder", **more))
     task.export(tmp_path)
     frames = task.batch(0, 0, 1)["frames"][:, 0].numpy()
     task.decoder.close()

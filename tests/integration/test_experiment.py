@@ -190,7 +190,7 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
         below.setdefault(one.data.tags.get("mlflow.parentRunId", ""), []).append(one)
     (parent,) = below[""]
     assert parent.info.run_name == "toy"
-    assert parent.data.params["vis.dim"] == "12" and parent.data.params["seed"] == "0"
+    assert parent.data.params["backbone.dim"] == "12" and parent.data.params["seed"] == "0"
     for row in results_of(first):
         assert parent.data.metrics[figure_name("AP50", row)] == pytest.approx(row["AP50"]["mean"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}

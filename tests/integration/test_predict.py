@@ -14,6 +14,7 @@ from PIL import Image
 from selfshot import cli
 from selfshot.benchmarks.manifest import read_corpus
 from selfshot.benchmarks.sprites.build import build_sprites
+from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.retrieval.index import build_index
 from selfshot.studies import predicting
 from selfshot.training.backbone import export_untrained
@@ -25,9 +26,8 @@ YAML = """
 name: tiny
 benchmark: {kind: sprites, height: 32, width: 32, num_frames: 3}
 backbone: {width: 8, dim: 12}
-encoder: {dim: 32}
 supports: {shots: [1, 2]}
-vis: {dim: 12, heads: 2}
+vis: {heads: 2}
 """
 
 
@@ -37,37 +37,25 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("predict")
     folders = {name: root / name for name in ("benchmark", "backbone", "encoder", "index", "vis")}
     folders["benchmark"].mkdir()
-    build_sprites(
-        folders["benchmark"], root / "scratch", map, seed=0, height=SIDE, width=SIDE,
-        num_frames=FRAMES, train_classes=2, val_classes=1, test_classes=1, train_queries=2,
-        train_supports=2, eval_queries=1, eval_supports=1, corpus_clips=7, corpus_seen_classes=1,
-        multi_shot_share=0.0,
+    sizes = SpritesBenchmark(
+        height=SIDE, width=SIDE, num_frames=FRAMES, train_classes=2, val_classes=1,
+        test_classes=1, train_queries=2, train_supports=2, eval_queries=1,
+        eval_supports=1, corpus_clips=7, corpus_seen_classes=1, multi_shot_share=0.0,
     )  # fmt: skip
+    build_sprites(folders["benchmark"], root / "scratch", map, sizes, seed=0)
     network = {"width": 8, "dim": 12}
     export_untrained(
         folders["backbone"] / "export",
-        {"benchmark": str(folders["benchmark"]), "seed": 0, "classes_per_batch": 2,
-         "temperature": 0.1, "learning_rate": 0.1, **network},
-    )  # fmt: skip
+        {"benchmark": str(folders["benchmark"]), "seed": 0, "backbone": network},
+    )
     paths = {
         "benchmark": str(folders["benchmark"]),
         "backbone": str(folders["backbone"] / "export"),
     }
-    encoder = EncoderTask(
-        **paths, backbone_settings=network, seed=0, steps=1, learning_rate=0.1, trunk="backbone",
-        dim=32, layers=1, heads=4, loss="rank", rank_temperature=0.05, rank_form="ap",
-        nce_temperature=0.1, num_frames=2, videos_per_batch=2, crops_per_video=2, queue_length=0,
-        momentum=0.9,
-    )  # fmt: skip
-    model = {
-        "heads": 2, "encoder_layers": 1, "fuser_layers": 1, "decoder_layers": 1, "ffn_dim": 8,
-        "dropout": 0.0, "num_instances": 3, "deformable": False, "query_positions": True,
-        "support_positions": True,
-    }  # fmt: skip
-    vis = VisTask(
-        **paths, seed=0, model=model, weights={}, episodes_per_batch=1, train_shots=1,
-        learning_rate=0.1, backbone_learning_rate=0.1,
-    )  # fmt: skip
+    phi = {"videos_per_batch": 2, "crops_per_video": 2, "queue_length": 0}
+    encoder = EncoderTask(**paths, backbone_network=network, seed=0, encoder=phi)
+    model = {"heads": 2, "decoder_layers": 1, "ffn_dim": 8, "num_instances": 3}
+    vis = VisTask(**paths, seed=0, vis=model)
     for name, task in (("encoder", encoder), ("vis", vis)):
         (folders[name] / "export").mkdir(parents=True)
         task.module.eval()

@@ -22,16 +22,17 @@ CLIPS_OF = ("car", "dog", "")
 SMALL = {
     "benchmark": "height=32 width=64 num_frames=3",
     "backbone": "width=8 dim=12 classes_per_batch=4",
-    "encoder": "trunk=backbone dim=32 heads=2 videos_per_batch=4 crops_per_video=2 queue_length=16",
+    "encoder": "backbone=pretrained dim=null heads=2 videos_per_batch=4 crops_per_video=2 "
+    "queue_length=16",
     "embedding": "num_frames=3",
     # An encoder that is hardly trained finds everything alike.
     "supports": "duplicate_cosine=0.9999",
-    "vis": "dim=12 heads=2 ffn_dim=24 num_instances=2",
+    "vis": "heads=2 ffn_dim=24 num_instances=2",
     "evaluation": "supports=[none,self_shot,oracle] folds=1",
     "report": "gallery_queries=1",
+    "compute": "log_every=1 checkpoint_every=2",
     **{
-        f"{stage}.optimiser": "steps=3 warmup_steps=1 log_every=1 checkpoint_every=2"
-        for stage in ("backbone", "encoder", "vis")
+        f"{stage}.optimiser": "steps=3 warmup_steps=1" for stage in ("backbone", "encoder", "vis")
     },
 }
 """Settings of a run of seconds, by section."""

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfshot.benchmarks.sprites.build import build_sprites
+from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.load import load_experiment
 from selfshot.distributed.training import TrainingResult, train
 from selfshot.distributed.worker import Fleet
@@ -42,34 +43,19 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     benchmark, backbone = root / "benchmark", root / "backbone"
     benchmark.mkdir()
     backbone.mkdir()
-    build_sprites(
-        benchmark, root / "scratch", map, seed=0, height=32, width=32, num_frames=3,
-        train_classes=3, val_classes=2, test_classes=1, train_queries=4, train_supports=3,
-        eval_queries=3, eval_supports=2, corpus_clips=13, corpus_seen_classes=1,
-        multi_shot_share=0.5,
+    sizes = SpritesBenchmark(
+        height=32, width=32, num_frames=3, train_classes=3, val_classes=2,
+        test_classes=1, train_queries=4, train_supports=3, eval_queries=3,
+        eval_supports=2, corpus_clips=13, corpus_seen_classes=1,
     )  # fmt: skip
-    BackboneTask(
-        benchmark=str(benchmark), seed=1, width=8, dim=12, classes_per_batch=3, temperature=0.1,
-        learning_rate=5e-3,
-    ).export(backbone)  # fmt: skip
-    return {
-        "benchmark": str(benchmark),
-        "backbone": str(backbone),
-        "seed": 1,
-        "model": {
-            "heads": 2, "encoder_layers": 1, "fuser_layers": 1, "decoder_layers": 2,
-            "ffn_dim": 24, "dropout": 0.0, "num_instances": 3, "deformable": False,
-            "query_positions": True, "support_positions": True,
-        },
-        "weights": {
-            "foreground": 1.0, "l1": 5.0, "giou": 2.0, "dice": 2.0, "focal": 40.0,
-            "common": 2.0, "no_object": 0.1,
-        },
-        "episodes_per_batch": 4,
-        "train_shots": 1,
-        "learning_rate": 2e-3,
-        "backbone_learning_rate": 2e-4,
+    build_sprites(benchmark, root / "scratch", map, sizes, seed=0)
+    network = {"width": 8, "dim": 12, "classes_per_batch": 3}
+    BackboneTask(benchmark=str(benchmark), seed=1, backbone=network).export(backbone)
+    section = {
+        "heads": 2, "ffn_dim": 24, "num_instances": 3, "weights": {"dice": 2.0},
+        "optimiser": {"steps": 100, "learning_rate": 2e-3},
     }  # fmt: skip
+    return {"benchmark": str(benchmark), "backbone": str(backbone), "seed": 1, "vis": section}
 
 
 def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
@@ -133,7 +119,6 @@ def test_another_method_as_a_stage(method: str, tmp_path: Path) -> None:
         [
             f"output={tmp_path}", f"vis.method={method}", "compute.num_workers=2",
             "evaluation.supports=[none,random,self_shot,oracle]",
-            "vis.mask_rcnn.channels=8", "vis.mask_rcnn.hidden=12",
         ],
     )  # fmt: skip
     report = run_experiment(experiment)
@@ -146,4 +131,5 @@ def test_another_method_as_a_stage(method: str, tmp_path: Path) -> None:
     folders = {plan.stage: plan.path for plan in plan_experiment(experiment)}
     points = [json.loads(line) for line in (folders["vis"] / "history.jsonl").open()]
     assert len(points) == 2 and all(point["loss"] > 0 for point in points)
-    assert json.loads((folders["vis"] / "export" / "vis.json").read_text())["method"] == method
+    written = json.loads((folders["vis"] / "export" / "vis.json").read_text())
+    assert written["vis"]["method"] == method

@@ -6,104 +6,35 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfshot.config.fields import (
-    Count,
-    NonNegative,
-    PathText,
-    Positive,
-    Section,
-    Share,
-)
+from selfshot.config.fields import Count, PathText, Positive, Section, Share
 from selfshot.config.optimiser import Optimiser
 
-Trunk = Literal["backbone", "efficientnet_lite0", "scratch", "inception", "video_vit"]
-
-TRUNK_CHANNELS = {"efficientnet_lite0": 1280, "inception": 2048}
-"""Channels of trunks that have one size."""
-
-VIT_CHANNELS = {"tiny": 192, "small": 384, "base": 768}
-
-
-class AugmentationConfig(Section):
-    """How a temporal crop is changed: the same change for each of its frames."""
-
-    flip: Share = Field(0.5, description="probability of a mirror image")
-    crop_scale: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="least share of the frame that is cropped and resized; 1: no crop"
-    )
-    brightness: NonNegative = Field(0.0, description="largest change, as a share; 0: none")
-    contrast: NonNegative = 0.0
-    saturation: NonNegative = 0.0
-    hue: Annotated[float, Field(ge=0.0, le=0.5)] = Field(0.0, description="largest turn")
-    jitter: Share = Field(0.8, description="probability that colours change at all")
-    grey: Share = Field(0.0, description="probability of no colour")
-    blur: Share = Field(0.0, description="probability of a Gaussian blur")
-
-
-class HeadConfig(Section):
-    """MoCo v3's projection: what the loss compares."""
-
-    kind: Literal["none", "mlp"] = "none"
-    hidden: Count = 4096
-    dim: Count = 256
-    norm: Literal["batch", "layer"] = Field("batch", description="layer: for small batches")
-    retrieve: bool = Field(False, description="retrieval uses the head's vector, too")
-
-
-class CompanionConfig(Section):
-    """A second frozen network, whose vectors are joined to Φ's; Φ is trained without it.
-
-    efficientnet_lite0 has seen ImageNet's labels (its package's weights, Apache-2.0).
-    """
-
-    trunk: Literal["none", "efficientnet_lite0"] = "none"
-    share: Share = Field(0.3, description="of the cosine; Φ has the rest")
-    frame_side: Annotated[int, Field(ge=128)] = Field(
-        160, description="frames are enlarged to this side"
-    )
-    num_frames: Count = Field(4, description="of a clip that it looks at")
-
-
-class ProbeConfig(Section):
-    """Nearest neighbours of unseen-class videos while Φ trains; labels only measure."""
-
-    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between two; 0: none")
-    queries: Count = Field(120, description="val queries, at most")
-    clips: Count = Field(1000, description="labelled clips of the corpus, at most")
-    num_frames: Count = Field(4, description="frames of each")
-
-
-class WhiteningConfig(Section):
-    """How the map of `adapter: whitened` is fitted: on crops of clips, without a label."""
-
-    clips: Count = Field(1000, description="of the corpus, at most")
-    shrinkage: Positive = Field(
-        1.0, description="share of the mean variance that is added to every direction's"
-    )
+EncoderBackbone = Literal["pretrained", "efficientnet_lite0", "scratch", "inception", "video_vit"]
 
 
 class EncoderConfig(Section):
     """Φ: a video transformer over frame tokens, trained without a label on the corpus."""
 
-    trunk: Trunk = Field(
-        "backbone",
+    backbone: EncoderBackbone = Field(
+        "pretrained",
         description="what turns frames into tokens: the pretrained backbone (frozen), "
         "EfficientNet-Lite0 with ImageNet weights, a small network from scratch, Inception v3, or "
         "a ViT over the patches of all frames",
     )
-    trunk_trained: bool | None = Field(
+    train_backbone: bool | None = Field(
         None, description="none: scratch and video_vit are trained, the others are frozen"
     )
     weights: PathText | None = Field(
-        None, description="path or address of the trunk's weights, .safetensors or torch"
+        None, description="path or address of the backbone's weights, .safetensors or torch"
     )
     frame_side: Annotated[int, Field(ge=0)] = Field(
         0, description="efficientnet_lite0 and inception see frames enlarged to this side"
     )
     vit_size: Literal["tiny", "small", "base"] = "small"
     vit_patch: Count = Field(16, description="side of a patch in pixels")
-    vit_pooling: Literal["class", "mean"] = "class"
-    dim: Annotated[int, Field(ge=6)] = 128
+    dim: Count | None = Field(
+        None, description="channels that tokens are projected to; none: as many as they have"
+    )
     layers: Annotated[int, Field(ge=0)] = 1
     heads: Count = 4
     adapter: Literal["none", "linear", "whitened", "whitened_linear"] = Field(
@@ -111,16 +42,23 @@ class EncoderConfig(Section):
         description="what corrects the pooled vectors: a trained linear map that starts at none, "
         "a map that is fitted before, or one after the other",
     )
-    whitening: WhiteningConfig = WhiteningConfig()
+    auxiliary: Literal["none", "efficientnet_lite0"] = Field(
+        "none",
+        description="a second, frozen network whose vectors are joined to Φ's; it has seen "
+        "ImageNet's labels",
+    )
     loss: Literal["rank", "nce", "moco"] = "rank"
-    rank_temperature: Positive = Field(0.05, description="2 is what Eq. 6 prints")
-    rank_form: Literal["ap", "paper"] = "ap"
-    nce_temperature: Positive = Field(0.1, description="of nce and moco")
+    temperature: Positive = Field(0.05, description="of the loss; 2 is what Eq. 6 prints for rank")
+    head: Literal["none", "mlp"] = Field(
+        "none", description="MoCo v3's projection of what the loss compares"
+    )
     num_frames: Count = Field(2, description="frames of one temporal crop")
     videos_per_batch: Annotated[int, Field(ge=2)] = 32
     crops_per_video: Annotated[int, Field(ge=2)] = 4
-    accumulate: Count = Field(
-        1, description="parts of a batch that are computed one after another, to save memory"
+    augmentation: Literal["flip", "moco"] = Field(
+        "flip",
+        description="how a crop is changed, all its frames alike: mirrored or not, or also with "
+        "crops, colours and blur as in MoCo v3",
     )
     positives: Literal["all", "farthest"] = Field(
         "all", description="which other crops of a clip an anchor should be near to"
@@ -130,38 +68,33 @@ class EncoderConfig(Section):
     )
     queue_length: Annotated[int, Field(ge=0)] = 1280
     momentum: Share = Field(0.99, description="of Φ̃; rises to 1 on a cosine")
-    augmentation: AugmentationConfig = AugmentationConfig()
-    head: HeadConfig = HeadConfig()
-    companion: CompanionConfig = CompanionConfig()
-    peak_window: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="side in tokens of the window of most foreground that stands for a frame in a "
-        "clip's vector; 0: the mean over the clip",
-    )
-    probe: ProbeConfig = ProbeConfig()
-    activation_checkpointing: bool = Field(
-        False, description="less memory in the layers, for the time of one more forward"
+    probe_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between two measures of retrieval by val queries; 0: none"
     )
     optimiser: Optimiser = Optimiser(steps=60, learning_rate=1e-4, warmup_steps=20)
 
     @property
-    def trains_trunk(self) -> bool:
-        """Whether the trunk's own weights move."""
-        if self.trunk_trained is None:
-            return self.trunk in ("scratch", "video_vit")
-        return self.trunk_trained
+    def trains_backbone(self) -> bool:
+        """Whether the backbone's own weights move."""
+        if self.train_backbone is None:
+            return self.backbone in ("scratch", "video_vit")
+        return self.train_backbone
 
     @property
     def trains_nothing(self) -> bool:
         """Whether Φ is a fixed network, such as the paper's "Inception fixed"."""
-        if self.trunk == "video_vit":
-            return not self.trains_trunk
-        return not (self.trains_trunk or self.layers or self.adapter.endswith("linear"))
+        if self.backbone == "video_vit":
+            return not self.trains_backbone
+        return not (self.trains_backbone or self.layers or self.adapter.endswith("linear"))
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the backbone's weights are those of a package, so that none are exported."""
+        own = self.trains_backbone or self.weights is not None
+        return self.backbone == "efficientnet_lite0" and not own
 
     @model_validator(mode="after")
-    def _shapes(self) -> EncoderConfig:
-        if self.dim % self.heads:
-            raise ValueError(f"dim: {self.dim} is not a multiple of heads: {self.heads}")
+    def _batch(self) -> EncoderConfig:
         if self.queue_length % (self.videos_per_batch * self.crops_per_video):
             raise ValueError(
                 f"queue_length: {self.queue_length} is no multiple of the batch, "
@@ -171,45 +104,36 @@ class EncoderConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _trunk(self) -> EncoderConfig:
-        if self.trunk == "video_vit":
-            self._same_dim(VIT_CHANNELS[self.vit_size], f"video_vit of vit_size: {self.vit_size}")
-        elif not self.layers and self.trunk in TRUNK_CHANNELS:
-            self._same_dim(TRUNK_CHANNELS[self.trunk], f"{self.trunk} with layers: 0")
-        if self.trunk == "video_vit" and self.adapter != "none":
+    def _backbone(self) -> EncoderConfig:
+        vit = self.backbone == "video_vit"
+        if self.dim is not None and (vit or self.backbone == "pretrained" or not self.layers):
             raise ValueError(
-                f"adapter: {self.adapter} is not for trunk: video_vit, which is trained itself; "
-                "leave it out, or set head: {kind: mlp, retrieve: true}"
+                f"dim: {self.dim} is not for backbone: {self.backbone} with layers: "
+                f"{self.layers}, which projects nothing; leave dim out"
             )
-        if self.trunk == "video_vit" and self.companion.trunk != "none":
+        if vit and self.adapter != "none":
             raise ValueError(
-                f"companion.trunk: {self.companion.trunk} is not allowed with trunk: video_vit, "
-                "which has no map of the foreground; leave companion out"
+                f"adapter: {self.adapter} is not for backbone: video_vit, which is trained itself; "
+                "leave it out"
             )
-        if self.trunk != "backbone" and self.peak_window:
+        if vit and self.auxiliary != "none":
             raise ValueError(
-                f"peak_window: {self.peak_window} is not for trunk: {self.trunk}, which has no map "
-                "of the foreground; leave it out, or choose trunk: backbone"
+                f"auxiliary: {self.auxiliary} is not allowed with backbone: video_vit, "
+                "which has no map of the foreground; leave auxiliary out"
             )
-        if self.trunk in ("backbone", "scratch") and self.weights is not None:
+        if self.backbone in ("pretrained", "scratch") and self.weights is not None:
             raise ValueError(
-                f"weights: trunk: {self.trunk} takes none; leave weights out, or choose "
+                f"weights: backbone: {self.backbone} takes none; leave weights out, or choose "
                 "efficientnet_lite0, inception or video_vit"
             )
-        if self.trunk == "backbone" and self.trunk_trained:
+        if self.backbone == "pretrained" and self.train_backbone:
             raise ValueError(
-                "trunk_trained: true is not allowed with trunk: backbone, whose weights the "
+                "train_backbone: true is not allowed with backbone: pretrained, whose weights the "
                 "segmentation reads too; choose scratch, or leave it out"
             )
-        if self.trunk == "scratch" and self.trunk_trained is False:
+        if self.backbone == "scratch" and self.train_backbone is False:
             raise ValueError(
-                "trunk_trained: false is not allowed with trunk: scratch, which then knows nothing"
+                "train_backbone: false is not allowed with backbone: scratch, which then knows "
+                "nothing"
             )
         return self
-
-    def _same_dim(self, channels: int, what: str) -> None:
-        if self.dim != channels:
-            raise ValueError(
-                f"dim: {self.dim} differs from the {channels} channels of {what}; "
-                f"set dim: {channels}"
-            )

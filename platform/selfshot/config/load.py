@@ -168,7 +168,7 @@ def parse_override(override: str) -> dict[str, Any]:
     key, text = key.strip(), text.strip()
     if not equals:
         raise UserError(
-            f"--set {override}: no '=' in it (write --set key=value, as in --set vis.dim=72)"
+            f"--set {override}: no '=' in it (write --set key=value, as in --set vis.heads=4)"
         )
     if not _KEY.fullmatch(key):
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -18,23 +18,12 @@ class Optimiser(Section):
     learning_rate: Positive
     weight_decay: NonNegative = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    schedule: Literal["cosine", "steps"] = Field(
-        "cosine", description="after the warm-up: half a cosine to zero, or drops"
-    )
     drops: tuple[Inside, ...] = Field(
-        (0.7,), description="of `steps`: after which shares of all steps the rate drops"
-    )
-    drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.1, description="and to how much of what it was"
+        (),
+        description="shares of the steps after which the rate is a tenth of what it was; none: "
+        "half a cosine to zero",
     )
     clip_norm: Positive = 1.0
-    checkpoint_every: Count = Field(100, description="steps between two checkpoints")
-    log_every: Count = Field(20, description="steps between two logged points")
-
-    @property
-    def drop_shares(self) -> list[float] | None:
-        """Where the rate drops; None: it follows the cosine."""
-        return list(self.drops) if self.schedule == "steps" else None
 
     @model_validator(mode="after")
     def _warmup_within_steps(self) -> Optimiser:

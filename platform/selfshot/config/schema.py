@@ -1,7 +1,7 @@
 """What an experiment may say: one frozen pydantic model for each section of the YAML.
 
-A number that someone may tune lives here and nowhere else. Sections are read by `studies`,
-which hands plain keyword arguments down; no class below sees a section whole.
+A number that someone may tune lives here and nowhere else. A network and its
+training are given their section whole; all others are given plain arguments by `studies`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from selfshot.config.addresses import secret_problem
+from selfshot.config.backbone import BackboneConfig
 from selfshot.config.benchmarks import PAIRED_SUPPORTS, Benchmark, SpritesBenchmark
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.fields import (
@@ -23,50 +24,10 @@ from selfshot.config.fields import (
     Section,
     Share,
 )
-from selfshot.config.optimiser import Optimiser
 from selfshot.config.retrieval import IndexConfig
 from selfshot.config.studies import SweepConfig
 from selfshot.config.supports import KindName, SupportsConfig
-from selfshot.config.vis import MaskRcnnConfig, ValidationConfig, VariantsConfig
-
-
-class BackboneConfig(Section):
-    """The network that turns frames into tokens, pretrained on the seen classes' masks."""
-
-    kind: Literal["small", "resnet18", "resnet50_dilated", "efficientnet_lite0"] = "small"
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
-        32, description="first channels of the small one"
-    )
-    dim: Count = Field(72, description="channels of a token")
-    output_stride: Literal[16, 32] = Field(
-        16, description="of resnet50_dilated: pixels to a token"
-    )
-    weights: FilePath | None = Field(
-        None, description="safetensors or PyTorch file of the trunk's weights to start from"
-    )
-    pretrain: bool = Field(
-        True, description="false: the weights are taken as they are"
-    )
-    classes_per_batch: Annotated[int, Field(ge=2)] = 48
-    temperature: Positive = 0.1
-    optimiser: Optimiser = Optimiser(steps=640, learning_rate=4e-3, warmup_steps=20)
-
-    @property
-    def deep_channels(self) -> int:
-        """Channels of the features below the tokens' projection."""
-        wide = {"resnet18": 256, "resnet50_dilated": 1024, "efficientnet_lite0": 112}
-        return wide.get(self.kind, 4 * self.width)
-
-    @model_validator(mode="after")
-    def _kinds(self) -> BackboneConfig:
-        if self.output_stride == 32 and self.kind != "resnet50_dilated":
-            raise ValueError(f"output_stride: 32 is not for kind {self.kind} (resnet50_dilated)")
-        if self.weights is not None and not self.kind.startswith("resnet"):
-            raise ValueError(
-                f"weights: {self.weights} is not for kind {self.kind} (resnet18, "
-                "resnet50_dilated); leave weights out, or choose another kind"
-            )
-        return self
+from selfshot.config.vis import VisConfig
 
 
 class EmbeddingConfig(Section):
@@ -90,69 +51,6 @@ class EmbeddingConfig(Section):
     )
 
 
-class LossWeights(Section):
-    """Weights of Eq. 5, 8, 9 and 10."""
-
-    foreground: NonNegative = 1.0
-    l1: NonNegative = 5.0
-    giou: NonNegative = 2.0
-    dice: NonNegative = 4.0
-    focal: NonNegative = 40.0
-    common: NonNegative = Field(2.0, description="auxiliary: does a token belong to the class")
-    no_object: NonNegative = Field(0.1, description="weight of the no-object class")
-
-
-class VisConfig(Section):
-    """The VIS transformer of section 5, or another method in its place, and its training."""
-
-    method: Literal["self_shot", "few_shot_transformer", "siamese_mask_rcnn"] = Field(
-        "self_shot", description="Table 11: what segments the query"
-    )
-    dim: Annotated[int, Field(ge=6)] = 72
-    heads: Count = 4
-    encoder_layers: Annotated[int, Field(ge=0)] = 1
-    fuser_layers: Annotated[int, Field(ge=1)] = 1
-    decoder_layers: Count = 2
-    ffn_dim: Count = 288
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    num_instances: Count = Field(5, description="n instance queries a frame")
-    deformable: bool = Field(False, description="deformable convolution in the segmenter")
-    mask_channels: Annotated[int, Field(ge=4, multiple_of=4)] = Field(
-        16, description="channels of a mask feature"
-    )
-    variants: VariantsConfig = VariantsConfig()
-    mask_rcnn: MaskRcnnConfig = MaskRcnnConfig()
-    query_positions: bool = True
-    support_positions: bool = True
-    episodes_per_batch: Count = 4
-    accumulate: Count = Field(
-        1, description="parts of a batch that are computed one after another"
-    )
-    train_shots: Count = 1
-    initial: FilePath | None = Field(
-        None, description="vis.safetensors of an earlier training, which this one goes on from"
-    )
-    support_frames: Count | None = Field(
-        None, description="frames of a support; none: benchmark.num_frames; 1: its middle frame"
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="compute activations again instead of keeping them"
-    )
-    backbone_learning_rate: Positive = 2e-4
-    weights: LossWeights = LossWeights()
-    validation: ValidationConfig = ValidationConfig()
-    optimiser: Optimiser = Optimiser(steps=600, learning_rate=8e-4)
-
-    @model_validator(mode="after")
-    def _shapes(self) -> VisConfig:
-        if self.dim % self.heads or self.dim % 6:
-            raise ValueError(
-                f"dim: {self.dim} must be a multiple of heads: {self.heads} and of 6 "
-                "(a sine and a cosine for each of time, height and width)"
-            )
-        return self
-
-
 class EvaluationConfig(Section):
     """Video AP of every row of the table, on the unseen test classes."""
 
@@ -161,11 +59,6 @@ class EvaluationConfig(Section):
     )
     folds: Count = Field(5, description="of the test queries, one trial each")
     max_queries_per_fold: Count | None = None
-    support_frames: Count | None = Field(
-        None,
-        description="frames of a support of any row; none: benchmark.num_frames; 1: its middle "
-        "frame (Table 12)",
-    )
     confidence: NonNegative = Field(
         0.0, description="power of the score of clips found, which a track's score is times"
     )
@@ -201,7 +94,14 @@ class ComputeConfig(Section):
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="processes that make a worker's batches; 0: a thread of its own"
     )
-    compile: bool = Field(False, description="torch.compile what is trained")
+    accumulate: Count = Field(
+        1, description="parts of a worker's batch that are computed one after another"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again instead of keeping them"
+    )
+    checkpoint_every: Count = Field(100, description="steps between two checkpoints")
+    log_every: Count = Field(20, description="steps between two logged points")
 
     @model_validator(mode="after")
     def _fewer_workers(self) -> ComputeConfig:
@@ -252,27 +152,22 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _across_sections(self) -> Experiment:
-        if self.vis.dim != self.backbone.dim:
+        if self.backbone.dim % self.vis.heads:
             raise ValueError(
-                f"vis.dim: {self.vis.dim} differs from backbone.dim: {self.backbone.dim}; "
-                "the transformer reads the backbone's tokens, so set both alike"
+                f"vis.heads: {self.vis.heads} does not divide backbone.dim: {self.backbone.dim}"
             )
-        for name, share in (
-            ("vis.episodes_per_batch", self.vis.episodes_per_batch),
-            ("encoder.videos_per_batch", self.encoder.videos_per_batch),
-            ("backbone.classes_per_batch", self.backbone.classes_per_batch),
+        workers, parts = self.compute.num_workers, self.compute.accumulate
+        for name, size, among in (
+            ("vis.episodes_per_batch", self.vis.episodes_per_batch, parts),
+            ("encoder.videos_per_batch", self.encoder.videos_per_batch, parts),
+            ("backbone.classes_per_batch", self.backbone.classes_per_batch, 1),
         ):
-            if share % self.compute.num_workers:
+            if size % (workers * among):
+                accumulated = f" × compute.accumulate: {among}" if among > 1 else ""
                 raise ValueError(
-                    f"{name}: {share} is no multiple of compute.num_workers: "
-                    f"{self.compute.num_workers}; a batch is shared evenly, so change one of them"
+                    f"{name}: {size} is no multiple of compute.num_workers: {workers}"
+                    f"{accumulated}; a batch is shared evenly, so change one of them"
                 )
-        of_worker = self.vis.episodes_per_batch // self.compute.num_workers
-        if of_worker % self.vis.accumulate:
-            raise ValueError(
-                f"vis.accumulate: {self.vis.accumulate} does not divide the {of_worker} episodes "
-                "of a worker's batch (vis.episodes_per_batch / compute.num_workers)"
-            )
         if self.vis.method != "self_shot" and "no_fuser" in self.evaluation.supports:
             raise ValueError(
                 f"vis.method: {self.vis.method} has no row 'no_fuser' in evaluation.supports "
@@ -290,25 +185,20 @@ class Experiment(Section):
             problem = secret_problem(name, address)
             if problem is not None:
                 raise ValueError(problem)
-        deep = self.backbone.deep_channels
-        if self.encoder.trunk == "backbone" and self.backbone.kind == "efficientnet_lite0":
+        encoder = self.encoder
+        if encoder.backbone == "pretrained" and self.backbone.kind == "efficientnet_lite0":
             raise ValueError(
-                "encoder.trunk: backbone is not for backbone.kind: efficientnet_lite0, whose "
-                "features have no roots; set encoder.trunk: efficientnet_lite0"
+                "encoder.backbone: pretrained is not for backbone.kind: efficientnet_lite0, whose "
+                "features have no roots; set encoder.backbone: efficientnet_lite0"
             )
-        if self.encoder.trunk == "backbone" and self.encoder.dim != deep:
-            what = "4 × backbone.width" if self.backbone.kind == "small" else "the channels"
-            raise ValueError(
-                f"encoder.dim: {self.encoder.dim} differs from {what}: "
-                f"{deep}, the channels that it reads; set both alike, or another trunk"
-            )
-        workers, parts = self.compute.num_workers, self.encoder.accumulate
-        if self.encoder.videos_per_batch % (workers * parts):
-            raise ValueError(
-                f"encoder.videos_per_batch: {self.encoder.videos_per_batch} is no multiple of "
-                f"compute.num_workers: {workers} × encoder.accumulate: {parts}, among which it is "
-                "divided"
-            )
+        own = {
+            "pretrained": self.backbone.deep_channels, "scratch": self.backbone.dim,
+            "efficientnet_lite0": 1280, "inception": 2048,
+        }  # fmt: skip
+        if encoder.backbone in own and encoder.layers:
+            dim = encoder.dim or own[encoder.backbone]
+            if dim % encoder.heads:
+                raise ValueError(f"encoder.heads: {encoder.heads} does not divide {dim} channels")
         most = self.supports.most
         if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:
             raise ValueError(

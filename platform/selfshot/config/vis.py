@@ -1,4 +1,4 @@
-"""Switches of the VIS transformer, and the settings of the methods beside it."""
+"""The `vis` section: the VIS transformer and its training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from selfshot.config.benchmarks import PAIRED_SUPPORTS
-from selfshot.config.fields import Count, Positive, Section, Share
+from selfshot.config.fields import Count, FilePath, NonNegative, Positive, Section
+from selfshot.config.optimiser import Optimiser
 
 
 class VariantsConfig(Section):
@@ -38,32 +38,49 @@ class VariantsConfig(Section):
     )
 
 
-class MaskRcnnConfig(Section):
-    """Siamese Mask R-CNN (`vis.method: siamese_mask_rcnn`)."""
+class LossWeights(Section):
+    """Weights of Eq. 5, 8, 9 and 10."""
 
-    channels: Count = Field(64, description="of the pyramid and the mask head")
-    hidden: Count = Field(128, description="channels of a detection's feature")
-    mask_layers: Annotated[int, Field(ge=0)] = Field(2, description="convolutions of a mask")
-    box_size: Count = Field(5, description="places a side at which a region is read for its box")
-    mask_size: Count = Field(8, description="and for its mask, which is twice as fine")
-    anchor_scales: tuple[Positive, ...] = Field(
-        (2.0, 4.0, 7.0), min_length=1, description="sides of anchors, in strides of their level"
+    foreground: NonNegative = 1.0
+    l1: NonNegative = 5.0
+    giou: NonNegative = 2.0
+    dice: NonNegative = 4.0
+    focal: NonNegative = 40.0
+    common: NonNegative = Field(2.0, description="auxiliary: does a token belong to the class")
+    no_object: NonNegative = Field(0.1, description="weight of the no-object class")
+
+
+class VisConfig(Section):
+    """The VIS transformer of section 5, or another method in its place, and its training."""
+
+    method: Literal["self_shot", "few_shot_transformer", "siamese_mask_rcnn"] = Field(
+        "self_shot", description="Table 11: what segments the query"
     )
-    proposals: Count = Field(50, description="regions of a frame that go on to the heads")
-    samples: Count = Field(32, description="of them that are learned from")
-    min_score: Share = Field(0.05, description="of a detection in a frame")
-    max_overlap: Share = Field(0.5, description="IoU above which the weaker detection is dropped")
-    min_similarity: Annotated[float, Field(ge=-0.5, le=1.0)] = Field(
-        0.5, description="of detections in two frames, to be one track"
+    heads: Count = 4
+    encoder_layers: Annotated[int, Field(ge=0)] = 1
+    fuser_layers: Annotated[int, Field(ge=1)] = 1
+    decoder_layers: Count = 2
+    ffn_dim: Count = 288
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    num_instances: Count = Field(5, description="n instance queries a frame")
+    deformable: bool = Field(False, description="deformable convolution in the segmenter")
+    variants: VariantsConfig = VariantsConfig()
+    query_positions: bool = True
+    support_positions: bool = True
+    episodes_per_batch: Count = 4
+    train_shots: Count = 1
+    initial: FilePath | None = Field(
+        None, description="vis.safetensors of an earlier training, which this one goes on from"
     )
-
-
-class ValidationConfig(Section):
-    """Scores of queries of the validation classes, while the transformer is trained."""
-
-    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between two; 0: never")
-    queries: Count = Field(24, description="at most, evenly over the classes")
-    shots: Count = Field(1, le=PAIRED_SUPPORTS, description="labelled supports of each")
-    export: Literal["best", "last"] = Field(
-        "best", description="which network later stages take: the best by AP50, or the last"
+    support_frames: Count | None = Field(
+        None,
+        description="frames of a support, in training and of any row of the table; none: "
+        "benchmark.num_frames; 1: its middle frame (Table 12)",
     )
+    backbone_learning_rate: Positive = 2e-4
+    weights: LossWeights = LossWeights()
+    validate_every: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="steps between two scores of val queries, whose best network is kept; 0: never",
+    )
+    optimiser: Optimiser = Optimiser(steps=600, learning_rate=8e-4)

@@ -99,3 +99,12 @@ class Augmentation:
                 factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
                 images = changes[index][0](images, float(factor))
         return images
+
+
+RECIPES = {
+    "flip": Augmentation(),
+    # MoCo v3's, without solarisation; one draw for all frames of a crop.
+    "moco": Augmentation(
+        crop_scale=0.2, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grey=0.2, blur=0.5
+    ),
+}

@@ -48,7 +48,6 @@ class Fleet:
         zero_stage: which of deepspeed/zero{0,1,2,3}.json.
         max_failures: restarts after a worker's death.
         loader_workers: processes that make a worker's batches; 0: a thread of its own.
-        compile: torch.compile the module; on a CPU that needs a C++ compiler.
     """
 
     num_workers: int = 1
@@ -59,7 +58,6 @@ class Fleet:
     zero_stage: int = 0
     max_failures: int = 2
     loader_workers: int = 0
-    compile: bool = False
 
 
 def deepspeed_config(
@@ -312,8 +310,6 @@ def _initialise(
         | {"gradient_accumulation_steps": getattr(task, "accumulate", 1)},
     )
     engine.train()
-    if fleet.compile:
-        engine.module.compile()
     return engine, peaks
 
 

@@ -17,7 +17,7 @@ class Validation:
     """AP of a few queries of the validation classes, with labelled supports."""
 
     def __init__(
-        self, benchmark: str, queries: int, shots: int, support_frames: int | None = None
+        self, benchmark: str, queries: int = 24, shots: int = 1, support_frames: int | None = None
     ) -> None:
         """Choose the queries: the same ones each time, evenly over the classes.
 
@@ -35,9 +35,9 @@ class Validation:
         self.fold = manifest.folds("val", 1, queries)[0]
         if not self.fold:
             raise UserError(
-                "vis.validation.every: the benchmark has no queries of validation classes; set it "
+                "vis.validate_every: the benchmark has no queries of validation classes; set it "
                 "to 0, or give the benchmark validation classes",
-                setting="vis.validation.every",
+                setting="vis.validate_every",
             )
         self.reader = manifest.reader(folder)
         self.support_reader = manifest.support_reader(folder, self.reader, support_frames)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from selfshot.errors import UserError
 from selfshot.files import digest_pieces
-from selfshot.models.trunks import EfficientNetTrunk
+from selfshot.models.encoder_backbones import EfficientNetFeatures
 
 FRAMES_AT_ONCE = 16
 """On a CPU the activations of so many frames still fit its caches; on a GPU all go at once."""
@@ -118,14 +118,14 @@ def digest_of(folder: Path) -> str:
 class FrameAverage:
     """Frozen features of frames, averaged over positions and frames, L2-normalised."""
 
-    def __init__(self, trunk: Any) -> None:
-        self.trunk = trunk.eval()
+    def __init__(self, backbone: Any) -> None:
+        self.backbone = backbone.eval()
         self.device = "cpu"
 
     def prepare(self, device: str) -> None:
         """Move to a device, in the form that is fastest there."""
         self.device = device
-        self.trunk.prepare(device)
+        self.backbone.prepare(device)
 
     @torch.inference_mode()
     def embed(
@@ -138,7 +138,7 @@ class FrameAverage:
         means = []
         for part in images.split(at_once):
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device != "cpu"):
-                tokens, _ = self.trunk(part.to(self.device, non_blocking=True))
+                tokens, _ = self.backbone(part.to(self.device, non_blocking=True))
             means.append(tokens.float().mean((2, 3)))
         pooled = torch.cat(means).unflatten(0, (batch, time)).mean(1)
         return functional.normalize(pooled, dim=-1).cpu().numpy()
@@ -146,4 +146,4 @@ class FrameAverage:
 
 def efficientnet_lite0() -> FrameAverage:
     """EfficientNet-Lite0 without its head."""
-    return FrameAverage(EfficientNetTrunk())
+    return FrameAverage(EfficientNetFeatures())

@@ -2,138 +2,126 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from selfshot.config.encoder import EncoderConfig
+from selfshot.config.fields import AS_YAML
+from selfshot.models.auxiliary_encoder import AuxiliaryEncoder
 from selfshot.models.backbones import build_backbone
-from selfshot.models.companion import Companion
+from selfshot.models.encoder_backbones import (
+    EfficientNetFeatures,
+    FrameBackbone,
+    InceptionFeatures,
+)
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
-from selfshot.models.projection import ProjectionHead
-from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk, InceptionTrunk
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.video_vit import VideoViT, inflate_positions
-from selfshot.models.weights import fill, load_backbone, read_weights
-from selfshot.models.windows import peak_vectors
-
-
-def packaged_trunk(settings: Mapping[str, Any]) -> bool:
-    """Whether the trunk's weights are those of a package, so that no copy of them is needed."""
-    return settings["trunk"] == "efficientnet_lite0" and not (
-        settings.get("trunk_trained") or settings.get("own_weights")
-    )
-
-
-def build_head(settings: Mapping[str, Any], dim: int) -> ProjectionHead | None:
-    """The projection head over vectors of `dim` channels; none where its kind is `none`."""
-    if settings["kind"] == "none":
-        return None
-    return ProjectionHead(dim, settings["hidden"], settings["dim"], settings["norm"])
+from selfshot.models.weights import fill, load_backbone, read_weights, save_weights
 
 
 def build_encoder(
-    settings: dict[str, Any],
+    section: EncoderConfig,
+    backbone_network: Mapping[str, Any],
+    frame_size: tuple[int, int],
     *,
     backbone: Path | None = None,
-    weights: str | None = None,
     checkpointing: bool = False,
     empty: bool = False,
 ) -> tuple[Any, WeightsReport | None]:
-    """Φ over the named trunk.
+    """Φ over its backbone.
 
     Args:
-        settings: `trunk`, `dim`, `layers` and `heads`; `backbone_settings` for a network from
-            scratch; `vit` for video_vit; `trunk_trained`, `frame_side`, `adapter` if they are not
-            the trunk's own. Those that are made of other weights are marked in it: `own_weights`.
-        backbone: folder of the pretrained backbone, for the trunk of that name.
-        weights: path or address of the trunk's weights.
+        section: its settings.
+        backbone_network: arguments of `build_backbone`, for `pretrained` and `scratch`.
+        frame_size: height and width in pixels, for the positions of video_vit.
+        backbone: folder of the pretrained backbone.
         checkpointing: forget activations inside the layers.
         empty: weights will be loaded over all that is built.
 
     Returns:
-        Φ, and what became of `weights`.
+        Φ, and what became of `section.weights`.
 
     Raises:
         UserError: the weights cannot be read or are of another network.
     """
-    trunk, trained = settings["trunk"], settings.get("trunk_trained")
-    if weights is not None:
-        settings["own_weights"] = True
-    own = bool(settings.get("own_weights"))
+    name, trained = section.backbone, section.trains_backbone
+    weights = None if empty else section.weights
     report: WeightsReport | None = None
-    if trunk == "video_vit":
-        vit = VideoViT(**settings["vit"], checkpointing=checkpointing)
+    if name == "video_vit":
+        rows, columns = (max(1, side // section.vit_patch) for side in frame_size)
+        grid = (section.num_frames, rows, columns)
+        vit = VideoViT(
+            size=section.vit_size, patch=section.vit_patch, grid=grid, checkpointing=checkpointing
+        )
         if weights is not None:
-            time, height, width = vit.pos_embed.shape[:3]
             report = fit_foreign_weights(
                 vit,
                 weights,
                 setting="encoder.weights",
-                convert=lambda state: inflate_positions(state, (time, height, width)),
+                convert=lambda state: inflate_positions(state, grid),
             )
-        return vit.requires_grad_(trained is not False), report
-    shape = {key: settings[key] for key in ("dim", "layers", "heads")}
-    sides = {"side": settings["frame_side"]} if settings.get("frame_side") else {}
+        return vit.requires_grad_(trained), report
+    own = section.weights is not None
     module: Any
-    if trunk == "inception":
-        module = InceptionTrunk(frozen=not trained, pretrained=own or empty, **sides)
+    if name == "inception":
+        module = InceptionFeatures(
+            frozen=not trained, pretrained=own or empty, side=section.frame_side
+        )
         if not own:
             module.keeps_norms = not trained
-    elif trunk == "efficientnet_lite0":
-        packaged = packaged_trunk(settings) or not (own or empty)
-        module = EfficientNetTrunk(frozen=not trained, packaged=packaged, **sides)
-    elif trunk == "scratch":
-        module = BackboneTrunk(build_backbone(**settings["backbone_settings"]), frozen=False)
-    elif empty:
-        module = BackboneTrunk(build_backbone(**settings["backbone_settings"]), frozen=True)
+    elif name == "efficientnet_lite0":
+        packaged = section.packaged or not (own or empty)
+        module = EfficientNetFeatures(
+            frozen=not trained, packaged=packaged, side=section.frame_side
+        )
+    elif name == "scratch" or empty:
+        module = FrameBackbone(build_backbone(**backbone_network), frozen=not trained)
     else:
         assert backbone is not None
         pretrained = load_backbone(backbone)
-        module = BackboneTrunk(pretrained.backbone, frozen=True)
+        module = FrameBackbone(pretrained.backbone, frozen=True)
         module.foreground.load_state_dict(pretrained.foreground.state_dict())
     if weights is not None:
         report = fit_foreign_weights(
             module.network, weights, setting="encoder.weights", optional=("_fc.",)
         )
-    adapter = settings.get("adapter", "none")
-    return VideoEncoder(module, **shape, adapter=adapter, checkpointing=checkpointing), report
+    encoder = VideoEncoder(
+        module,
+        section.dim or module.dim,
+        section.layers,
+        section.heads,
+        adapter=section.adapter,
+        checkpointing=checkpointing,
+    )
+    return encoder, report
 
 
 class FrozenEncoder:
     """A trained Φ for embedding: uint8 arrays in, float32 arrays out."""
 
-    def __init__(
-        self,
-        encoder: Any,
-        head: nn.Module | None = None,
-        companion: Companion | None = None,
-        peak_window: int = 0,
-    ) -> None:
+    def __init__(self, encoder: Any, auxiliary: AuxiliaryEncoder | None = None) -> None:
         """Put it together.
 
         Args:
             encoder: Φ.
-            head: through which its vectors go; none: as they are.
-            companion: whose vectors are joined to them.
-            peak_window: side in tokens of the window that stands for a frame, the one with the
-                most foreground; a clip's vector is their mean over the frames. 0: it is the mean
-                over the whole clip.
+            auxiliary: whose vectors are joined to its own.
         """
         self.encoder = encoder.eval()
-        self.peak_window = peak_window
-        self.head = nn.Identity() if head is None else head.eval()
-        self.companion = None if companion is None else companion.eval()
+        self.auxiliary = None if auxiliary is None else auxiliary.eval()
         self.device = "cpu"
 
     def to(self, device: str) -> Self:
         """Move to a device; frames follow."""
         self.device = device
-        for part in (self.encoder, self.head, self.companion):
+        for part in (self.encoder, self.auxiliary):
             if part is not None:
                 part.to(device)
         return self
@@ -141,73 +129,81 @@ class FrozenEncoder:
     def prepare(self, device: str) -> None:
         """Move to a device, in the form that is fastest there."""
         self.to(device)
-        for trunk in (getattr(self.encoder, "trunk", None), getattr(self.companion, "trunk", None)):
-            if isinstance(trunk, EfficientNetTrunk):
-                trunk.prepare(device)
+        for whole in (self.encoder, self.auxiliary):
+            backbone = getattr(whole, "backbone", None)
+            if isinstance(backbone, EfficientNetFeatures):
+                backbone.prepare(device)
 
     @torch.inference_mode()
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """Frames uint8 (B, T, H, W, 3) to vectors (B, d)."""
         with self._autocast():
             clips = torch.from_numpy(frames).to(self.device)
-            if self.peak_window:
-                vectors = peak_vectors(*self._windows(clips, self.peak_window))
-                return vectors.float().cpu().numpy()
             features = self.encoder.features(clips)
-            vectors = self.head(self.encoder.embed(features))
-            if self.companion is not None:
-                seen = features if self.encoder.frozen else self.encoder.trunk_tokens(clips)
+            vectors = self.encoder.embed(features)
+            if self.auxiliary is not None:
+                seen = features if self.encoder.frozen else self.encoder.frame_tokens(clips)
                 vectors = functional.normalize(vectors, dim=-1)
-                vectors = self.companion.join(vectors, clips, seen[1])
+                vectors = self.auxiliary.join(vectors, clips, seen[1])
         return vectors.float().cpu().numpy()
 
     @torch.inference_mode()
     def windows(self, frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (B, W, d) of the clips' windows and their foreground (B, W).
 
-        With a companion they are those of the frames that it looks at.
+        With an auxiliary encoder they are those of the frames that it looks at.
         """
         with self._autocast():
             vectors, mass = self._windows(torch.from_numpy(frames).to(self.device), size)
-        vectors, mass = vectors.flatten(1, 2), mass.flatten(1)
         return vectors.float().cpu().numpy(), mass.float().cpu().numpy()
 
     def _windows(self, clips: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Vectors (B, T, windows, d), where T are the frames that are looked at, and foreground."""
-        if self.companion is not None:
-            clips = clips[:, self.companion.frames_of(clips.shape[1])]
+        if self.auxiliary is None:
+            return self.encoder.windows(clips, size)
+        clips = clips[:, self.auxiliary.frames_of(clips.shape[1])]
         vectors, mass = self.encoder.windows(clips, size)
-        vectors = self.head(vectors.flatten(0, 1)).unflatten(0, mass.shape)
-        if self.companion is not None:
-            foreground = self.encoder.trunk_tokens(clips)[1]
-            vectors = functional.normalize(vectors, dim=-1)
-            vectors = self.companion.windows(vectors, clips, foreground, size)
-        shape = (clips.shape[1], -1)
-        return vectors.unflatten(1, shape), mass.unflatten(1, shape)
+        foreground = self.encoder.frame_tokens(clips)[1]
+        vectors = functional.normalize(vectors, dim=-1)
+        return self.auxiliary.windows(vectors, clips, foreground, size), mass
 
     def _autocast(self) -> torch.autocast:
         """On a GPU only: a CPU lost one to three points of precision in bfloat16."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu")
 
 
+def save_encoder(
+    folder: Path,
+    encoder: Any,
+    section: EncoderConfig,
+    backbone_network: Mapping[str, Any],
+    frame_size: tuple[int, int],
+) -> None:
+    """Write `encoder.safetensors` and `encoder.json`; weights of a package are not copied."""
+    state = {
+        name: value
+        for name, value in encoder.state_dict().items()
+        if not (section.packaged and name.startswith("backbone."))
+    }
+    settings = {
+        "encoder": section.model_dump(mode="json", context=AS_YAML),
+        "backbone_network": dict(backbone_network),
+        "size": frame_size,
+    }
+    save_weights(folder, "encoder", state, settings)
+
+
 def load_encoder(folder: Path | str) -> FrozenEncoder:
-    """Read what `EncoderTask.export` wrote.
+    """Read what `save_encoder` wrote.
 
     Raises:
         UserError: a file is missing, or is of another encoder.
     """
     folder = Path(folder)
     state, settings = read_weights(folder, "encoder")
-    encoder, _ = build_encoder(settings, empty=True)
-    path = folder / "encoder.safetensors"
-    head = build_head(settings["head"], settings["dim"]) if "head" in settings else None
-    if head is not None:
-        mine = {n: value for n, value in state.items() if n.startswith("head.")}
-        state = {n: value for n, value in state.items() if n not in mine}
-        fill(head, {n.removeprefix("head."): value for n, value in mine.items()}, path)
-    if packaged_trunk(settings):
+    section = EncoderConfig.model_validate_json(json.dumps(settings["encoder"]))
+    encoder, _ = build_encoder(section, settings["backbone_network"], settings["size"], empty=True)
+    if section.packaged:
         own = encoder.state_dict()
-        state |= {name: value for name, value in own.items() if name.startswith("trunk.")}
-    fill(encoder, state, path)
-    companion = Companion(**settings["companion"]) if "companion" in settings else None
-    return FrozenEncoder(encoder, head, companion, settings.get("peak_window", 0))
+        state |= {name: value for name, value in own.items() if name.startswith("backbone.")}
+    fill(encoder, state, folder / "encoder.safetensors")
+    return FrozenEncoder(encoder, None if section.auxiliary == "none" else AuxiliaryEncoder())

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from selfshot.models.attention import MultiHeadAttention
 from selfshot.models.checkpointing import call
-from selfshot.models.windows import window_vectors
 from selfshot.ops.positions import sine_positions
 
 
@@ -19,7 +18,7 @@ class ClipEncoder(Protocol):
     """What every Φ is: `embed(features(frames))` is its vector.
 
     `features` is the part that stays the same while Φ is trained, if there is one (a frozen
-    trunk): it is computed once for Φ and Φ̃, and may be computed once for a whole training.
+    backbone): it is computed once for Φ and Φ̃, and may be computed once for a whole training.
     """
 
     dim: int
@@ -42,7 +41,7 @@ class ClipEncoder(Protocol):
 class VideoBlock(nn.Module):
     """A pre-norm transformer layer whose branches start at zero.
 
-    Φ therefore begins as its trunk: what pretraining knows is there from the first step, and
+    Φ therefore begins as its backbone: what pretraining knows is there from the first step, and
     self-supervision only adds to it.
     """
 
@@ -68,8 +67,8 @@ class VideoBlock(nn.Module):
 class ResidualAdapter(nn.Module):
     """A linear correction of a vector, which starts at none.
 
-    It reweighs the trunk's channels and mixes no tokens, so that the windows of a query stay as
-    sharp as the trunk's.
+    It reweighs the backbone's channels and mixes no tokens, so that the windows of a query stay as
+    sharp as the backbone's.
     """
 
     def __init__(self, dim: int) -> None:
@@ -110,12 +109,33 @@ def build_adapter(kind: str, dim: int) -> nn.Module:
     return nn.Sequential(*made) if len(made) > 1 else made[0] if made else nn.Identity()
 
 
+def window_vectors(
+    tokens: Float[Tensor, "batch time h w dim"],
+    foreground: Float[Tensor, "batch time h w"],
+    size: int,
+) -> tuple[Float[Tensor, "batch windows dim"], Float[Tensor, "batch windows"]]:
+    """The mean of the tokens of each window of `size` × `size`, weighted by foreground.
+
+    Returns:
+        L2-normalised vectors, frame by frame and row by row, and the mean foreground of each
+        window.
+    """
+    batch, time = tokens.shape[:2]
+    size = min(size, *tokens.shape[2:4])
+    weights = foreground.clamp_min(1e-4).flatten(0, 1)[:, None]
+    planes = tokens.flatten(0, 1).permute(0, 3, 1, 2)
+    mass = functional.avg_pool2d(weights, size, 1)
+    vectors = functional.avg_pool2d(planes * weights, size, 1) / mass
+    vectors = functional.normalize(vectors, dim=1).permute(0, 2, 3, 1)
+    return vectors.unflatten(0, (batch, time)).flatten(1, 3), mass.reshape(batch, -1)
+
+
 class VideoEncoder(nn.Module):
     """Φ: frames to one L2-normalised vector, or to one for each spatial window."""
 
     def __init__(
         self,
-        trunk: nn.Module,
+        backbone: nn.Module,
         dim: int,
         layers: int,
         heads: int,
@@ -126,32 +146,32 @@ class VideoEncoder(nn.Module):
         """Build it.
 
         Args:
-            trunk: frames to tokens and their foreground (see `trunks`).
-            dim: channels d; the trunk's tokens are projected where theirs differ.
-            layers: transformer layers; 0 leaves the trunk alone.
+            backbone: frames to tokens and their foreground (see `encoder_backbones`).
+            dim: channels d; the backbone's tokens are projected where theirs differ.
+            layers: transformer layers; 0 leaves the backbone alone.
             heads: attention heads.
             adapter: what corrects the pooled vectors, see `build_adapter`.
             checkpointing: forget activations inside the layers and compute them again for the
                 gradient.
         """
         super().__init__()
-        self.trunk = trunk
-        self.frozen = bool(getattr(trunk, "frozen", False))
+        self.backbone = backbone
+        self.frozen = bool(getattr(backbone, "frozen", False))
         self.dim, self.checkpointing = dim, checkpointing
-        trunk_dim = int(getattr(trunk, "dim"))  # noqa: B009
-        self.project = nn.Identity() if trunk_dim == dim else nn.Linear(trunk_dim, dim, bias=False)
+        own = int(getattr(backbone, "dim"))  # noqa: B009
+        self.project = nn.Identity() if own == dim else nn.Linear(own, dim, bias=False)
         self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
         self.adapter = build_adapter(adapter, dim)
 
-    def trunk_tokens(
+    def frame_tokens(
         self, frames: UInt8[Tensor, "batch time height width 3"]
-    ) -> tuple[Float[Tensor, "batch time h w trunk_dim"], Float[Tensor, "batch time h w"]]:
-        """The trunk's tokens, and the probability of each to be foreground."""
-        tokens, foreground = self.trunk(frames.flatten(0, 1))
+    ) -> tuple[Float[Tensor, "batch time h w backbone_dim"], Float[Tensor, "batch time h w"]]:
+        """The backbone's tokens, and the probability of each to be foreground."""
+        tokens, foreground = self.backbone(frames.flatten(0, 1))
         shape = frames.shape[:2]
         return tokens.permute(0, 2, 3, 1).unflatten(0, shape), foreground.unflatten(0, shape)
 
-    def contextualise(self, tokens: Float[Tensor, "batch time h w trunk_dim"]) -> Tensor:
+    def contextualise(self, tokens: Float[Tensor, "batch time h w backbone_dim"]) -> Tensor:
         """The transformer over all tokens of a clip, (B, T, h, w, d)."""
         tokens = self.project(tokens)
         time, height, width, dim = tokens.shape[1:]
@@ -174,12 +194,12 @@ class VideoEncoder(nn.Module):
         return functional.normalize(total, dim=-1)
 
     def features(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Any:
-        """Tokens and foreground of a frozen trunk; of one that is trained, the frames."""
-        return self.trunk_tokens(frames) if self.frozen else frames
+        """Tokens and foreground of a frozen backbone; of one that is trained, the frames."""
+        return self.frame_tokens(frames) if self.frozen else frames
 
     def embed(self, features: Any) -> Float[Tensor, "batch dim"]:
         """One L2-normalised vector for each clip."""
-        tokens, foreground = features if self.frozen else self.trunk_tokens(features)
+        tokens, foreground = features if self.frozen else self.frame_tokens(features)
         return self.adapter(self.pool(self.contextualise(tokens), foreground))
 
     @torch.no_grad()
@@ -205,7 +225,7 @@ class VideoEncoder(nn.Module):
         Returns:
             L2-normalised vectors, and the mean foreground probability of each window.
         """
-        tokens, foreground = self.trunk_tokens(frames)
+        tokens, foreground = self.frame_tokens(frames)
         vectors, mass = window_vectors(self.contextualise(tokens), foreground, size)
         return self.adapter(vectors), mass
 

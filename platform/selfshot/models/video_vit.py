@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from selfshot.errors import UserError
 from selfshot.models.checkpointing import call
-from selfshot.models.windows import window_vectors
+from selfshot.models.video_encoder import window_vectors
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.config.vis import VariantsConfig
+from selfshot.config.vis import VisConfig
 from selfshot.models.attention_prior import attention_prior, prior_boxes, reference_tracks
 from selfshot.models.backbone import Backbone
 from selfshot.models.checkpointing import call
@@ -44,20 +44,9 @@ class SelfShotVIS(VisModel):
     def __init__(
         self,
         backbone: Backbone,
+        section: VisConfig,
         *,
-        heads: int,
-        encoder_layers: int,
-        fuser_layers: int,
-        decoder_layers: int,
-        ffn_dim: int,
-        dropout: float,
-        num_instances: int,
-        deformable: bool,
-        query_positions: bool,
-        support_positions: bool,
         fuser: bool = True,
-        mask_channels: int = 16,
-        variants: Mapping[str, bool] | None = None,
         clip_frames: int | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -65,41 +54,34 @@ class SelfShotVIS(VisModel):
 
         Args:
             backbone: frames to tokens of d channels; d is read from it.
-            heads: attention heads.
-            encoder_layers, fuser_layers, decoder_layers: depths of the three stages.
-            ffn_dim: hidden channels of the feed-forward blocks.
-            dropout: of what attentions and feed-forward blocks add.
-            num_instances: n, instance queries a frame.
-            deformable: deformable convolution in the segmenter.
-            query_positions, support_positions: add positions in the encoder (Table 9).
+            section: its architecture.
             fuser: False removes stage 2, and with it every use of supports (Table 3).
-            mask_channels: a, channels of a mask feature.
-            variants: of `VariantsConfig`; those that are not named are on.
-            clip_frames: T, frames of a query clip at most; only without framed queries.
+            clip_frames: T, frames of a query clip at most; only without `variants.queries`.
             checkpointing: compute activations again instead of keeping them for the gradient.
         """
         super().__init__()
-        dim = backbone.dim
-        own = self.variants = VariantsConfig(**(variants or {}))
-        self.dim, self.num_instances = dim, num_instances
-        self.query_positions, self.support_positions = query_positions, support_positions
+        self.dim, self.num_instances = backbone.dim, section.num_instances
+        self.section, self.variants = section, section.variants
         self.checkpointing = checkpointing
         self.backbone = backbone
-        self.encoder = SpatioTemporalEncoder(dim, heads, ffn_dim, encoder_layers, dropout)
+        dim, own = backbone.dim, section.variants
+        width = (dim, section.heads, section.ffn_dim)
+        self.encoder = SpatioTemporalEncoder(*width, section.encoder_layers, section.dropout)
         self.fuser = (
-            self.fuser_class(dim, heads, ffn_dim, fuser_layers, dropout, variant=own.fuser)
+            self.fuser_class(*width, section.fuser_layers, section.dropout, variant=own.fuser)
             if fuser
             else None
         )
-        self.decoder = SpatioTemporalDecoder(dim, heads, ffn_dim, decoder_layers, dropout)
+        self.decoder = SpatioTemporalDecoder(*width, section.decoder_layers, section.dropout)
         for stage in (self.encoder, self.fuser, self.decoder):
             if stage is not None:
                 stage.checkpointing = checkpointing  # type: ignore[assignment]
         if own.queries:
-            self.instance_queries = nn.Parameter(torch.randn(num_instances, dim))
+            self.instance_queries = nn.Parameter(torch.randn(section.num_instances, dim))
         else:
             assert clip_frames is not None, "n·T instance queries need T"
-            self.instance_queries = nn.Parameter(torch.randn(num_instances, clip_frames, dim))
+            queries = torch.randn(section.num_instances, clip_frames, dim)
+            self.instance_queries = nn.Parameter(queries)
         self.foreground_head = nn.Linear(dim, 2)
         last = nn.Linear(dim, 4)
         self.box_head = nn.Sequential(
@@ -116,9 +98,8 @@ class SelfShotVIS(VisModel):
         self.reference_embedding = nn.Linear(5, dim) if prior else None
         self.common_embedding = nn.Parameter(torch.randn(dim)) if prior else None
         self.segmenter = InstanceSegmenter(
-            dim, heads, backbone.fine_channels,
-            channels=mask_channels, deformable=deformable,
-            common=prior, variant=own.segmenter,
+            dim, section.heads, backbone.fine_channels,
+            deformable=section.deformable, common=prior, variant=own.segmenter,
         )  # fmt: skip
 
     @property
@@ -198,7 +179,7 @@ class SelfShotVIS(VisModel):
         time = len(tokens) // batch
         shape = (time, *tokens.shape[-2:])
         flat = tokens.unflatten(0, (batch, time)).permute(0, 1, 3, 4, 2).flatten(1, 3)
-        wanted = self.support_positions if is_support else self.query_positions
+        wanted = self.section.support_positions if is_support else self.section.query_positions
         positions = self._positions(shape, flat) if wanted else None
         encoded = self.encoder(flat, positions)
         # Only a query's are read, at a stride that makes them large; an empty copy frees them.

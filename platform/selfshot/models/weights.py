@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from selfshot.config.vis import VisConfig
 from selfshot.errors import UserError
 from selfshot.models.backbone import PretrainedBackbone
 from selfshot.models.backbones import build_backbone
@@ -115,6 +116,9 @@ def load_vis(folder: Path) -> VisModel:
     state, settings = read_weights(folder, "vis")
     backbone = build_backbone(**settings["backbone"])
     backbone.freeze_norms = True
-    model = build_vis(backbone, settings.get("method", "self_shot"), **settings["model"])
+    section = VisConfig.model_validate_json(json.dumps(settings["vis"]))
+    model = build_vis(
+        backbone, section, fuser=settings["fuser"], clip_frames=settings["clip_frames"]
+    )
     fill(model, state, folder / "vis.safetensors")
     return model.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,10 +18,7 @@ def match_tracks(
     boxes_cxcywh: Float[Tensor, "instances time 4"],
     target_boxes: Float[Tensor, "tracks time 4"],
     target_present: Bool[Tensor, "tracks time"],
-    *,
-    weight_foreground: float,
-    weight_l1: float,
-    weight_giou: float,
+    weights: Mapping[str, float],
     valid_frames: Bool[Tensor, " time"] | None = None,
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Match the sequences of one clip; see `match_batch` for the costs.
@@ -38,9 +37,7 @@ def match_tracks(
         target_present,
         torch.zeros(num_tracks, dtype=torch.long, device=target_boxes.device),
         valid_frames[None],
-        weight_foreground=weight_foreground,
-        weight_l1=weight_l1,
-        weight_giou=weight_giou,
+        weights,
     )[0]
     target_index = (matched >= 0).nonzero()[:, 0]
     return matched[target_index], target_index
@@ -54,10 +51,7 @@ def match_batch(
     target_present: Bool[Tensor, "tracks time"],
     clip_of_track: Int[Tensor, " tracks"],
     valid_frames: Bool[Tensor, "batch time"],
-    *,
-    weight_foreground: float,
-    weight_l1: float,
-    weight_giou: float,
+    weights: Mapping[str, float],
 ) -> Int[Tensor, "layers tracks"]:
     """The instance that each annotated track of a batch is matched to, in each decoder layer.
 
@@ -72,9 +66,7 @@ def match_batch(
         target_present: where the track is seen.
         clip_of_track: the clip of each track, in ascending order.
         valid_frames: False where a frame is padding.
-        weight_foreground: of the probability.
-        weight_l1: of the distance.
-        weight_giou: of 1 - GIoU.
+        weights: `foreground` of the probability, `l1` of the distance, `giou` of 1 - GIoU.
 
     Returns:
         The index of an instance of the track's clip, or -1 for the costliest tracks of a clip
@@ -96,12 +88,12 @@ def match_batch(
     target = target_boxes[:, None]
     distance = (predicted - target).abs().sum(-1)
     overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target).expand_as(predicted))
-    per_frame = weight_l1 * distance + weight_giou * (1 - overlap)
+    per_frame = weights["l1"] * distance + weights["giou"] * (1 - overlap)
     seen = target_present * valid[clip_of_track]
     share = seen / seen.sum(-1, keepdim=True).clamp(min=1)
     # where, not a product: what an absent frame holds may be anything, even not a number.
     box_cost = torch.where(seen[:, None] > 0, per_frame, 0.0).mul(share[:, None]).sum(-1)
-    cost = (box_cost - weight_foreground * score[:, clip_of_track]).double().cpu().numpy()
+    cost = (box_cost - weights["foreground"] * score[:, clip_of_track]).double().cpu().numpy()
     if not np.isfinite(cost).all():
         raise FloatingPointError(
             "the matching cost is not finite: the predicted logits or boxes hold NaN or infinity; "

@@ -29,13 +29,8 @@ class _Targets(NamedTuple):
 def set_loss(
     outputs: Mapping[str, Any],
     targets: Sequence[Mapping[str, Tensor]],
+    weights: Mapping[str, float],
     *,
-    weight_foreground: float,
-    weight_l1: float,
-    weight_giou: float,
-    weight_dice: float,
-    weight_focal: float,
-    no_object: float,
     num_tracks: float | None = None,
     class_weight: float | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
@@ -53,15 +48,12 @@ def set_loss(
         targets: for each clip `boxes_cxcywh` (tracks, time, 4), `present` (tracks, time) bool,
             `masks` (tracks, time, height, width) at the logits' size, `valid_frames` (time,)
             bool, False for padding. A clip may have no track.
-        weight_foreground: of the class term, and of the probability in the matching.
-        weight_l1: of the boxes' L1 distance, in the loss and in the matching.
-        weight_giou: of 1 - GIoU, in the loss and in the matching.
-        weight_dice: of the dice loss.
-        weight_focal: of the focal loss.
-        no_object: the weight of the no-object class in the cross entropy.
+        weights: `foreground` of the class term and of the probability in the matching; `l1` of
+            the boxes' L1 distance and `giou` of 1 - GIoU, in the loss and in the matching; `dice`
+            and `focal` of the losses of that name; `no_object` of that class in the cross
+            entropy.
         num_tracks: what box and mask terms are divided by; this batch's number of tracks (at
             least 1) by default, the mean over ranks in distributed training.
-
         class_weight: what the class term is divided by; the sum of its weights over this batch
             by default (see `class_weight_of`).
 
@@ -81,12 +73,11 @@ def set_loss(
         tracks.present,
         tracks.clip,
         valid,
-        weight_foreground=weight_foreground,
-        weight_l1=weight_l1,
-        weight_giou=weight_giou,
+        weights,
     )
     count = float(max(len(tracks.clip), 1) if num_tracks is None else num_tracks)
 
+    no_object = weights["no_object"]
     foreground = _class_terms(logits, matched, tracks.clip, valid, no_object, class_weight)
     l1, one_minus_giou = _box_terms(boxes, matched, tracks, valid)
     dice, focal = _mask_terms(outputs["mask_logits"], matched[-1], tracks, valid)
@@ -98,9 +89,10 @@ def set_loss(
         "focal": focal / count,
     }
     of_layers = (
-        weight_foreground * foreground + (weight_l1 * l1 + weight_giou * one_minus_giou) / count
+        weights["foreground"] * foreground
+        + (weights["l1"] * l1 + weights["giou"] * one_minus_giou) / count
     )
-    masks = weight_dice * terms["dice"] + weight_focal * terms["focal"]
+    masks = weights["dice"] * terms["dice"] + weights["focal"] * terms["focal"]
     terms["auxiliary"] = of_layers[:-1].sum()
     terms["total"] = of_layers.sum() + masks
     return terms

@@ -44,7 +44,6 @@ def build_benchmark(
         UserError: it cannot be built from these inputs.
     """
     section, folder = experiment.benchmark, made_in.path
-    arguments: dict[str, Any] = section.model_dump(exclude={"kind"})
     if isinstance(section, SpritesBenchmark):
         from selfshot.benchmarks.sprites.build import build_sprites
         from selfshot.distributed.mapping import parallel_map
@@ -55,7 +54,8 @@ def build_benchmark(
             carried=carried,
         )
         scratch = made_in.scratch / "units"
-        return build_sprites(folder, scratch, units, seed=experiment.seed, **arguments)
+        return build_sprites(folder, scratch, units, section, seed=experiment.seed)
+    arguments: dict[str, Any] = section.model_dump(exclude={"kind"})
     build = pkgutil.resolve_name(BUILDERS[section.kind])
     made: Benchmark = build(folder, seed=experiment.seed, on_message=progress.note, **arguments)
     return made

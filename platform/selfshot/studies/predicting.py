@@ -158,7 +158,7 @@ def retrieve_supports(
         )
     folder = folders["benchmark"]
     reader = benchmark.support_reader(
-        folder, benchmark.reader(folder), experiment.evaluation.support_frames
+        folder, benchmark.reader(folder), experiment.vis.support_frames
     )
     supports = []
     for clip_id, score in zip(found.clip_ids, found.scores, strict=True):
@@ -225,7 +225,7 @@ def predict(
     device = device_for(experiment.compute.use_gpu, on_message)
     video, frames = open_video(path)
     if supports:
-        num_frames = experiment.evaluation.support_frames or benchmark.num_frames
+        num_frames = experiment.vis.support_frames or benchmark.num_frames
         chosen = read_clips(supports, num_frames, size, "--supports")
     else:
         count = shots or max(experiment.supports.shots)

@@ -62,12 +62,12 @@ class Progress:
                 f"(chance {100 * point['probe_chance']:.1f}%)"
             )
         self._seldom(text, last=point["step"] == point["steps"] or probed)
-        if point.get("spread", 1.0) < COLLAPSED and point["stage"] not in self._warned:
+        if point.get("embedding_std", 1.0) < COLLAPSED and point["stage"] not in self._warned:
             self._warned.add(point["stage"])
             self.note(
-                f"warning: at step {point['step']} the embeddings' spread is "
-                f"{point['spread']:.3f} (1 is that of directions at random): they collapse to a "
-                "point; lower the learning rate, or raise the momentum or the queue"
+                f"warning: at step {point['step']} the embeddings' deviation is "
+                f"{point['embedding_std']:.3f} (1 is that of random directions): they collapse to "
+                "a point; lower the learning rate, or raise the momentum or the queue"
             )
 
     def embedding(self, state: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from selfshot.benchmarks.inputs import check_batch
 from selfshot.benchmarks.manifest import corpus_size
 from selfshot.config.benchmarks import SpritesBenchmark
+from selfshot.config.fields import AS_YAML, Section
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
 from selfshot.store.local import StageFolder
@@ -26,8 +27,6 @@ from selfshot.studies.settings import (
     embeddings_settings,
     evaluation_settings,
     index_settings,
-    model_settings,
-    network_settings,
     supports_settings,
     table_rows,
     training_settings,
@@ -86,8 +85,9 @@ def _train(
     result = train(
         TaskSpec(name, task, kwargs),
         Schedule(
-            **optimiser.model_dump(exclude={"learning_rate", "schedule", "drops"}),
-            drops=optimiser.drop_shares,
+            **optimiser.model_dump(exclude={"learning_rate"}),
+            checkpoint_every=compute.checkpoint_every,
+            log_every=compute.log_every,
             seed=context.experiment.seed,
         ),
         Fleet(**compute.model_dump(include=of_fleet)),
@@ -101,6 +101,15 @@ def _train(
     return metrics | result.chosen
 
 
+def _values(section: Section, *files: str) -> dict[str, Any]:
+    """A section as a task is given it on any machine, with absolute paths of its files."""
+    values: dict[str, Any] = section.model_dump(mode="json", context=AS_YAML)
+    for name in files:
+        path = getattr(section, name)
+        values[name] = None if path is None else str(path.resolve()).replace("$", "$$")
+    return values
+
+
 def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
     # The builder may have left clips out: better said now than after this training.
     check_batch(context.experiment, corpus_size(context.folders["benchmark"]))
@@ -108,14 +117,7 @@ def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
     kwargs = {
         "benchmark": str(context.folders["benchmark"]),
         "seed": context.experiment.seed,
-        "width": section.width,
-        "dim": section.dim,
-        "kind": section.kind,
-        "output_stride": section.output_stride,
-        "weights": None if section.weights is None else str(section.weights.resolve()),
-        "classes_per_batch": section.classes_per_batch,
-        "temperature": section.temperature,
-        "learning_rate": section.optimiser.learning_rate,
+        "backbone": _values(section, "weights"),
     }
     if not section.pretrain:
         from selfshot.training.backbone import export_untrained
@@ -130,15 +132,14 @@ def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
 def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
     experiment = context.experiment
     section = experiment.encoder
-    backbone = experiment.backbone
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "benchmark": str(context.folders["benchmark"]),
         "backbone": str(context.folders["backbone"] / "export"),
-        "backbone_settings": network_settings(backbone),
+        "backbone_network": experiment.backbone.network,
         "seed": experiment.seed,
-        "steps": section.optimiser.steps,
-        "learning_rate": section.optimiser.learning_rate,
-        **section.model_dump(exclude={"optimiser"}),
+        "encoder": _values(section),
+        "accumulate": experiment.compute.accumulate,
+        "checkpointing": experiment.compute.activation_checkpointing,
     }
     if section.trains_nothing or section.weights is not None:
         # Built here: weights of another network are told before Ray starts a worker.
@@ -148,7 +149,7 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
         if fixed.load_report is not None:
             context.progress.note(f"{section.weights}: {fixed.load_report}")
         if section.trains_nothing:
-            context.progress.note(f"{section.trunk} is fixed: there is nothing to train")
+            context.progress.note(f"{section.backbone} is fixed: there is nothing to train")
             fixed.start()
             (folder.path / "export").mkdir()
             fixed.export(folder.path / "export")
@@ -229,36 +230,28 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
             "benchmark": str(context.folders["benchmark"]),
             "backbone": str(context.folders["backbone"] / "export"),
             "seed": context.experiment.seed,
-            "model": model_settings(context.experiment, fuser=fuser),
-            "weights": section.weights.model_dump(),
-            "episodes_per_batch": section.episodes_per_batch,
-            "train_shots": section.train_shots,
-            "accumulate": section.accumulate,
-            "support_frames": section.support_frames,
-            "method": section.method,
-            "learning_rate": section.optimiser.learning_rate,
-            "backbone_learning_rate": section.backbone_learning_rate,
+            "vis": _values(section, "initial"),
+            "fuser": fuser,
+            "accumulate": context.experiment.compute.accumulate,
+            "checkpointing": context.experiment.compute.activation_checkpointing,
         }
         if section.initial is not None:
             from selfshot.training.vis import VisTask
 
-            kwargs["initial"] = str(section.initial.resolve())
             # Built here: weights of other settings are told before Ray starts a worker.
             VisTask(**kwargs)
             context.progress.note(f"goes on from {section.initial}")
         validation = None
-        if section.validation.every:
+        if section.validate_every:
             validation = {
                 "path": "selfshot.evaluation.validation:Validation",
                 "kwargs": {
                     "benchmark": str(context.folders["benchmark"]),
-                    "queries": section.validation.queries,
-                    "shots": section.validation.shots,
-                    "support_frames": context.experiment.evaluation.support_frames,
+                    "support_frames": section.support_frames,
                 },
                 "by": "val_AP50",
-                "every": section.validation.every,
-                "export": section.validation.export,
+                "every": section.validate_every,
+                "export": "best",
             }
         name = "vis" if fuser else "vis_no_fuser"
         task = "selfshot.training.vis:VisTask"
@@ -300,7 +293,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "fold": fold,
             "folds": section.folds,
             "max_queries": section.max_queries_per_fold,
-            "support_frames": section.support_frames,
+            "support_frames": experiment.vis.support_frames,
             "confidence": section.confidence,
             "device": "cuda" if gpus else "cpu",
             "predictions": str(folder.path.resolve() / "predictions"),

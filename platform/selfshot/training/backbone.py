@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.config.backbone import BackboneConfig
 from selfshot.models.backbone import Backbone
 from selfshot.models.backbones import build_backbone
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
 from selfshot.models.weights import save_weights
+
+TEMPERATURE = 0.1
+"""Of the softmax over the classes' prototypes."""
 
 MIN_TOKEN_COVER = 0.5
 """A token lies inside an object that covers more than this share of it."""
@@ -34,12 +39,11 @@ class BackbonePretraining(nn.Module):
     class; it is kept, as retrieval asks where the objects are.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, temperature: float) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.foreground = nn.Linear(backbone.dim, 1)
         self.prototypes = nn.Parameter(torch.randn(num_classes, backbone.dim))
-        self.temperature = temperature
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss of a batch.
@@ -57,7 +61,7 @@ class BackbonePretraining(nn.Module):
         cosines = functional.normalize(pooled, dim=-1) @ prototypes.T
         # Sums over at least one: not the mean of an empty set where nothing is visible.
         objects = functional.cross_entropy(
-            cosines / self.temperature, batch["classes"], reduction="sum"
+            cosines / TEMPERATURE, batch["classes"], reduction="sum"
         ) / max(1, len(cosines))
         accuracy = (cosines.argmax(-1) == batch["classes"]).float().sum() / max(1, len(cosines))
 
@@ -65,14 +69,14 @@ class BackbonePretraining(nn.Module):
         region, row, column = (masks > MIN_TOKEN_COVER).nonzero(as_tuple=True)
         inside = functional.normalize(grid[frame_of[region], row, column], dim=-1)
         single = functional.cross_entropy(
-            inside @ prototypes.T / self.temperature, batch["classes"][region], reduction="sum"
+            inside @ prototypes.T / TEMPERATURE, batch["classes"][region], reduction="sum"
         ) / max(1, len(region))
 
         cover = torch.zeros_like(tokens[:, 0]).index_add_(0, frame_of, masks).clamp(max=1)
-        surprise = functional.binary_cross_entropy_with_logits(
+        bce = functional.binary_cross_entropy_with_logits(
             self.foreground(grid)[..., 0], cover, reduction="none"
         )
-        foreground = surprise[~batch["unseen"]].mean()
+        foreground = bce[~batch["unseen"]].mean()
         return {
             "loss": objects + single + foreground,
             "objects": objects.detach(),
@@ -85,39 +89,21 @@ class BackbonePretraining(nn.Module):
 class BackboneTask:
     """Batches of frames of seen classes for `BackbonePretraining`."""
 
-    def __init__(
-        self,
-        *,
-        benchmark: str,
-        seed: int,
-        width: int,
-        dim: int,
-        classes_per_batch: int,
-        temperature: float,
-        learning_rate: float,
-        kind: str = "small",
-        output_stride: int = 16,
-        weights: str | None = None,
-    ) -> None:
+    def __init__(self, *, benchmark: str, seed: int, backbone: Mapping[str, Any]) -> None:
         """Build it.
 
         Args:
             benchmark: benchmark folder.
             seed: of weights and batches.
-            width, dim, kind, output_stride: of the backbone, see `build_backbone`.
-            weights: file of the trunk's weights to start from; none: those of `build_backbone`.
-            classes_per_batch: seen classes of one batch; two videos of each, one frame a video.
-            temperature: of the softmax.
-            learning_rate: of all weights.
+            backbone: `BackboneConfig` as JSON values. A batch has two videos of each of
+                `classes_per_batch` seen classes, one frame a video.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
+        section = BackboneConfig.model_validate(backbone)
         torch.manual_seed(seed)
-        self.seed, self.learning_rate, self.classes_per_batch = (
-            seed,
-            learning_rate,
-            classes_per_batch,
-        )
+        self.seed, self.classes_per_batch = seed, section.classes_per_batch
+        self.learning_rate = section.optimiser.learning_rate
         reader = manifest.reader(folder)
         annotations = reader.annotations
         seen = set(manifest.classes["train"])
@@ -127,18 +113,20 @@ class BackboneTask:
                 sorted(i for i, name in annotations.categories.items() if name in seen)
             )
         }
-        backbone = build_backbone(kind, width=width, dim=dim, output_stride=output_stride)
-        self.settings = backbone.settings
+        network = build_backbone(**section.network)
+        self.settings = network.settings
         self.weights_report: WeightsReport | None = None
-        if weights is not None:
-            trunk = getattr(backbone, "trunk", backbone)
+        if section.weights is not None:
             self.weights_report = fit_foreign_weights(
-                trunk, Path(weights), optional=("project.",), setting="backbone.weights"
+                getattr(network, "trunk", network),
+                section.weights,
+                optional=("project.",),
+                setting="backbone.weights",
             )
             # Loaded statistics are of many more frames than a batch here has.
-            backbone.freeze_norms = True
-        self.token_stride = backbone.token_stride
-        self.module = BackbonePretraining(backbone, len(self.labels), temperature)
+            network.freeze_norms = True
+        self.token_stride = network.token_stride
+        self.module = BackbonePretraining(network, len(self.labels))
         self.reader = reader
         self.videos: dict[str, list[int]] = {
             name: list(videos) for name, videos in manifest.supports["train"].items()

@@ -29,9 +29,7 @@ class EncoderTraining(nn.Module):
         encoder: nn.Module,
         *,
         loss: str,
-        rank_temperature: float,
-        rank_form: str,
-        nce_temperature: float,
+        temperature: float,
         queue_length: int,
         head: nn.Module | None = None,
         positives: str = "all",
@@ -42,8 +40,7 @@ class EncoderTraining(nn.Module):
         Args:
             encoder: Φ, a `ClipEncoder`.
             loss: `rank` (Eq. 2), `nce` (Eq. 1) or `moco` (one positive).
-            rank_temperature, rank_form: of Eq. 2.
-            nce_temperature: of the other two.
+            temperature: of the loss.
             queue_length: keys of earlier batches that are kept.
             head: projects the vectors that the loss compares; none: it compares Φ's own.
             positives: `all` other crops of a clip, or the `farthest` of them alone, which most
@@ -57,8 +54,7 @@ class EncoderTraining(nn.Module):
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.head: nn.Module = nn.Identity() if head is None else head
         self.momentum_head = copy.deepcopy(self.head).requires_grad_(False)
-        self.loss, self.rank_temperature, self.rank_form = loss, rank_temperature, rank_form
-        self.nce_temperature = nce_temperature
+        self.loss, self.temperature = loss, temperature
         self.positives, self.positive_cosine = positives, positive_cosine
         dim = int(getattr(encoder if head is None else head, "dim"))  # noqa: B009
         self.register_buffer("queue", torch.zeros(queue_length, dim))
@@ -67,7 +63,7 @@ class EncoderTraining(nn.Module):
         self.fresh: list[tuple[Tensor, Tensor]] = []
 
     def _embed_twice(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Φ and Φ̃ of the clips; a frozen trunk is run once for both, or was run before."""
+        """Φ and Φ̃ of the clips; a frozen backbone is run once for both, or was run before."""
         features: Any = batch.get("features")
         if features is None:
             features = self.encoder.features(batch["frames"].flatten(0, 1))  # type: ignore[operator]
@@ -121,11 +117,14 @@ class EncoderTraining(nn.Module):
             cosine = anchors @ keys.T
             nearest = cosine.masked_fill(~(positive | negative)[:, : len(keys)], -2).argmax(1)
             hits = positive.gather(1, nearest[:, None]).float().mean()
-            spread = anchors.std(0).mean() * anchors.shape[1] ** 0.5
+            embedding_std = anchors.std(0).mean() * anchors.shape[1] ** 0.5
             filled = self.queue_videos != NO_VIDEO
             age = (self.queue_ages * filled).sum() / filled.sum().clamp_min(1)
-        # `spread` is 1 for directions drawn at random and 0 when all clips collapse to one.
-        outputs = {"loss": loss, "nearest_is_positive": hits, "spread": spread, "queue_age": age}
+        # `embedding_std` is 1 for directions drawn at random and 0 when all clips collapse to one.
+        outputs = {
+            "loss": loss, "nearest_is_positive": hits, "embedding_std": embedding_std,
+            "queue_age": age,
+        }  # fmt: skip
         if counted is not None:
             outputs["anchors"] = counted.float().mean()
         share = batch.get("share", 1)
@@ -151,18 +150,8 @@ class EncoderTraining(nn.Module):
                 return anchors.sum() * 0.0
             share = float(counted.sum() * world / total)
             anchors, positive, negative = (x[counted] for x in (anchors, positive, negative))
-        if self.loss == "rank":
-            return share * rank_loss(
-                anchors,
-                keys,
-                positive,
-                negative,
-                temperature=self.rank_temperature,
-                form="ap" if self.rank_form == "ap" else "paper",
-            )
-        return share * mil_nce_loss(
-            anchors, keys, positive, negative, temperature=self.nce_temperature
-        )
+        loss = rank_loss if self.loss == "rank" else mil_nce_loss
+        return share * loss(anchors, keys, positive, negative, temperature=self.temperature)
 
     @torch.no_grad()
     def after_step(self, momentum: float) -> None:

@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import load_benchmark, read_corpus
-from selfshot.data.augment import Augmentation
+from selfshot.config.encoder import EncoderConfig
+from selfshot.data.augment import RECIPES
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.video import VideoError
 from selfshot.errors import UserError
-from selfshot.models.trained_encoder import build_encoder, build_head, packaged_trunk
-from selfshot.models.weights import save_weights
+from selfshot.models.projection import ProjectionHead
+from selfshot.models.trained_encoder import build_encoder, save_encoder
 from selfshot.ops.whitening import whitening as fit_whitening
 from selfshot.training.contrast import EncoderTraining
 from selfshot.training.loop import schedule
 from selfshot.training.probe import NeighbourProbe
+
+WHITENING_CLIPS, WHITENING_SHRINKAGE = 1000, 1.0
+"""Clips that the whitening is fitted on, at most, and the share of the mean variance that is added
+to every direction's."""
 
 DECODE_LIMIT_S = 20.0
 """A clip that takes longer to decode is left out of training."""
@@ -34,143 +39,71 @@ class EncoderTask:
         *,
         benchmark: str,
         backbone: str | None,
-        backbone_settings: dict[str, int],
+        backbone_network: Mapping[str, Any],
         seed: int,
-        steps: int,
-        trunk: str,
-        dim: int,
-        layers: int,
-        heads: int,
-        loss: str,
-        rank_temperature: float,
-        rank_form: str,
-        nce_temperature: float,
-        num_frames: int,
-        videos_per_batch: int,
-        crops_per_video: int,
-        queue_length: int,
-        momentum: float,
-        learning_rate: float,
-        trunk_trained: bool | None = None,
-        weights: str | None = None,
-        frame_side: int = 0,
-        vit_size: str = "small",
-        vit_patch: int = 16,
-        vit_pooling: str = "class",
-        activation_checkpointing: bool = False,
+        encoder: Mapping[str, Any],
         accumulate: int = 1,
-        adapter: str = "none",
-        whitening: Mapping[str, Any] | None = None,
-        positives: str = "all",
-        positive_cosine: float = 1.0,
-        augmentation: Mapping[str, float] | None = None,
-        head: Mapping[str, Any] | None = None,
-        companion: Mapping[str, Any] | None = None,
-        peak_window: int = 0,
-        probe: Mapping[str, int] | None = None,
+        checkpointing: bool = False,
     ) -> None:
-        """Build it; see `EncoderConfig` for the settings.
+        """Build it.
 
         Args:
             benchmark: benchmark folder, of which only the corpus is read.
-            backbone: folder of the pretrained backbone, for the trunk of that name.
-            backbone_settings: width and dim, for the trunk from scratch.
+            backbone: folder of the pretrained backbone, for `backbone: pretrained`.
+            backbone_network: arguments of `build_backbone`, for `pretrained` and `scratch`.
             seed: of weights and crops.
-            steps: of the whole training, over which the momentum rises.
-            trunk, dim, layers, heads: of Φ, and so are those from `trunk_trained` to
-                `adapter`.
-            loss, rank_temperature, rank_form, nce_temperature: Eq. 1 or 2.
-            num_frames: frames of a crop.
-            videos_per_batch, crops_per_video: of the global batch.
-            queue_length: keys kept.
-            momentum: of Φ̃ at the start.
-            learning_rate: of everything that is trained.
+            encoder: `EncoderConfig` as JSON values.
             accumulate: parts of a batch that are computed one after another.
-            whitening: `clips` and `shrinkage` of an adapter that `start` fits.
-            positives, positive_cosine: see `EncoderTraining`.
-            augmentation: see `Augmentation`; none: mirrored or not.
-            companion: see `Companion`; it is exported with Φ, and not trained.
-            peak_window: see `FrozenEncoder`, which it is exported for.
-            head: `kind`, `hidden`, `dim`, `norm`, `retrieve`; none: no head.
-            probe: `every`, `queries`, `clips`, `num_frames`; none: no probe.
+            checkpointing: forget activations inside the layers.
 
         Raises:
             UserError: the corpus has fewer readable clips than a batch, or the weights are not
-                those of the trunk.
+                those of the encoder's backbone.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
+        section = self.section = EncoderConfig.model_validate(encoder)
         torch.manual_seed(seed)
-        self.seed, self.steps, self.momentum = seed, steps, momentum
-        self.num_frames = num_frames
-        self.videos_per_batch, self.crops_per_video = videos_per_batch, crops_per_video
-        self.learning_rate, self.accumulate = learning_rate, accumulate
+        self.seed, self.accumulate = seed, accumulate
+        self.clips_per_batch = section.videos_per_batch * section.crops_per_video
+        self.probe_every = section.probe_every
         self.root = (folder / manifest.corpus_root).resolve()
         self.clips = read_corpus(folder)
-        if len(self.clips) < videos_per_batch:
+        if len(self.clips) < section.videos_per_batch:
             raise UserError(
-                f"encoder.videos_per_batch: {videos_per_batch} is more than the {len(self.clips)} "
-                "clips of the corpus; lower it or add clips",
+                f"encoder.videos_per_batch: {section.videos_per_batch} is more than the "
+                f"{len(self.clips)} clips of the corpus; lower it or add clips",
                 setting="encoder.videos_per_batch",
             )
         self.broken: dict[int, str] = {}
-        self.augment = Augmentation(**(augmentation or {}))
+        self.augment = RECIPES[section.augmentation]
         self.decoder = GuardedDecoder(
-            num_frames=crops_per_video * num_frames,
+            num_frames=section.crops_per_video * section.num_frames,
             height=manifest.height,
             width=manifest.width,
             time_limit_s=DECODE_LIMIT_S,
             # With fewer frames than crops, crops would be the same; a crop needs its own length.
-            least_frames=max(crops_per_video, num_frames),
+            least_frames=max(section.crops_per_video, section.num_frames),
         )
-        head = dict(head or {"kind": "none"})
-        self.settings: dict[str, Any] = {
-            "trunk": trunk,
-            "backbone_settings": backbone_settings,
-            "dim": dim,
-            "layers": layers,
-            "heads": heads,
-        }
-        self.size = (manifest.height, manifest.width)
-        # Only what differs from the plain network, so that its export stays what it was.
-        more: dict[str, Any] = {
-            "trunk_trained": trunk_trained,
-            "frame_side": frame_side or None,
-            "adapter": None if adapter == "none" else adapter,
-        }
-        if trunk == "video_vit":
-            grid = (num_frames, manifest.height // vit_patch, manifest.width // vit_patch)
-            more |= {"vit": {"size": vit_size, "patch": vit_patch, "pooling": vit_pooling,
-                             "grid": [max(1, n) for n in grid]}}  # fmt: skip
-        if head["kind"] != "none" and head["retrieve"]:
-            more["head"] = head
-        if companion is not None and companion["trunk"] != "none":
-            more["companion"] = dict(companion)
-        if peak_window:
-            more["peak_window"] = peak_window
-        self.settings |= {key: value for key, value in more.items() if value is not None}
-        encoder, self.load_report = build_encoder(
-            self.settings,
+        self.backbone_network = dict(backbone_network)
+        self.frame_size = (manifest.height, manifest.width)
+        phi, self.load_report = build_encoder(
+            section,
+            backbone_network,
+            self.frame_size,
             backbone=Path(backbone) if backbone else None,
-            weights=weights,
-            checkpointing=activation_checkpointing,
+            checkpointing=checkpointing,
         )
-        self._whitening = dict(whitening or {}) if adapter.startswith("whitened") else None
         self.module = EncoderTraining(
-            encoder,
-            loss=loss,
-            rank_temperature=rank_temperature,
-            rank_form=rank_form,
-            nce_temperature=nce_temperature,
-            queue_length=queue_length,
-            head=build_head(head, dim),
-            positives=positives,
-            positive_cosine=positive_cosine,
+            phi,
+            loss=section.loss,
+            temperature=section.temperature,
+            queue_length=section.queue_length,
+            head=None if section.head == "none" else ProjectionHead(phi.dim),
+            positives=section.positives,
+            positive_cosine=section.positive_cosine,
         )
-        probe = dict(probe or {"every": 0})
-        self.probe_every = probe.pop("every")
-        self.clips_per_batch = videos_per_batch * crops_per_video
-        self._probe = NeighbourProbe(folder, seed=seed, **probe) if self.probe_every else None
+        self._probe = NeighbourProbe(folder, seed=seed) if section.probe_every else None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes batches; it needs neither the probe nor the frames that it has read."""
@@ -178,23 +111,22 @@ class EncoderTask:
 
     def start(self) -> None:
         """Fit the whitening, of an adapter that has one."""
-        if self._whitening is None:
+        if not self.section.adapter.startswith("whitened"):
             return
-        matrix = self._fit_whitening(self.module.encoder, **self._whitening)
+        matrix = self._fit_whitening(self.module.encoder)
         encoders: tuple[Any, ...] = (self.module.encoder, self.module.momentum_encoder)
         for encoder in encoders:
             encoder.set_whitening(matrix)
 
     @torch.no_grad()
-    def _fit_whitening(
-        self, encoder: Any, *, clips: int = 1000, shrinkage: float = 1.0
-    ) -> Tensor:
+    def _fit_whitening(self, encoder: Any) -> Tensor:
         """The map after which what changes between two shots of a clip counts less.
 
         Of each clip the two crops that are farthest apart count, as they most likely are of two
         shots; crops of one shot differ little and so weigh little.
         """
-        order = np.random.default_rng([self.seed, 29]).permutation(len(self.clips))[:clips]
+        order = np.random.default_rng([self.seed, 29]).permutation(len(self.clips))
+        order = order[:WHITENING_CLIPS]
         training, differences = encoder.training, []
         device = next(encoder.parameters()).device
         encoder.eval()
@@ -215,14 +147,13 @@ class EncoderTask:
                 f"({reason}); a whitening is fitted on them",
                 setting="encoder.adapter",
             )
-        return fit_whitening(torch.stack(differences), shrinkage)
+        return fit_whitening(torch.stack(differences), WHITENING_SHRINKAGE)
 
     def probe(self) -> dict[str, float]:
         """Precision among nearest neighbours of unseen-class videos; nothing without labels."""
         if self._probe is None:
             return {}
-        head = self.module.head if "head" in self.settings else None
-        return self._probe(self.module.encoder, head)
+        return self._probe(self.module.encoder)
 
     def describe(self, batch: dict[str, Tensor]) -> str:
         """The clips of a batch, by their ids."""
@@ -233,7 +164,7 @@ class EncoderTask:
         """Everything of Φ and its head that is not frozen."""
         both = [*self.module.encoder.parameters(), *self.module.head.parameters()]
         params = [p for p in both if p.requires_grad]
-        return [{"name": "encoder", "params": params, "lr": self.learning_rate}]
+        return [{"name": "encoder", "params": params, "lr": self.section.optimiser.learning_rate}]
 
     def _frames(self, number: int) -> np.ndarray:
         """Temporal crops of one clip, uint8 (crops, T, H, W, 3), from a single decode.
@@ -244,7 +175,8 @@ class EncoderTask:
         row = self.clips[number]
         clip = Clip(str(self.root / row["uri"]), row["start_s"], row["end_s"])
         frames = self.decoder.decode(clip)
-        return frames.reshape(self.crops_per_video, self.num_frames, *frames.shape[1:])
+        crops = self.section.crops_per_video
+        return frames.reshape(crops, self.section.num_frames, *frames.shape[1:])
 
     def _crops(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """The same, augmented."""
@@ -258,7 +190,7 @@ class EncoderTask:
         """
         rng = np.random.default_rng([self.seed, 17, step])
         order = rng.permutation(len(self.clips))[rank::world_size]
-        wanted = self.videos_per_batch // world_size
+        wanted = self.section.videos_per_batch // world_size
         crops: list[np.ndarray] = []
         chosen: list[int] = []
         for clip in order:
@@ -274,10 +206,11 @@ class EncoderTask:
                 continue
             chosen.append(int(clip))
         if len(crops) < wanted:
+            asked = self.section.videos_per_batch
             some = next(iter(self.broken.items()), None)
             why = f"; {self.clips[some[0]]['clip_id']}: {some[1]}" if some else ""
             raise UserError(
-                f"encoder.videos_per_batch: {self.videos_per_batch} is more than the clips of the "
+                f"encoder.videos_per_batch: {asked} is more than the clips of the "
                 f"corpus that can be used ({len(crops)} of {len(order)} on this rank{why}); lower "
                 "it or add clips",
                 setting="encoder.videos_per_batch",
@@ -301,18 +234,12 @@ class EncoderTask:
 
     def after_step(self, step: int) -> None:
         """Move Φ̃ and the queue; the momentum rises to 1 on a cosine."""
-        momentum = 1 - (1 - self.momentum) * schedule(step, self.steps, 0)
+        steps = self.section.optimiser.steps
+        momentum = 1 - (1 - self.section.momentum) * schedule(step, steps, 0)
         self.module.after_step(momentum)
 
     def export(self, folder: Path) -> None:
-        """Write `encoder.safetensors` and `encoder.json`; a packaged trunk is not copied."""
-        packaged = packaged_trunk(self.settings)
-        state = {
-            name: value
-            for name, value in self.module.encoder.state_dict().items()
-            if not (packaged and name.startswith("trunk."))
-        }
-        if "head" in self.settings:
-            head = self.module.head.state_dict()
-            state |= {f"head.{name}": value for name, value in head.items()}
-        save_weights(folder, "encoder", state, {**self.settings, "size": self.size})
+        """See `save_encoder`."""
+        save_encoder(
+            folder, self.module.encoder, self.section, self.backbone_network, self.frame_size
+        )

@@ -187,19 +187,18 @@ def schedule(
     step: int,
     steps: int,
     warmup_steps: int,
-    drops: Sequence[float] | None = None,
-    drop_factor: float = 0.1,
+    drops: Sequence[float] = (),
 ) -> float:
     """Multiplier of the peak learning rate at `step` (0-based).
 
     It rises linearly over the warm-up (reaching 1 at its last step), then follows half a cosine
     that would be zero at `steps`, one step after the last one; or with `drops` it stays, and is
-    multiplied by `drop_factor` once each of these shares of the steps is done.
+    multiplied by a tenth once each of these shares of the steps is done.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    if drops is not None:
-        return float(drop_factor ** sum(step >= round(drop * steps) for drop in drops))
+    if drops:
+        return float(0.1 ** sum(step >= round(drop * steps) for drop in drops))
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
@@ -230,7 +229,7 @@ class Schedule:
         clip_norm: bound of the gradient's global norm.
         log_every: steps between two logged points; the last step is always logged.
         checkpoint_every: steps between two checkpoints; the plain loop makes none.
-        drops, drop_factor: see `schedule`.
+        drops: see `schedule`.
         seed: of dropout, and of whatever a task draws while it is built.
     """
 
@@ -240,13 +239,12 @@ class Schedule:
     clip_norm: float
     log_every: int = 20
     checkpoint_every: int = 100
-    drops: Sequence[float] | None = None
-    drop_factor: float = 0.1
+    drops: Sequence[float] = ()
     seed: int = 0
 
     def multiplier(self, step: int) -> float:
         """Of the peak learning rates at a step."""
-        return schedule(step, self.steps, self.warmup_steps, self.drops, self.drop_factor)
+        return schedule(step, self.steps, self.warmup_steps, self.drops)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

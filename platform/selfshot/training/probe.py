@@ -24,7 +24,7 @@ class NeighbourProbe:
     """
 
     def __init__(
-        self, folder: Path, *, seed: int, queries: int, clips: int, num_frames: int
+        self, folder: Path, *, seed: int, queries: int = 120, clips: int = 1000, num_frames: int = 4
     ) -> None:
         """Choose the videos; nothing is decoded yet.
 
@@ -74,24 +74,21 @@ class NeighbourProbe:
         return self._frames
 
     @torch.no_grad()
-    def __call__(self, encoder: nn.Module, head: nn.Module | None) -> dict[str, float]:
+    def __call__(self, encoder: nn.Module) -> dict[str, float]:
         """Precision at 1 and 5 in shares, and what chance would give; nothing without labels."""
         if not self.pairs or len(self.rows) < 2:
             return {}
-        modes = [(part, part.training) for part in (encoder, head) if part is not None]
-        for part, _ in modes:
-            part.eval()
+        training = encoder.training
+        encoder.eval()
         device = next(encoder.parameters()).device
 
         def embed(frames: np.ndarray) -> torch.Tensor:
             parts = torch.from_numpy(frames).split(AT_ONCE)
-            vectors = torch.cat([encoder(part.to(device)).float() for part in parts])
-            return vectors if head is None else head(vectors)
+            return torch.cat([encoder(part.to(device)).float() for part in parts])
 
         queries, clips = self._read()
         cosines = (embed(queries) @ embed(clips).T).cpu().numpy()
-        for part, training in modes:
-            part.train(training)
+        encoder.train(training)
         sources = np.array([row["source_id"] for row in self.rows])
         names = np.array([self.labels[row["clip_id"]] for row in self.rows])
         at_1, at_5, chance = [], [], []

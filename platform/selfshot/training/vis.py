@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.benchmarks.manifest import load_benchmark
+from selfshot.config.fields import AS_YAML
+from selfshot.config.vis import LossWeights, VisConfig
 from selfshot.data.episodes import episode_batch
 from selfshot.errors import UserError
 from selfshot.models.baselines.siamese_mask_rcnn import SiameseMaskRcnn
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 class VisTraining(nn.Module):
     """The model and its loss: Eq. 5 and the auxiliary loss of the common class."""
 
-    def __init__(self, model: SelfShotVIS, weights: dict[str, float]) -> None:
+    def __init__(self, model: SelfShotVIS, weights: LossWeights) -> None:
         super().__init__()
         self.model = model
         self.weights = weights
@@ -56,12 +58,7 @@ class VisTraining(nn.Module):
         terms = set_loss(
             {**outputs, "mask_logits": mask_logits},
             batch["targets"],
-            weight_foreground=self.weights["foreground"],
-            weight_l1=self.weights["l1"],
-            weight_giou=self.weights["giou"],
-            weight_dice=self.weights["dice"],
-            weight_focal=self.weights["focal"],
-            no_object=self.weights["no_object"],
+            self.weights.model_dump(),
             num_tracks=totals.get("tracks"),
             class_weight=totals.get("class_weight"),
         )
@@ -69,12 +66,12 @@ class VisTraining(nn.Module):
         if "common_logits" not in outputs:
             return {"loss": terms["total"], **logged}
         # As in every other term, frames that are padding do not count.
-        surprise = functional.binary_cross_entropy_with_logits(
+        bce = functional.binary_cross_entropy_with_logits(
             outputs["common_logits"], batch["common"], reduction="none"
         )
-        each = surprise.mean((2, 3))[valid]
+        each = bce.mean((2, 3))[valid]
         common = each.sum() / totals["frames"] if totals else each.mean()
-        loss = terms["total"] + self.weights["common"] * common
+        loss = terms["total"] + self.weights.common * common
         return {"loss": loss, "common": common.detach(), **logged}
 
     def split(self, batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
@@ -86,7 +83,7 @@ class VisTraining(nn.Module):
         totals = {
             "tracks": float(max(1, sum(len(target["present"]) for target in targets))),
             "class_weight": class_weight_of(
-                targets, self.model.num_instances, self.weights["no_object"]
+                targets, self.model.num_instances, self.weights.no_object
             ),
             "frames": float(sum(int(target["valid_frames"].sum()) for target in targets)),
         }
@@ -98,7 +95,7 @@ class VisTraining(nn.Module):
         ]
 
 
-def training_of(model: VisModel, weights: dict[str, float]) -> VisTraining | MaskRcnnTraining:
+def training_of(model: VisModel, weights: LossWeights) -> VisTraining | MaskRcnnTraining:
     """A method with its loss.
 
     Args:
@@ -131,16 +128,10 @@ class VisTask:
         benchmark: str,
         backbone: str,
         seed: int,
-        model: dict[str, Any],
-        weights: dict[str, float],
-        episodes_per_batch: int,
-        train_shots: int,
-        learning_rate: float,
-        backbone_learning_rate: float,
-        support_frames: int | None = None,
+        vis: Mapping[str, Any],
+        fuser: bool = True,
         accumulate: int = 1,
-        method: str = "self_shot",
-        initial: str | None = None,
+        checkpointing: bool = False,
     ) -> None:
         """Build it.
 
@@ -148,35 +139,32 @@ class VisTask:
             benchmark: benchmark folder.
             backbone: folder that `BackboneTask.export` wrote.
             seed: of weights and episodes.
-            model: arguments of the method's class but the backbone.
-            weights: of the transformers' losses.
-            episodes_per_batch: episodes of one global batch.
-            train_shots: supports of an episode; of a class with fewer other videos some come
-                twice, and queries of a class without any are left out.
-            learning_rate: of the transformer.
-            backbone_learning_rate: of the backbone.
-            support_frames: frames of a support; none: those of a query.
+            vis: `VisConfig` as JSON values. Of a class with fewer other videos than
+                `train_shots` some come twice as supports; queries of a class without any are
+                left out. A network goes on from `initial` with the backbone in it.
+            fuser: see `SelfShotVIS`.
             accumulate: parts of a batch that are computed one after another.
-            method: which of `models.methods.METHODS`.
-            initial: `vis.safetensors` of an earlier training, from which this one goes on; the
-                backbone is of it too.
+            checkpointing: compute activations again instead of keeping them.
         """
         folder = Path(benchmark)
         manifest = load_benchmark(folder)
+        section = self.section = VisConfig.model_validate(vis)
         torch.manual_seed(seed)
-        self.seed, self.train_shots = seed, train_shots
-        self.support_frames, self.accumulate = support_frames, accumulate
-        self.episodes_per_batch = episodes_per_batch
-        self.learning_rates = {"transformer": learning_rate, "backbone": backbone_learning_rate}
+        self.seed, self.accumulate = seed, accumulate
         whole = load_backbone(Path(backbone))
         pretrained = whole.backbone
-        self.settings = {"backbone": pretrained.settings, "model": model, "method": method}
-        network = build_vis(pretrained, method, **model)
+        shape: dict[str, Any] = {"fuser": fuser, "clip_frames": manifest.num_frames}
+        self.settings = {
+            "backbone": pretrained.settings,
+            "vis": section.model_dump(mode="json", context=AS_YAML),
+            **shape,
+        }
+        network = build_vis(pretrained, section, checkpointing=checkpointing, **shape)
         if network.object_head is not None:
             network.object_head.load_state_dict(whole.foreground.state_dict())
-        if initial is not None:
-            start_from(network, Path(initial))
-        self.module = training_of(network, weights)
+        if section.initial is not None:
+            start_from(network, section.initial)
+        self.module = training_of(network, section.weights)
         self.reads_supports = network.reads_supports
         # Masks are compared at twice the resolution that they are predicted at, after enlarging:
         # the place of an edge between two cells is then learned too.
@@ -189,6 +177,7 @@ class VisTask:
         self.category_ids = {name: i for i, name in annotations.categories.items()}
         self.reader = reader
         self.supports = manifest.supports["train"]
+        train_shots = section.train_shots
         shots = train_shots if network.reads_supports else 0
         self.queries, alone = _with_supports(list(manifest.queries["train"]), self.supports, shots)
         if not self.queries:
@@ -208,6 +197,10 @@ class VisTask:
         """Transformer and backbone, each at its own learning rate."""
         model = self.module.model
         inside = set(map(id, model.backbone.parameters()))
+        rates = {
+            "backbone": self.section.backbone_learning_rate,
+            "transformer": self.section.optimiser.learning_rate,
+        }
         groups = {
             "backbone": list(model.backbone.parameters()),
             "transformer": [p for p in model.parameters() if id(p) not in inside],
@@ -217,7 +210,7 @@ class VisTask:
             {
                 "name": name,
                 "params": [p for p in parameters if p.requires_grad],
-                "lr": self.learning_rates[name],
+                "lr": rates[name],
             }
             for name, parameters in groups.items()
         ]
@@ -226,22 +219,22 @@ class VisTask:
         """This rank's share of the step's episodes, which are the same for any number of ranks."""
         draws = np.random.default_rng([self.seed, 13, step])
         queries, supports, categories = [], [], []
-        shots = self.train_shots if self.reads_supports else 0
-        for _ in range(self.episodes_per_batch):
+        shots = self.section.train_shots if self.reads_supports else 0
+        for _ in range(self.section.episodes_per_batch):
             video, name = self.queries[int(draws.integers(len(self.queries)))]
             pool = [other for other in self.supports[name] if other != video]
             helpers = draws.choice(pool, shots, replace=len(pool) < shots).tolist() if shots else []
             queries.append(video)
             supports.append(helpers)
             categories.append(self.category_ids[name])
-        mine = range(rank, self.episodes_per_batch, world_size)
+        mine = range(rank, self.section.episodes_per_batch, world_size)
         return episode_batch(
             self.reader,
             [queries[i] for i in mine],
             [supports[i] for i in mine],
             [categories[i] for i in mine],
             [np.random.default_rng([self.seed, 31, step, i]) for i in mine],
-            support_frames=self.support_frames,
+            support_frames=self.section.support_frames,
             **self.strides,
         )
 

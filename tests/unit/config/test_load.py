@@ -139,10 +139,10 @@ def test_an_override_mends_a_bad_value() -> None:
         ("name: a\nsupports:\n  shots: [1,\n    0]", ["supports.shots[1]: 0", "line 4"]),
         ("name: a\nsupports: {shots: []}", ["supports.shots: []", "at least 1 item"]),
         ("name: a\nsupports: {shots: 5}", ["supports.shots: 5", "a valid array"]),
-        ("name: a\nvis:\n  dim: 71", ["vis.dim: 71", "multiple", "line 3"]),
+        ("name: a\nbackbone:\n  dim: 71", ["backbone.dim: 71", "multiple", "line 3"]),
         ("name: a\nvis: {optimiser: {steps: 9}}", ["vis.optimiser.warmup_steps: 50", "steps: 9"]),
         ("name: a\nname: b", ["name: given twice", "line 2"]),
-        ("name: a\nvis: {dim: 72, dim: 72}", ["dim: given twice"]),
+        ("name: a\nvis: {heads: 4, heads: 4}", ["heads: given twice"]),
         ("name: a\n---\nname: b", ["another document", "line 2"]),
         ("name: a\n\tseed: 1", ["YAML", "line 2"]),
         ("name: [a", ["YAML", "line 1"]),
@@ -178,7 +178,7 @@ def test_refusals_name_place_and_mend(text: str, parts: list[str]) -> None:
         ("name.first=3", ["name: a section is not allowed", "--set"]),
         ("description=[x", ["YAML", "--set description=[x"]),
         ("vis.optimiser={steps: 1, steps: 2}", ["given twice", "--set"]),
-        ("vis.dim=!!python/none", ["tag", "--set"]),
+        ("vis.heads=!!python/none", ["tag", "--set"]),
     ],
 )
 def test_a_wrong_override_is_named(override: str, parts: list[str]) -> None:
@@ -189,7 +189,7 @@ def test_a_wrong_override_is_named(override: str, parts: list[str]) -> None:
 
 
 def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
-    message = refusal("name: a\nseed: -1\nvis:\n  dim: 0\n  x: 1\n", "report.gallery_queries=-1")
+    message = refusal("name: a\nseed: -1\nvis:\n  heads: 0\n  x: 1\n", "report.gallery_queries=-1")
     lines = message.splitlines()
     assert lines[0] == "my.yaml: 4 mistakes"
     assert [line.rsplit("; ", 1)[1] for line in lines[1:]] == [
@@ -345,7 +345,7 @@ def test_any_text_is_an_experiment_or_a_user_error(text: str) -> None:
 @_quiet
 @given(st.text(max_size=30), st.one_of(st.text(max_size=30), _YAMLISH))
 def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
-    for override in (f"{key}={value}", f"vis.dim={value}", f"benchmark.kind={value}", value):
+    for override in (f"{key}={value}", f"vis.heads={value}", f"benchmark.kind={value}", value):
         try:
             parse("name: a", override)
         except UserError as error:

@@ -69,8 +69,8 @@ def test_only_mistakes_are_changed_and_only_once(file: Path) -> None:
 
 
 def test_a_mistake_crosses_processes_with_its_setting() -> None:
-    error = pickle.loads(pickle.dumps(ConfigError("it is wrong", setting="vis.dim")))
-    assert (str(error), error.setting) == ("it is wrong", "vis.dim")
+    error = pickle.loads(pickle.dumps(ConfigError("it is wrong", setting="vis.heads")))
+    assert (str(error), error.setting) == ("it is wrong", "vis.heads")
 
 
 def test_every_missing_input_has_its_own_line(file: Path) -> None:

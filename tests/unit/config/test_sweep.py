@@ -125,7 +125,7 @@ def test_a_swept_path_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ("over: {vis.fuser_layers: 3}", "3 is not allowed (a list of values; one of uniform"),
         ("over: {vis.fuser_layers: [a]}", "vis.fuser_layers: 'a' is not allowed (should be a val"),
         ("over: {vis.fuser_layers: [1, 1]}", "names a value twice"),
-        ("over: {vis.dim: [13]}", "vis.dim: 13 must be a multiple of heads"),
+        ("over: {vis.heads: [13]}", "vis.heads: 13 does not divide backbone.dim: 72"),
         ("over: {name: [a]}", "sweep.over.name: belongs to the whole study, and cannot be swept"),
         ("over: {sweep.repeat: [1]}", "belongs to the whole study"),
         *[
@@ -140,7 +140,7 @@ def test_a_swept_path_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ("over: [1]", "sweep.over: [1] is not allowed (should be an object)"),
         ("cases: {a: {vis.fusers: 1}}", "vis.fusers: unknown key, did you mean fuser_layers?"),
         ("cases: {a b: {}}", "sweep.cases: 'a b' is not allowed (letters, digits"),
-        ("cases: {a: {vis.heads: 5}}", "vis.dim: 72 must be a multiple of heads: 5"),
+        ("cases: {a: {vis.heads: 5}}", "vis.heads: 5 does not divide backbone.dim: 72"),
         ("repeat: 0", "sweep.repeat: 0 is not allowed (should be greater than or equal to 1)"),
         ("repeat: 2\n  repeat_setting: vis.dropout", "(a setting that is a whole number)"),
         ("repeat: 2\n  repeat_setting: sed", "sweep.repeat_setting: 'sed' is not allowed"),
@@ -258,6 +258,6 @@ class TestBase:
         assert caught.value.setting == "base"
 
     def test_a_mistake_in_a_base_has_its_line(self, tmp_path: Path) -> None:
-        self.write(tmp_path, root="name: r\nvis:\n  dim: x", t="name: t\nbase: root.yaml")
-        with refused("vis.dim"):
+        self.write(tmp_path, root="name: r\nvis:\n  heads: x", t="name: t\nbase: root.yaml")
+        with refused("vis.heads"):
             load_experiment(tmp_path / "t.yaml")

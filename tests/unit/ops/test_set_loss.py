@@ -15,14 +15,10 @@ from torchvision.ops import sigmoid_focal_loss
 from selfshot.ops.matching import match_tracks
 from selfshot.ops.set_loss import set_loss
 
-WEIGHTS: dict[str, float] = {
-    "weight_foreground": 1.0,
-    "weight_l1": 5.0,
-    "weight_giou": 2.0,
-    "weight_dice": 3.0,
-    "weight_focal": 7.0,
-}
 NO_OBJECT = 0.1
+WEIGHTS: dict[str, float] = {
+    "foreground": 1.0, "l1": 5.0, "giou": 2.0, "dice": 3.0, "focal": 7.0, "no_object": NO_OBJECT,
+}  # fmt: skip
 TRACKS_OF_CLIPS = (2, 0, 3)
 INSTANCES, TIME, HEIGHT, WIDTH = 5, 7, 11, 13
 
@@ -120,9 +116,9 @@ def _cost(layer: dict[str, np.ndarray], target: dict[str, np.ndarray], slot: int
     score = np.mean([_softmax_foreground(layer["foreground_logits"][slot, t]) for t in frames])
     l1, giou = _box_term(layer["boxes_cxcywh"][slot], target, i)
     return (
-        -WEIGHTS["weight_foreground"] * float(score)
-        + WEIGHTS["weight_l1"] * l1
-        + WEIGHTS["weight_giou"] * giou
+        -WEIGHTS["foreground"] * float(score)
+        + WEIGHTS["l1"] * l1
+        + WEIGHTS["giou"] * giou
     )
 
 
@@ -164,12 +160,12 @@ def _loss_in_loops(
                     terms["dice"] += dice / count
                     terms["focal"] += focal / count
         terms["foreground"] /= weight_sum
-        total += sum(WEIGHTS[f"weight_{name}"] * value for name, value in terms.items())
+        total += sum(WEIGHTS[name] * value for name, value in terms.items())
     return terms | {"total": total}
 
 
 def _compute(outputs: dict[str, Any], targets: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    terms = set_loss(outputs, targets, **WEIGHTS, no_object=NO_OBJECT)
+    terms = set_loss(outputs, targets, WEIGHTS)
     return {name: value.item() for name, value in terms.items()}
 
 
@@ -191,9 +187,7 @@ def test_focal_is_torchvisions() -> None:
             outputs["boxes_cxcywh"][clip],
             target["boxes_cxcywh"],
             target["present"],
-            weight_foreground=1.0,
-            weight_l1=5.0,
-            weight_giou=2.0,
+            WEIGHTS,
         )
         pixels = sigmoid_focal_loss(
             outputs["mask_logits"][clip, slots], target["masks"][tracks], alpha=0.25, gamma=2
@@ -264,7 +258,7 @@ def test_no_track_at_all_leaves_the_class_term() -> None:
 def test_more_tracks_than_instances_match_the_cheapest() -> None:
     outputs, targets = _example()
     few = {name: value[:, :2] for name, value in outputs.items() if name != "auxiliary"}
-    terms = set_loss(few, targets, **WEIGHTS, no_object=NO_OBJECT)
+    terms = set_loss(few, targets, WEIGHTS)
     assert all(value.isfinite() for value in terms.values())
     assert terms["auxiliary"].item() == 0
 
@@ -275,7 +269,7 @@ def test_gradients_are_finite_and_reach_only_what_is_matched() -> None:
     for leaf in leaves:
         leaf.requires_grad_()
     targets[0]["boxes_cxcywh"][~targets[0]["present"]] = 0
-    set_loss(outputs, targets, **WEIGHTS, no_object=NO_OBJECT)["total"].backward()
+    set_loss(outputs, targets, WEIGHTS)["total"].backward()
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
     touched = outputs["mask_logits"].grad.flatten(2).abs().sum(-1) > 0
     assert touched.sum(-1).tolist() == list(TRACKS_OF_CLIPS)
@@ -283,8 +277,8 @@ def test_gradients_are_finite_and_reach_only_what_is_matched() -> None:
 
 def test_a_given_number_of_tracks_divides_box_and_mask() -> None:
     outputs, targets = _example()
-    ours = set_loss(outputs, targets, **WEIGHTS, no_object=NO_OBJECT)
-    doubled = set_loss(outputs, targets, **WEIGHTS, no_object=NO_OBJECT, num_tracks=10.0)
+    ours = set_loss(outputs, targets, WEIGHTS)
+    doubled = set_loss(outputs, targets, WEIGHTS, num_tracks=10.0)
     assert sum(TRACKS_OF_CLIPS) == 5
     for name in ("l1", "giou", "dice", "focal"):
         assert doubled[name].item() == pytest.approx(ours[name].item() / 2)
@@ -302,9 +296,7 @@ def test_matching_pairs_in_the_order_of_tracks() -> None:
             outputs["boxes_cxcywh"][clip],
             target["boxes_cxcywh"],
             target["present"],
-            weight_foreground=1.0,
-            weight_l1=5.0,
-            weight_giou=2.0,
+            WEIGHTS,
             valid_frames=target["valid_frames"],
         )
         arrays = {name: part.numpy() for name, part in target.items()}
@@ -317,7 +309,7 @@ def test_predictions_that_are_not_numbers_are_named() -> None:
     outputs["boxes_cxcywh"][0, 1, 2, 3] = float("nan")
     targets[0]["present"][:] = True
     with pytest.raises(FloatingPointError, match="matching cost is not finite"):
-        set_loss(outputs, targets, **WEIGHTS, no_object=NO_OBJECT)
+        set_loss(outputs, targets, WEIGHTS)
 
 
 def test_a_swapped_axis_is_refused() -> None:
@@ -325,4 +317,4 @@ def test_a_swapped_axis_is_refused() -> None:
     outputs["boxes_cxcywh"] = outputs["boxes_cxcywh"].transpose(1, 2)
     outputs["auxiliary"] = []
     with pytest.raises(Exception, match=r"match_batch|Type-check"):
-        set_loss(outputs, targets, **WEIGHTS, no_object=NO_OBJECT)
+        set_loss(outputs, targets, WEIGHTS)

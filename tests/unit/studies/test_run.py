@@ -10,7 +10,6 @@ import pytest
 from refusals import refused
 from selfshot.config.load import load_experiment
 from selfshot.config.paths import check_inputs
-from selfshot.config.schema import Experiment
 from selfshot.studies.run import (
     plan_experiment,
     publish,
@@ -36,7 +35,7 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
     [
         ("seed=1", ALL),
         ("benchmark.corpus_clips=25", ALL),
-        ("backbone.temperature=0.2", ALL - {"benchmark"}),
+        ("backbone.width=16", ALL - {"benchmark"}),
         ("backbone.optimiser.steps=7", ALL - {"benchmark"}),
         ("encoder.momentum=0.9", {"encoder", "seen", *RETRIEVED}),
         ("embedding.num_frames=2", RETRIEVED),
@@ -72,11 +71,9 @@ def keys(output: Path, *overrides: str, until: str | None = None) -> dict[str, s
         ("embedding.clips_per_shard=4", set()),
         ("embedding.concurrency=3", set()),
         ("embedding.decode_timeout_s=5.0", set()),
-        ("backbone.optimiser.log_every=1", set()),
-        ("encoder.optimiser.log_every=1", set()),
-        ("encoder.optimiser.checkpoint_every=1", set()),
-        ("vis.optimiser.checkpoint_every=1", set()),
-        ("evaluation.support_frames=1", EVALUATED),
+        ("compute.log_every=1", set()),
+        ("compute.checkpoint_every=1", set()),
+        ("compute.activation_checkpointing=true", set()),
         ("vis.support_frames=1", VIS),
     ],
 )
@@ -86,14 +83,6 @@ def test_a_setting_changes_its_stage_and_those_after_it(
     before, after = keys(tmp_path), keys(tmp_path, override)
     assert set(before) == set(after) == ALL
     assert {name for name in before if before[name] != after[name]} == changed
-
-
-def test_the_evaluations_support_frames_are_in_its_key_alone() -> None:
-    settings = {stage.name: stage.settings(Experiment(name="a")) for stage in STAGES}
-    changed = Experiment.model_validate({"name": "a", "evaluation": {"support_frames": 1}})
-    made = {stage.name: stage.settings(changed) for stage in STAGES}
-    assert made["evaluation"]["support_frames"] == 1
-    assert {name for name in made if made[name] != settings[name]} == {"evaluation"}
 
 
 def test_the_weights_that_a_training_goes_on_from_are_in_its_key(tmp_path: Path) -> None:

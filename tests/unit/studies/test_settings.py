@@ -12,8 +12,6 @@ from selfshot.models.backbones import build_backbone
 from selfshot.models.methods import build_vis
 from selfshot.models.vis import SelfShotVIS
 from selfshot.studies.settings import (
-    model_settings,
-    network_settings,
     training_settings,
 )
 
@@ -26,8 +24,8 @@ def test_the_papers_model_is_what_the_paper_says() -> None:
     assert (experiment.benchmark.width, experiment.benchmark.height) == (320, 280)
     assert not any(experiment.vis.variants.model_dump().values())
     with torch.device("meta"):
-        backbone = build_backbone(**network_settings(experiment.backbone))
-        model = SelfShotVIS(backbone, **model_settings(experiment, fuser=True))
+        backbone = build_backbone(**experiment.backbone.network)
+        model = SelfShotVIS(backbone, experiment.vis, clip_frames=experiment.benchmark.num_frames)
     assert (backbone.dim, backbone.token_stride) == (288, 16)
     depths = [len(stage.layers) for stage in (model.encoder, model.fuser, model.decoder) if stage]
     assert depths == [6, 3, 6]
@@ -49,17 +47,10 @@ def test_methods_have_their_own_keys_and_arguments() -> None:
     table = ["evaluation.supports=[oracle]"]
     siamese = load_experiment(QUICKSTART, ["vis.method=siamese_mask_rcnn", *table])
     fst = load_experiment(QUICKSTART, ["vis.method=few_shot_transformer", *table])
-    assert "mask_rcnn" not in of_vis(ours)
     assert len({str(of_vis(one)) for one in (ours, siamese, fst)}) == 3
-    # What Mask R-CNN alone reads is in no other key.
-    finer = ["vis.mask_rcnn.mask_size=9"]
-    assert of_vis(load_experiment(QUICKSTART, finer)) == of_vis(ours)
-    other = load_experiment(QUICKSTART, ["vis.method=siamese_mask_rcnn", *table, *finer])
-    assert of_vis(other) != of_vis(siamese)
     backbone = build_backbone(width=8, dim=12)
     for experiment in (siamese, fst):
-        arguments = model_settings(experiment, fuser=True)
-        assert build_vis(backbone, experiment.vis.method, **arguments).num_instances == 5
+        assert build_vis(backbone, experiment.vis).num_instances == 5
 
 
 def test_a_method_without_a_row() -> None:

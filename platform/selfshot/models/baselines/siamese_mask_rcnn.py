@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,44 @@ from selfshot.ops.chains import ABSENT, chain_detections
 
 LEVELS = ("fine", "tokens")
 RATIOS = (0.5, 1.0, 2.0)
+MIN_SCORE, MAX_OVERLAP = 0.05, 0.5
+"""Of a detection, and IoU of two of a frame above which the weaker one is dropped."""
+MIN_SIMILARITY = 0.5
+"""Of detections of one track, see `ops.chains.similarity`."""
 SURE = 9.0
 """Greatest logit of a mask's pixel or of a score, and of what was not detected the least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of the heads.
+
+    Attributes:
+        channels: of the pyramid and the mask head.
+        hidden: channels of a detection's feature.
+        mask_layers: 3×3 convolutions of the mask head.
+        box_size: a region is read at so many places a side for its box.
+        mask_size: and at so many for its mask, which is twice as fine.
+        anchor_scales: sides of the anchors, in strides of their level.
+        proposals: regions of a frame that go on to the heads.
+        samples: of them that are learned from.
+    """
+
+    channels: int
+    hidden: int
+    mask_layers: int
+    box_size: int
+    mask_size: int
+    anchor_scales: tuple[float, ...]
+    proposals: int
+    samples: int
+
+
+SMALL = Size(64, 128, 2, 5, 8, (2.0, 4.0, 7.0), proposals=50, samples=32)
+"""For the quickstart's backbone."""
+
+USUAL = Size(256, 1024, 4, 7, 14, (2.0, 4.0, 8.0, 16.0), proposals=300, samples=128)
+"""As usual for Mask R-CNN, for a backbone of the paper's size."""
 
 
 class Matching(nn.Module):
@@ -62,19 +99,9 @@ class SiameseMaskRcnn(VisModel):
     def __init__(
         self,
         backbone: Backbone,
-        *,
         num_instances: int,
-        channels: int,
-        hidden: int,
-        mask_layers: int,
-        box_size: int,
-        mask_size: int,
-        anchor_scales: Sequence[float],
-        proposals: int,
-        samples: int,
-        min_score: float,
-        max_overlap: float,
-        min_similarity: float,
+        *,
+        size: Size | None = None,
         checkpointing: bool = False,
     ) -> None:
         """Build it.
@@ -82,29 +109,21 @@ class SiameseMaskRcnn(VisModel):
         Args:
             backbone: frames to tokens and finer features, the two levels of the pyramid.
             num_instances: detections of a frame, and tracks of a clip, at most.
-            channels: of the pyramid and the mask head.
-            hidden: channels of a detection's feature.
-            mask_layers: 3×3 convolutions of the mask head.
-            box_size: a region is read at so many places a side for its box.
-            mask_size: and at so many for its mask, which is twice as fine.
-            anchor_scales: sides of the anchors, in strides of their level.
-            proposals: regions of a frame that go on to the heads.
-            samples: of them that are learned from.
-            min_score: of a detection.
-            max_overlap: IoU of two detections of a frame above which the weaker one is dropped.
-            min_similarity: of detections of one track, see `ops.chains.similarity`.
+            size: of the heads; none: `USUAL` for tokens of 256 channels or more, else `SMALL`.
             checkpointing: compute the backbone's activations again.
         """
         super().__init__()
         self.backbone, self.num_instances = backbone, num_instances
-        self.channels, self.hidden = channels, hidden
-        self.min_similarity, self.checkpointing = min_similarity, checkpointing
+        if size is None:
+            size = USUAL if backbone.dim >= 256 else SMALL
+        channels = self.channels = size.channels
+        self.hidden, self.checkpointing = size.hidden, checkpointing
         self.object_head = nn.Linear(backbone.dim, 1)
         self.pyramid = FeaturePyramidNetwork([backbone.fine_channels, backbone.dim], channels)
         self.matching = nn.ModuleDict({level: Matching(channels) for level in LEVELS})
         strides = (backbone.fine_stride, backbone.token_stride)
         anchors = AnchorGenerator(
-            tuple(tuple(round(scale * stride) for scale in anchor_scales) for stride in strides),
+            tuple(tuple(round(k * stride) for k in size.anchor_scales) for stride in strides),
             (RATIOS,) * len(strides),
         )
         self.proposer = RegionProposalNetwork(
@@ -112,26 +131,26 @@ class SiameseMaskRcnn(VisModel):
             RPNHead(channels, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
-            batch_size_per_image=samples,
+            batch_size_per_image=size.samples,
             positive_fraction=0.5,
-            pre_nms_top_n={"training": 4 * proposals, "testing": 4 * proposals},
-            post_nms_top_n={"training": proposals, "testing": proposals},
+            pre_nms_top_n={"training": 4 * size.proposals, "testing": 4 * size.proposals},
+            post_nms_top_n={"training": size.proposals, "testing": size.proposals},
             nms_thresh=0.7,
         )
         self.heads = RoIHeads(
-            MultiScaleRoIAlign(LEVELS, box_size, 2),
-            TwoMLPHead(channels * box_size**2, hidden),
-            FastRCNNPredictor(hidden, 2),
+            MultiScaleRoIAlign(LEVELS, size.box_size, 2),
+            TwoMLPHead(channels * size.box_size**2, size.hidden),
+            FastRCNNPredictor(size.hidden, 2),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=samples,
+            batch_size_per_image=size.samples,
             positive_fraction=0.25,
             bbox_reg_weights=None,
-            score_thresh=min_score,
-            nms_thresh=max_overlap,
+            score_thresh=MIN_SCORE,
+            nms_thresh=MAX_OVERLAP,
             detections_per_img=num_instances,
-            mask_roi_pool=MultiScaleRoIAlign(LEVELS, mask_size, 2),
-            mask_head=MaskRCNNHeads(channels, [channels] * mask_layers, 1),
+            mask_roi_pool=MultiScaleRoIAlign(LEVELS, size.mask_size, 2),
+            mask_head=MaskRCNNHeads(channels, [channels] * size.mask_layers, 1),
             mask_predictor=MaskRCNNPredictor(channels, channels, 2),
         )
 
@@ -282,7 +301,7 @@ class SiameseMaskRcnn(VisModel):
             [frame["scores"] for frame in found],
             features,
             most=count,
-            min_similarity=self.min_similarity,
+            min_similarity=MIN_SIMILARITY,
         )
         foreground = like.new_full((count, time), -SURE)
         boxes = like.new_zeros(count, time, 4)

@@ -22,7 +22,7 @@ from selfshot.benchmarks.manifest import (
     query_key,
     read_corpus_labels,
 )
-from selfshot.config.schema import EvaluationConfig
+from selfshot.config.schema import Experiment
 from selfshot.data.clips import ClipReader
 from selfshot.data.video import VideoError
 from selfshot.data.ytvis import Annotations, Prediction, Track, load_results
@@ -147,8 +147,7 @@ def build_gallery(
     folders: Mapping[str, Path],
     benchmark: Benchmark,
     rows: Sequence[Mapping[str, Any]],
-    evaluation: EvaluationConfig,
-    count: int,
+    experiment: Experiment,
 ) -> list[GalleryItem]:
     """The first query of each class, then the second, until there are enough: nobody chose them.
 
@@ -156,16 +155,16 @@ def build_gallery(
         folders: of the finished stages.
         benchmark: the benchmark.
         rows: of the table.
-        evaluation: how it was scored.
-        count: items wanted.
+        experiment: how queries were scored, and how many are wanted.
     """
     folder = folders["benchmark"]
     reader = benchmark.reader(folder)
     annotations = reader.annotations
-    support_reader = benchmark.support_reader(folder, reader, evaluation.support_frames)
+    support_reader = benchmark.support_reader(folder, reader, experiment.vis.support_frames)
     labels = read_corpus_labels(folder)
     chosen = json.loads((folders["supports"] / "supports.json").read_text())
     category_ids = {name: i for i, name in annotations.categories.items()}
+    evaluation, count = experiment.evaluation, experiment.report.gallery_queries
     dealt = benchmark.folds("test", evaluation.folds, evaluation.max_queries_per_fold)
     queries = [(video, fold, name) for fold, some in enumerate(dealt) for video, name in some]
     order = first_of_each_class(queries, lambda query: query[2], count)

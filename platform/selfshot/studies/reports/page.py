@@ -48,9 +48,7 @@ def make_page(context: Context, folder: Path) -> None:
     benchmark = load_benchmark(folders["benchmark"])
     rows = json.loads((folders["evaluation"] / "results.json").read_text())
     retrieval = json.loads((folders["supports"] / "retrieval.json").read_text())
-    gallery = build_gallery(
-        folders, benchmark, rows, experiment.evaluation, experiment.report.gallery_queries
-    )
+    gallery = build_gallery(folders, benchmark, rows, experiment)
     examples = min(experiment.report.animations, len(gallery))
     if examples:
         drawn = _write_examples(context, folder, benchmark, rows, gallery[:examples])

@@ -1,4 +1,4 @@
-"""Trunks of the video encoder: what turns frames into tokens before the transformer."""
+"""Backbones of the video encoder: what turns frames into tokens before the transformer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selfshot.models.fused import FusedEfficientNet, can_fuse
 Tokens = tuple[Float[Tensor, "frames dim height width"], Float[Tensor, "frames height width"]]
 
 
-class BackboneTrunk(nn.Module):
+class FrameBackbone(nn.Module):
     """The backbone with its foreground head, frozen where both were pretrained.
 
     Pretrained, its tokens are the square roots of the features before the projection to d. The
@@ -49,7 +49,7 @@ class BackboneTrunk(nn.Module):
         return (deep.sqrt() if self.frozen else tokens), foreground
 
 
-class EfficientNetTrunk(nn.Module):
+class EfficientNetFeatures(nn.Module):
     """EfficientNet-Lite0 with the ImageNet weights that its package ships (Apache-2.0).
 
     It was trained on ImageNet's labels, so it has seen classes that a benchmark calls unseen.
@@ -59,7 +59,7 @@ class EfficientNetTrunk(nn.Module):
     SIDE = 128
     """Frames are enlarged to at least this side: at stride 32 smaller ones leave no map."""
 
-    def __init__(self, *, frozen: bool = True, side: int = SIDE, packaged: bool = True) -> None:
+    def __init__(self, *, frozen: bool = True, side: int = 0, packaged: bool = True) -> None:
         """Build it.
 
         Args:
@@ -68,7 +68,7 @@ class EfficientNetTrunk(nn.Module):
             packaged: load the package's weights; false where others follow.
         """
         super().__init__()
-        # Imported here: only this trunk needs the packages.
+        # Imported here: only this backbone needs the packages.
         from efficientnet_lite_pytorch import EfficientNet
 
         self.network = EfficientNet.from_name("efficientnet-lite0")
@@ -92,7 +92,7 @@ class EfficientNetTrunk(nn.Module):
         if device == "cpu" and can_fuse():
             self._fused = FusedEfficientNet(self.network)
 
-    def train(self, mode: bool = True) -> EfficientNetTrunk:
+    def train(self, mode: bool = True) -> EfficientNetFeatures:
         """Set the mode; the norms always keep their statistics."""
         super().train(mode and not self.frozen)
         keep_norms(self)
@@ -134,12 +134,12 @@ INCEPTION_SIDE = 75
 """The network has no map left of a smaller frame."""
 
 
-class InceptionTrunk(nn.Module):
+class InceptionFeatures(nn.Module):
     """torchvision's Inception v3 to its last map, whose mean is a frame's pooled feature."""
 
     dim = 2048
 
-    def __init__(self, *, frozen: bool, pretrained: bool, side: int = INCEPTION_SIDE) -> None:
+    def __init__(self, *, frozen: bool, pretrained: bool, side: int = 0) -> None:
         """Build it, with weights drawn at random.
 
         Args:
@@ -149,7 +149,7 @@ class InceptionTrunk(nn.Module):
             side: frames are enlarged to at least this side.
         """
         super().__init__()
-        # Imported here: the other trunks need no torchvision.
+        # Imported here: the others need no torchvision.
         from torchvision.models import inception_v3
 
         network = inception_v3(
@@ -162,7 +162,7 @@ class InceptionTrunk(nn.Module):
         if frozen:
             self.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> InceptionTrunk:
+    def train(self, mode: bool = True) -> InceptionFeatures:
         """Set the mode; norms that keep their statistics stay in evaluation mode."""
         super().train(mode and not self.frozen)
         if self.keeps_norms:

@@ -7,31 +7,33 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.models.trunks import EfficientNetTrunk
-from selfshot.models.video_encoder import VideoEncoder
-from selfshot.models.windows import window_vectors
+from selfshot.models.encoder_backbones import EfficientNetFeatures
+from selfshot.models.video_encoder import VideoEncoder, window_vectors
+
+SHARE, SIDE, FRAMES = 0.3, 160, 4
+"""Chosen on validation classes: its share of the cosine, its frames' side and their number."""
 
 
-class Companion(nn.Module):
+class AuxiliaryEncoder(nn.Module):
     """EfficientNet-Lite0 with its package's ImageNet weights, whose vectors are joined to Φ's.
 
-    Unit vectors u of Φ and c of the companion become (√(1 − s)·u, √s·c). The cosine of two such
-    vectors is (1 − s) times Φ's and s times the companion's, so index and windows stay what they
+    Unit vectors u of Φ and c of this one become (√(1 − s)·u, √s·c). The cosine of two such
+    vectors is (1 − s) times Φ's and s times this one's, so index and windows stay what they
     are. It looks where Φ looks: tokens are resized to Φ's grid and weighted by Φ's foreground.
     """
 
-    def __init__(self, *, trunk: str, share: float, frame_side: int, num_frames: int) -> None:
+    def __init__(
+        self, share: float = SHARE, frame_side: int = SIDE, num_frames: int = FRAMES
+    ) -> None:
         """Build it.
 
         Args:
-            trunk: `efficientnet_lite0`.
             share: s, of the cosine.
             frame_side: frames are enlarged to at least this side.
             num_frames: of a clip that it looks at, evenly spaced.
         """
         super().__init__()
-        assert trunk == "efficientnet_lite0"
-        self.trunk = EfficientNetTrunk(frozen=True, side=frame_side)
+        self.backbone = EfficientNetFeatures(frozen=True, side=frame_side)
         self.share, self.num_frames = share, num_frames
 
     def frames_of(self, time: int) -> list[int]:
@@ -44,9 +46,9 @@ class Companion(nn.Module):
     ) -> Float[Tensor, "batch time h w dim"]:
         """Roots of the network's features, on a grid of Φ's size.
 
-        Roots for the same reason as in `BackboneTrunk`: a few strong channels would decide.
+        Roots for the same reason as in `FrameBackbone`: a few strong channels would decide.
         """
-        features, _ = self.trunk(frames.flatten(0, 1))
+        features, _ = self.backbone(frames.flatten(0, 1))
         planes = functional.interpolate(features.clamp_min(0).sqrt(), size=grid, mode="bilinear")
         return planes.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
@@ -56,7 +58,7 @@ class Companion(nn.Module):
         frames: UInt8[Tensor, "batch time height width 3"],
         foreground: Float[Tensor, "batch time h w"],
     ) -> Float[Tensor, "batch joined"]:
-        """Φ's vectors of clips with the companion's.
+        """Φ's vectors of clips with this encoder's.
 
         Args:
             vectors: of Φ, at length 1.
@@ -75,7 +77,7 @@ class Companion(nn.Module):
         foreground: Float[Tensor, "batch time h w"],
         size: int,
     ) -> Float[Tensor, "batch windows joined"]:
-        """Φ's vectors of windows with the companion's of the same windows.
+        """Φ's vectors of windows with this encoder's of the same windows.
 
         Args:
             vectors: of Φ, of the frames that `frames_of` chooses.
