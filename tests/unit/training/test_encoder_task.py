@@ -304,7 +304,7 @@ class TestEncoder:
         assert load_encoder(tmp_path).embed(frames).shape == (4, 32)
 
     @pytest.mark.parametrize(
-        ("change", "expected"),
+        ("spoil", "expected"),
         [
             (lambda state: state.pop("blocks.0.norm1.bias"), "blocks.0.norm1.bias is missing"),
             (
@@ -318,11 +318,11 @@ class TestEncoder:
         ],
     )
     def test_weights_of_another_encoder(
-        self, make: Any, tmp_path: Path, change: Any, expected: str
+        self, make: Any, tmp_path: Path, spoil: Any, expected: str
     ) -> None:
         make().export(tmp_path)
         state = load_file(tmp_path / "encoder.safetensors")
-        change(state)
+        spoil(state)
         save_file(state, tmp_path / "encoder.safetensors")
         with pytest.raises(UserError, match=f"encoder.safetensors: .*{expected}"):
             load_encoder(tmp_path)

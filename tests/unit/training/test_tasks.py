@@ -397,7 +397,7 @@ class TestVis:
             make(benchmark=str(tmp_path / "benchmark"), train_shots=2)
 
     @pytest.mark.parametrize(
-        ("change", "expected"),
+        ("spoil", "expected"),
         [
             (lambda state: state.pop("instance_queries"), "instance_queries is missing"),
             (
@@ -408,11 +408,11 @@ class TestVis:
         ],
     )
     def test_weights_of_another_configuration(
-        self, make: Any, tmp_path: Path, change: Any, expected: str
+        self, make: Any, tmp_path: Path, spoil: Any, expected: str
     ) -> None:
         task = make()
         state = dict(task.module.model.state_dict())
-        change(state)
+        spoil(state)
         save_weights(tmp_path, "vis", state, task.settings)
         with pytest.raises(UserError, match=f"vis.safetensors: .*{expected}"):
             load_vis(tmp_path)
