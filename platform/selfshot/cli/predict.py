@@ -13,7 +13,6 @@ from selfshot.cli.app import (
     Format,
     Formats,
     Fps,
-    MinScore,
     Overrides,
     Top,
     app,
@@ -52,7 +51,9 @@ def predict(
         int | None,
         typer.Option("--overlap", min=1, help="Frames that consecutive windows share at least."),
     ] = None,
-    min_score: MinScore = 0.1,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Of a track, to be kept and drawn.")
+    ] = 0.1,
     top: Top = 5,
     fps: Fps = 8.0,
     formats: Formats = None,
