@@ -18,7 +18,7 @@ from selfshot.config.load import resolved_yaml
 from selfshot.config.schema import Experiment
 from selfshot.data.storage import Storage
 from selfshot.errors import UserError
-from selfshot.files import file_lock
+from selfshot.files import file_lock, write_atomically
 from selfshot.store.local import (
     StageFolder,
     Store,
@@ -164,12 +164,15 @@ def check_storage(experiment: Experiment) -> None:
         Storage(experiment.storage).check()
 
 
-def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path | None:
+def run_experiment(
+    experiment: Experiment, *, until: str | None = None, report_anew: bool = False
+) -> Path | None:
     """Run an experiment, or go on with it.
 
     Args:
         experiment: what to run.
         until: the last stage to run; none: all.
+        report_anew: write the report also where it is of these settings and no stage is made.
 
     Returns:
         The report's folder, or the folder of the stage `until`.
@@ -217,18 +220,27 @@ def run_experiment(experiment: Experiment, *, until: str | None = None) -> Path 
         make_stages(stages, settings, keys, context, store)
         if until is not None or "evaluation" not in context.folders:
             return context.folders[stages[-1].name]
-        from selfshot.studies.reports.page import make_page
+        report, of_settings = output / "report", output / "report.key"
+        reused = all(timing["status"] == "reused" for timing in context.timings)
+        if report_anew or not reused or not _is_report_of(report, of_settings, ids.name):
+            from selfshot.studies.reports.page import make_page
 
-        context.tracking["run_id"] = run.tracker.run_id() or "not known yet"
-        report = output / "report"
-        publish(report, functools.partial(make_page, context))
-        if sharing is not None:
-            sharing.mirror(output.resolve()).push("report", "experiment.yaml")
+            context.tracking["run_id"] = run.tracker.run_id() or "not known yet"
+            of_settings.unlink(missing_ok=True)
+            publish(report, functools.partial(make_page, context))
+            write_atomically(of_settings, ids.name)
+            if sharing is not None:
+                sharing.mirror(output.resolve()).push("report", "experiment.yaml")
         rows = json.loads((report / "results.json").read_text())
         run.write(**results_of_experiment(rows))
     progress.note(f"the report is {report / 'report.html'}")
     progress.note(f"in MLflow: {context.tracking['command']}")
     return report
+
+
+def _is_report_of(report: Path, of_settings: Path, key: str) -> bool:
+    whole = all((report / name).exists() for name in ("results.json", "report.md", "report.html"))
+    return whole and of_settings.exists() and of_settings.read_text() == key
 
 
 def make_stages(
@@ -370,7 +382,7 @@ def report_experiment(experiment: Experiment) -> Path:
             f"report: the stages {', '.join(open_stages)} are not done; "
             "run `selfshot run` with the same file and settings first"
         )
-    made = run_experiment(experiment)
+    made = run_experiment(experiment, report_anew=True)
     assert made is not None
     return made
 

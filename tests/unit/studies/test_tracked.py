@@ -20,8 +20,16 @@ from selfshot.config.sweep import load_study
 from selfshot.distributed import tracking
 from selfshot.distributed.mlflow_runs import Target
 from selfshot.store.local import StageFolder, Store, stage_key
+from selfshot.studies.context import Context
 from selfshot.studies.reports.tables import Cell, Table
-from selfshot.studies.run import open_store
+from selfshot.studies.run import (
+    open_store,
+    report_experiment,
+    run_experiment,
+    stage_keys,
+    stage_settings,
+    wanted_stages,
+)
 from selfshot.studies.scores import figure_name
 from selfshot.studies.tracking import (
     FACTS,
@@ -166,7 +174,15 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from selfshot.config.load import load_experiment, parse_experiment
-from selfshot.studies.run import open_store
+from selfshot.studies.context import Context
+from selfshot.studies.run import (
+    open_store,
+    report_experiment,
+    run_experiment,
+    stage_keys,
+    stage_settings,
+    wanted_stages,
+)
 from selfshot.studies.tracking import tracked
 experiment = load_experiment(sys.argv[1], [f"output={sys.argv[2]}"])
 store, ids = open_store(experiment), Path(sys.argv[3])
@@ -271,3 +287,35 @@ def test_a_study_is_one_run_with_its_trials_below(experiment: Experiment) -> Non
     client = Target(None, "selfshot", experiment.output).connect()
     text = Path(client.download_artifacts(trial.info.run_id, "experiment.yaml")).read_text()
     assert parse_experiment(text, "the artifact") == study.trials[1].experiment
+
+
+def test_a_report_is_drawn_once_for_the_same_settings_and_results(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = wanted_stages(experiment)
+    settings = stage_settings(stages, experiment)
+    keys, store = stage_keys(stages, settings), open_store(experiment)
+    for one in stages:
+        inputs = {name: keys[name] for name in one.inputs}
+        with store.stage(one.name, one.version, settings[one.name], inputs) as folder:
+            folder.finish(metrics={})
+    drawn = []
+
+    def make_page(context: Context, folder: Path) -> None:
+        drawn.append(context.experiment.description)
+        for name in ("results.json", "report.md", "report.html"):
+            (folder / name).write_text("[]")
+
+    monkeypatch.setattr("selfshot.studies.reports.page.make_page", make_page)
+    other = experiment.model_copy(update={"description": "other"})
+    mine = experiment.description
+    for _ in range(2):
+        report = run_experiment(experiment)
+    assert drawn == [mine] and report is not None
+    run_experiment(other)
+    run_experiment(experiment)
+    assert drawn == [mine, "other", mine]
+    (report / "report.html").unlink()
+    run_experiment(experiment)
+    report_experiment(experiment)
+    assert drawn[3:] == [mine, mine]
