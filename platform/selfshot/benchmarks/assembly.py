@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from selfshot.benchmarks.annotated import (
     Found,
@@ -27,21 +28,38 @@ from selfshot.files import digest_file
 SHOWN_REASONS = 3
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """The settings of every benchmark that is read.
+
+    Attributes:
+        frames: what the videos' file names are relative to.
+        corpus: a folder of clips, or of a corpus manifest.
+        corpus_labels: CSV with columns clip, rough_label and, optionally, source; for diagnosis.
+        seed: of every draw.
+        height, width: of a clip as the model sees it, in pixels.
+        num_frames: of such a clip.
+        val_share: see `split_videos`.
+    """
+
+    frames: Path
+    corpus: Path
+    corpus_labels: Path | None
+    seed: int
+    height: int
+    width: int
+    num_frames: int
+    val_share: float = 0.0
+
+
 def assemble(
     folder: Path,
     found: Found,
+    shared: Shared,
     *,
     name: str,
     kind: str,
     split_of: Mapping[str, str],
-    frames: Path,
-    corpus: Path,
-    corpus_labels: Path | None,
-    seed: int,
-    height: int,
-    width: int,
-    num_frames: int,
-    val_share: float = 0.0,
     one_source_of_same_files: bool = False,
     on_message: OnMessage,
 ) -> Benchmark:
@@ -50,17 +68,10 @@ def assemble(
     Args:
         folder: where it is written; nothing is copied into it.
         found: the videos.
+        shared: what is made of them.
         name: of the benchmark.
         kind: its builder.
         split_of: the split of each class, or `UNSEEN`.
-        frames: what the videos' file names are relative to.
-        corpus: a folder of clips, or of a corpus manifest.
-        corpus_labels: CSV with columns clip, rough_label and, optionally, source; for diagnosis.
-        seed: of every draw.
-        height: of a clip as the model sees it, in pixels.
-        width: likewise.
-        num_frames: of such a clip.
-        val_share: see `split_videos`.
         one_source_of_same_files: videos of the same files, under two names, are of one source;
             otherwise they are a leak where the sources that they claim bring them apart.
         on_message: is told what was found, a line at a time.
@@ -68,8 +79,11 @@ def assemble(
     Raises:
         UserError: an input cannot be read, a split that is needed has nothing left, or it leaks.
     """
-    loaded = found.annotations
-    for field, path in (("frames", frames), ("corpus", corpus)):
+    loaded, frames = found.annotations, shared.frames
+    size: dict[str, Any] = {
+        name: getattr(shared, name) for name in ("height", "width", "num_frames")
+    }
+    for field, path in (("frames", frames), ("corpus", shared.corpus)):
         if not path.is_dir():
             raise UserError(f"benchmark.{field}: {path} is no folder; give the path of one")
     on_message(
@@ -87,9 +101,9 @@ def assemble(
         join_same_files(found, on_message)
         loaded = found.annotations
     faults = [(label(loaded, video), reason) for video, reason in sorted(found.faults.items())]
-    reader = ClipReader(loaded, frames, num_frames=num_frames, height=height, width=width)
+    reader = ClipReader(loaded, frames, **size)
     # With the instances that have no pixel: a video that holds one of an unseen class never trains.
-    splits = split_videos(reader, split_of, found.faults, seed, val_share=val_share)
+    splits = split_videos(reader, split_of, found.faults, shared.seed, val_share=shared.val_share)
     unseen = _unseen(split_of)
     pixelless: list[tuple[str, str]] = []
     num_tracks = len(loaded.tracks)
@@ -106,10 +120,8 @@ def assemble(
     benchmark = Benchmark(
         name=name,
         kind=kind,
-        seed=seed,
-        height=height,
-        width=width,
-        num_frames=num_frames,
+        seed=shared.seed,
+        **size,
         classes=classes,
         queries=queries,
         supports=supports,
@@ -117,17 +129,17 @@ def assemble(
 
     folder.mkdir(parents=True, exist_ok=True)
     gathered = gather_corpus(
-        corpus,
+        shared.corpus,
         folder,
-        corpus_labels=corpus_labels,
+        corpus_labels=shared.corpus_labels,
         sources=query_sources(benchmark, loaded),
         files=query_files(benchmark, found.files),
         set_aside=set_aside,
         on_message=on_message,
     )
     inputs = {**found.inputs, "corpus": gathered.digest}
-    if corpus_labels is not None:
-        inputs["corpus_labels"] = digest_file(corpus_labels)
+    if shared.corpus_labels is not None:
+        inputs["corpus_labels"] = digest_file(shared.corpus_labels)
     save_annotations(folder / "annotations.json", loaded, {"description": found.name})
 
     num_videos = len(loaded.videos) + found.unread

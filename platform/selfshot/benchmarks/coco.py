@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfshot.benchmarks.annotated import Form, Found, OnMessage, read_annotated
-from selfshot.benchmarks.assembly import assemble
+from selfshot.benchmarks.assembly import Shared, assemble
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.split import UNSEEN
 from selfshot.data.ytvis import Annotations, Track
@@ -45,7 +45,7 @@ def build_coco_one_shot(
             Those of the first then only train.
         eval_frames: their folder; none: the same one.
         **shared: corpus, corpus_labels, seed, height, width,
-            num_frames and val_share, as `assemble` takes them.
+            num_frames and val_share, as `Shared` has them.
 
     Raises:
         UserError: the file is no instances JSON, or as `assemble` says.
@@ -64,14 +64,13 @@ def build_coco_one_shot(
     return assemble(
         folder,
         found,
+        Shared(frames=frames, **shared),
         name=f"COCO one-shot, fold {fold}",
         kind="coco_one_shot",
         split_of=split_of,
-        frames=frames,
         # COCO holds a few images twice.
         one_source_of_same_files=True,
         on_message=on_message,
-        **shared,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from selfshot.benchmarks.annotated import Found, OnMessage, in_threads
-from selfshot.benchmarks.assembly import assemble
+from selfshot.benchmarks.assembly import Shared, assemble
 from selfshot.benchmarks.csv_files import check_columns, csv_rows
 from selfshot.benchmarks.folder import name_splits
 from selfshot.benchmarks.manifest import Benchmark
@@ -79,7 +79,7 @@ def build_davis(
         val_classes: unseen classes on which choices are made.
         test_classes: unseen classes that are scored.
         on_message: is told what was found.
-        **shared: corpus, corpus_labels, seed, height, width and num_frames, as `assemble` takes
+        **shared: corpus, corpus_labels, seed, height, width and num_frames, as `Shared` has
             them.
 
     Raises:
@@ -97,12 +97,11 @@ def build_davis(
     return assemble(
         folder,
         found,
+        Shared(frames=frames, **shared),
         name="davis",
         kind="davis",
         split_of=split_of,
-        frames=frames,
         on_message=on_message,
-        **shared,
     )
 
 

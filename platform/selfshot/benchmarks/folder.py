@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfshot.benchmarks.annotated import read_annotated
-from selfshot.benchmarks.assembly import assemble
+from selfshot.benchmarks.annotated import OnMessage, read_annotated
+from selfshot.benchmarks.assembly import Shared, assemble
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.data.ytvis import Annotations
 from selfshot.errors import UserError
@@ -24,6 +24,7 @@ def build_folder(
     annotations: Path,
     val_classes: Sequence[str],
     test_classes: Sequence[str],
+    on_message: OnMessage,
     **shared: Any,
 ) -> Benchmark:
     """Write the manifest of a benchmark of real videos into `folder`.
@@ -38,8 +39,9 @@ def build_folder(
         annotations: YouTube-VIS JSON.
         val_classes: unseen classes on which choices are made.
         test_classes: unseen classes that are scored.
-        **shared: frames, corpus, corpus_labels, seed, height, width, num_frames and on_message,
-            as `assemble` takes them.
+        on_message: is told what was found.
+        **shared: frames, corpus, corpus_labels, seed, height, width and num_frames, as `Shared`
+            has them.
 
     Raises:
         UserError: an input cannot be read, a class is not known, or a split that is needed has
@@ -47,7 +49,15 @@ def build_folder(
     """
     found = read_annotated(annotations)
     split_of = name_splits(found.annotations, val_classes, test_classes, found.name)
-    return assemble(folder, found, name="folder", kind="folder", split_of=split_of, **shared)
+    return assemble(
+        folder,
+        found,
+        Shared(**shared),
+        name="folder",
+        kind="folder",
+        split_of=split_of,
+        on_message=on_message,
+    )
 
 
 def name_splits(

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfshot.benchmarks.annotated import Found, OnMessage, read_annotated, rename_classes
-from selfshot.benchmarks.assembly import assemble
+from selfshot.benchmarks.assembly import Shared, assemble
 from selfshot.benchmarks.manifest import Benchmark
 from selfshot.benchmarks.published import (
     PublishedBenchmark,
@@ -43,7 +43,7 @@ def build_self_vis(
             and from this one only if Table 7 does not list its class there.
         on_message: is told what was found.
         **shared: frames, corpus, corpus_labels, seed, height, width, num_frames and val_share,
-            as `assemble` takes them.
+            as `Shared` has them.
 
     Raises:
         UserError: a category is none of YouTube-VIS's, or as `assemble` says.
@@ -98,11 +98,11 @@ def _assemble(
     return assemble(
         folder,
         found,
+        Shared(**shared),
         name=published.name,
         kind=kind,
         split_of={name: split for name, split in split_of.items() if name in there},
         on_message=on_message,
-        **shared,
     )
 
 

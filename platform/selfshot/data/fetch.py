@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from selfshot.config.addresses import is_address
-from selfshot.data.video import Decoder, NoBytesError, Sampled, VideoError, sample_clip
+from selfshot.data.video import NoBytesError, Sampled, VideoError, sample_clip
 from selfshot.errors import StorageError, refuse_outage
 
 if TYPE_CHECKING:
@@ -31,47 +31,34 @@ _WEB = ("http://", "https://", "ftp://")
 def sample_stored_clip(
     path: str,
     *,
-    num_frames: int,
-    height: int,
-    width: int,
-    start_s: float | None = None,
-    end_s: float | None = None,
     offset: int | None = None,
     length: int | None = None,
     within: str | None = None,
     max_bytes: int | None = None,
-    decoder: Decoder = "decord",
+    **sampling: Any,
 ) -> Sampled:
     """`sample_clip` of a video that need not be a file of its own.
 
     Args:
         path: a file, or an address that pyarrow or fsspec can open.
-        num_frames, height, width, start_s, end_s, decoder: see `sample_clip`.
         offset: where the video begins in that file, as a tar's member does; its beginning if None.
         length: bytes of the video; to the end of the file if None.
         within: folder that a local file must be in when all links are followed.
         max_bytes: what is read into memory may be no longer.
+        **sampling: num_frames, height, width, and the rest as `sample_clip` takes it.
 
     Raises:
         VideoError: it cannot be had or decoded.
         StorageError: storage cannot be read.
     """
-    asked: dict[str, Any] = {
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "start_s": start_s,
-        "end_s": end_s,
-        "decoder": decoder,
-    }
     if not is_address(path):
         if within is not None and not _is_within(path, within):
             raise NoBytesError("it leads out of the corpus folder", path)
         if offset is None:
-            return sample_clip(path, **asked)
+            return sample_clip(path, **sampling)
     try:
         with _in_memory(path, offset or 0, length, max_bytes) as copy:
-            return sample_clip(copy, **asked)
+            return sample_clip(copy, **sampling)
     except VideoError as error:
         raise type(error)(error.reason, path) from None
     except OSError as error:

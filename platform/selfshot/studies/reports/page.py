@@ -5,6 +5,7 @@ A page is one file: pictures are data URIs, styles are inline, nothing is fetche
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,7 @@ def make_page(context: Context, folder: Path) -> None:
     if examples:
         drawn = _write_examples(context, folder, benchmark, rows, gallery[:examples])
         gallery = [*drawn, *gallery[examples:]]
-    write_report(
-        folder,
+    report = Report(
         title=experiment.name,
         description=experiment.description,
         rows=rows,
@@ -75,6 +75,7 @@ def make_page(context: Context, folder: Path) -> None:
             "settings": resolved_yaml(experiment),
         },
     )
+    write_report(folder, report)
     write_sheet(folder / "gallery.png", gallery)
     figures.draw_corpus(
         folder / "corpus.png",
@@ -127,25 +128,11 @@ def _write_examples(
     )
 
 
-def write_report(
-    out_dir: Path,
-    *,
-    title: str,
-    description: str,
-    rows: findings.Rows,
-    retrieval: Mapping[str, Any],
-    benchmark: Mapping[str, Any],
-    gallery: Sequence[GalleryItem],
-    curves: Mapping[str, Sequence[Mapping[str, Any]]],
-    timings: Sequence[Mapping[str, Any]],
-    published: findings.Rows,
-    mlflow: Mapping[str, str],
-    environment: Mapping[str, str],
-) -> None:
-    """Writes results.json, report.md and report.html.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the page of an experiment says.
 
-    Args:
-        out_dir: made if need be.
+    Attributes:
         title: the experiment's name.
         description: what the experiment is, in a sentence or two; may be empty.
         rows: `{supports, shots, extra, AP50: {mean, std, per_fold}, AP, AP75, AR10}`, in percent,
@@ -161,13 +148,29 @@ def write_report(
         mlflow: any of uri, command, experiment, run_id.
         environment: what the run was made with (settings, hashes, seeds, versions).
     """
+
+    title: str
+    description: str
+    rows: findings.Rows
+    retrieval: Mapping[str, Any]
+    benchmark: Mapping[str, Any]
+    gallery: Sequence[GalleryItem]
+    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    timings: Sequence[Mapping[str, Any]]
+    published: findings.Rows
+    mlflow: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+def write_report(out_dir: Path, report: Report) -> None:
+    """Write results.json, report.md and report.html into a folder, made if need be."""
+    rows, published = report.rows, report.published
     out_dir.mkdir(parents=True, exist_ok=True)
-    items = gallery_view(gallery)
+    items = gallery_view(report.gallery)
     view = {
-        "title": title,
-        "description": description,
+        **vars(report),
         "claim": findings.claim(rows),
-        "tiles": _tiles(rows, retrieval),
+        "tiles": _tiles(rows, report.retrieval),
         "table": _table(rows, published),
         "has_pooled": any(findings.figure(row, "pooled_AP50").mean is not None for row in rows),
         "has_published": bool(published),
@@ -177,15 +180,12 @@ def write_report(
             figures.gauge(findings.gap_share(rows, s, published)) for s in findings.settings(rows)
         ],
         "differences": _differences(rows),
-        "retrieval": _retrieval(retrieval, benchmark),
-        "benchmark": benchmark,
+        "retrieval": _retrieval(report.retrieval, report.benchmark),
         "gallery": items,
         "strip": _strip(items),
         "shown_score": SHOWN_SCORE,
-        "curves": figures.learning_curves(curves),
-        "timings": _timings(timings),
-        "mlflow": mlflow,
-        "environment": environment,
+        "curves": figures.learning_curves(report.curves),
+        "timings": _timings(report.timings),
     }
     results = json.dumps(_plain(list(rows)), indent=2, allow_nan=False) + "\n"
     (out_dir / "results.json").write_text(results, encoding="utf-8")

@@ -88,7 +88,7 @@ def write(folder, **changes: Any) -> str:
         "mlflow": {},
         "environment": {},
     }
-    page.write_report(folder, **(arguments | changes))
+    page.write_report(folder, page.Report(**(arguments | changes)))
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
