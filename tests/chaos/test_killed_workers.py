@@ -100,6 +100,6 @@ def test_no_clip_is_lost_or_comes_twice(tmp_path: Path) -> None:
     shards = sorted((tmp_path / "out").glob("shard-*.parquet"))
     rows = [row for path in shards for row in pq.read_table(path).to_pylist()]
     assert [row["clip_id"] for row in rows] == columns["clip_id"]
-    # The clip that the killed child had in hand is set aside; one of a killed actor is not.
-    aside = [row["error"] for row in rows if row["status"] != "embedded"]
-    assert len(aside) <= 2 and all("process died" in error for error in aside)
+    # The clip that the killed child had in hand is quarantined; one of a killed actor is not.
+    quarantined = [row["error"] for row in rows if row["status"] != "embedded"]
+    assert len(quarantined) <= 2 and all("process died" in error for error in quarantined)

@@ -168,7 +168,7 @@ def test_the_account_balances(
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["embedded"], summary["quarantined"]) == (CLIPS - broken, broken)
     ids, vectors = read_embeddings(out)
-    set_aside = [clip for clip, _ in read_quarantine(out)]
-    assert sorted([*ids, *set_aside]) == [f"clip-{row:04d}" for row in range(CLIPS)]
+    quarantined = [clip for clip, _ in read_quarantine(out)]
+    assert sorted([*ids, *quarantined]) == [f"clip-{row:04d}" for row in range(CLIPS)]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
     print(f"killed after {done} of {CLIPS // SHARD} shards")

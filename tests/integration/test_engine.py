@@ -200,7 +200,7 @@ def embed(corpus: Path, out_dir: Path, **more: Any) -> dict[str, Any]:
     )
 
 
-def test_embedding_sets_a_broken_file_aside_and_resumes(small_corpus: Path, tmp_path: Path) -> None:
+def test_embedding_quarantines_a_bad_file_and_resumes(small_corpus: Path, tmp_path: Path) -> None:
     progress: list[dict[str, Any]] = []
     summary = embed(small_corpus, tmp_path, on_progress=progress.append)
     assert (summary["clips"], summary["embedded"], summary["quarantined"]) == (11, 10, 1)

@@ -249,7 +249,7 @@ def test_a_stage_that_lost_a_file_is_made_again(first: Run) -> None:
     assert verify_experiment(first.experiment)[0].startswith("index/")
     again = run(first.experiment.output)
     assert again.statuses == dict.fromkeys(NAMES, "reused") | {"index": "started"}
-    assert "index.faiss is missing; set aside as" in again.said and again.seconds < REUSED_S
+    assert "index.faiss is missing; quarantined as" in again.said and again.seconds < REUSED_S
     assert (folder / "index.faiss").read_bytes() == bytes_before
     assert folder.with_name(f"{folder.name}.damaged-1").is_dir()
     assert verify_experiment(first.experiment) == []

@@ -66,7 +66,7 @@ def swap(content: bytearray, rng: np.random.Generator) -> None:
 CHANGES = (flip, flip_head, flip_tail, cut, cut_out, swap)
 
 
-def test_every_variant_is_embedded_or_set_aside(shared: Path, tmp_path: Path) -> None:
+def test_every_variant_is_embedded_or_quarantined(shared: Path, tmp_path: Path) -> None:
     sources = sorted((shared / "data/corpus_real/clips").glob("*.mp4"))[::48]
     sources += sorted((shared / "data/odd_videos").iterdir())
     sources = [path for path in sources if 5000 < path.stat().st_size < 10**6]
@@ -98,13 +98,13 @@ def test_every_variant_is_embedded_or_set_aside(shared: Path, tmp_path: Path) ->
     )  # fmt: skip
     assert summary["embedded"] + summary["quarantined"] == summary["clips"] == VARIANTS
     ids, vectors = read_embeddings(tmp_path / "out")
-    set_aside = read_quarantine(tmp_path / "out")
-    assert sorted([*ids, *(clip for clip, _ in set_aside)]) == names
-    assert np.isfinite(vectors).all() and all(reason for _, reason in set_aside)
+    quarantined = read_quarantine(tmp_path / "out")
+    assert sorted([*ids, *(clip for clip, _ in quarantined)]) == names
+    assert np.isfinite(vectors).all() and all(reason for _, reason in quarantined)
     # Both happen: a test in which nothing broke, or nothing survived, would show little.
     assert summary["embedded"] > 20 and summary["quarantined"] > 20
     assert not messages, "the pipeline had to be built anew"
     print(summary)
-    kinds = Counter(reason.partition(":")[0][:60] for _, reason in set_aside)
+    kinds = Counter(reason.partition(":")[0][:60] for _, reason in quarantined)
     for reason, count in kinds.most_common():
         print(f"{count:4d}  {reason}")

@@ -378,17 +378,17 @@ def test_report_and_verify(say, study) -> None:
     assert "changed" in answer.out
 
 
-def test_where_a_stage_lies(say) -> None:
+def test_path_of_a_stage(say) -> None:
     assert_refused(
-        say("where", "good.yaml", "vis"), ["good: vis is not done in runs", "selfshot run"]
+        say("path", "good.yaml", "vis"), ["good: vis is not done in runs", "selfshot run"]
     )
     assert_refused(
-        say("where", "good.yaml", "seen"), ["STAGE: seen is not allowed (benchmark, backbone, "]
+        say("path", "good.yaml", "seen"), ["STAGE: seen is not allowed (benchmark, backbone, "]
     )
     (plan,) = plan_experiment(load_experiment(Path("good.yaml")), "benchmark")
     plan.path.mkdir(parents=True)
     (plan.path / "manifest.json").write_text('{"files": {}}')
-    answer = say("where", "good.yaml", "benchmark")
+    answer = say("path", "good.yaml", "benchmark")
     assert answer.out == f"{plan.path}\n" and answer.code == 0
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import TAKEN, is_finite, read_json
-from selfshot.data.ytvis import Annotations, SetAside, Track, parse_annotations, resolve_frame
+from selfshot.data.ytvis import Annotations, Quarantined, Track, parse_annotations, resolve_frame
 from selfshot.errors import UserError
 from selfshot.files import digest_bytes, digest_file, digest_pieces
 
@@ -56,7 +56,7 @@ class Found:
         name: what messages call where they come from.
         annotations: all of them, faulty ones too.
         faults: videos that are not to be used, with the reason.
-        set_aside: `(what, reason)` of entries that could not be read.
+        quarantined: `(what, reason)` of entries that could not be read.
         unread: how many of these are videos.
         inputs: SHA-256 of each input, by its setting.
         files: SHA-256 of each file of a video's frames, for the videos that were looked at.
@@ -65,7 +65,7 @@ class Found:
     name: str
     annotations: Annotations
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
-    set_aside: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    quarantined: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     unread: int = 0
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     files: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -94,8 +94,8 @@ def read_annotated(
     # Parsing empties the lists that it reads.
     video_of = _ids_of(content, "annotations", "video_id")
     twins = {number for number, n in Counter(_ids_of(content, "videos", "id")).items() if n > 1}
-    entries: list[SetAside] = []
-    loaded = parse_annotations(content, path, set_aside=entries)
+    entries: list[Quarantined] = []
+    loaded = parse_annotations(content, path, quarantined=entries)
     _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
     found = Found(path.name, loaded, inputs={field: digest_file(path)})
     for entry in entries:
@@ -109,7 +109,7 @@ def read_annotated(
         if video in twins:
             found.faults[video] = f"several videos have the id {video}: whose instances are these?"
     found.unread = sum(entry.entry.startswith("videos[") for entry in entries)
-    found.set_aside = [(form.said(entry.entry), form.said(entry.reason)) for entry in entries]
+    found.quarantined = [(form.said(entry.entry), form.said(entry.reason)) for entry in entries]
     return found
 
 
@@ -123,16 +123,16 @@ def check_annotations(path: Path, field: str, form: Form = YOUTUBE_VIS) -> list[
         UserError: the file is no such JSON, none of its videos, categories or annotations can be
             read, or two classes share a name or an id.
     """
-    entries: list[SetAside] = []
+    entries: list[Quarantined] = []
     loaded = parse_annotations(
-        form.convert(read_json(path), path), path, set_aside=entries, masks=False
+        form.convert(read_json(path), path), path, quarantined=entries, masks=False
     )
     _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
     return [form.said(f"{entry.entry}: {entry.reason}") for entry in entries]
 
 
 def _refuse_unusable(
-    annotations: Annotations, wrong: Sequence[SetAside], place: str, form: Form
+    annotations: Annotations, wrong: Sequence[Quarantined], place: str, form: Form
 ) -> None:
     """Refuse annotations without a video, a category or an instance, or with mixed categories."""
     for section, read in (
@@ -196,7 +196,7 @@ def rename_classes(annotations: Annotations, names: Mapping[str, str | None]) ->
 
 
 def without_pixels(
-    annotations: Annotations, set_aside: list[tuple[str, str]], on_message: OnMessage
+    annotations: Annotations, quarantined: list[tuple[str, str]], on_message: OnMessage
 ) -> Annotations:
     """The same without the instances that have no pixel in any frame.
 
@@ -204,7 +204,7 @@ def without_pixels(
 
     Args:
         annotations: of the videos.
-        set_aside: receives each of them, with the reason.
+        quarantined: receives each of them, with the reason.
         on_message: is told how many there are.
 
     Raises:
@@ -222,7 +222,7 @@ def without_pixels(
             partly += boxed
             continue
         visible += boxed
-        set_aside.append(
+        quarantined.append(
             (
                 f"annotation {track.id} of video {track.video_id}",
                 "its masks have no pixel in any frame"

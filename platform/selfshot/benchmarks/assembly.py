@@ -108,7 +108,7 @@ def assemble(
     pixelless: list[tuple[str, str]] = []
     num_tracks = len(loaded.tracks)
     loaded = without_pixels(loaded, pixelless, on_message)
-    lost = [*found.set_aside, *faults, *pixelless]
+    lost = [*found.quarantined, *faults, *pixelless]
     _check_enough(splits, unseen, found, UNSEEN in split_of.values(), lost)
     classes = {"train": tuple(sorted(splits.supports["train"])), **unseen}
     queries = {split: tuple(pairs) for split, pairs in splits.queries.items()}
@@ -116,7 +116,7 @@ def assemble(
         split: {name: tuple(videos) for name, videos in by_class.items()}
         for split, by_class in splits.supports.items()
     }
-    set_aside = [*lost, *splits.set_aside]
+    quarantined = [*lost, *splits.quarantined]
     benchmark = Benchmark(
         name=name,
         kind=kind,
@@ -134,7 +134,7 @@ def assemble(
         corpus_labels=shared.corpus_labels,
         sources=query_sources(benchmark, loaded),
         files=query_files(benchmark, found.files),
-        set_aside=set_aside,
+        quarantined=quarantined,
         on_message=on_message,
     )
     inputs = {**found.inputs, "corpus": gathered.digest}
@@ -152,17 +152,17 @@ def assemble(
         "corpus_clips_of_query_sources": gathered.left_out,
         "corpus_classes": gathered.classes,
         "videos_of_seen_and_unseen": splits.mixed,
-        "videos_set_aside": num_videos - sum(map(len, used.values())),
+        "videos_quarantined": num_videos - sum(map(len, used.values())),
         **_count_splits(splits, classes, on_message),
     }
     if not splits.queries["val"]:
         on_message("val: no class has readable videos of two sources, so nothing is chosen on it")
     if splits.mixed:
         on_message(f"{splits.mixed} videos show seen and unseen classes; none of them trains")
-    if set_aside:
+    if quarantined:
         on_message(
-            f"set aside: {len(set_aside)} entries of benchmark.json, "
-            f"{counts['videos_set_aside']} of {num_videos} videos as a whole"
+            f"quarantined: {len(quarantined)} entries of benchmark.json, "
+            f"{counts['videos_quarantined']} of {num_videos} videos as a whole"
         )
     whole = dataclasses.replace(
         benchmark,
@@ -170,7 +170,7 @@ def assemble(
         corpus_root=gathered.root,
         counts=counts,
         inputs=inputs,
-        set_aside=tuple(set_aside),
+        quarantined=tuple(quarantined),
     )
     return finish_benchmark(folder, whole, loaded, iterate_corpus(folder), found.files)
 

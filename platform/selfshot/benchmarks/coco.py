@@ -97,10 +97,10 @@ def _with_eval(
     merged = Found(
         f"{train.name} and {other.name}",
         Annotations({}, train.annotations.categories, ()),
-        set_aside=[
+        quarantined=[
             (f"{found.name}: {what}", reason)
             for found in (train, other)
-            for what, reason in found.set_aside
+            for what, reason in found.quarantined
         ],
         unread=train.unread + other.unread,
         inputs={**train.inputs, **other.inputs},

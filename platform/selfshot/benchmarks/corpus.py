@@ -63,7 +63,7 @@ def gather_corpus(
     corpus_labels: Path | None,
     sources: Collection[str],
     files: Collection[str],
-    set_aside: list[tuple[str, str]],
+    quarantined: list[tuple[str, str]],
     on_message: OnMessage,
 ) -> Corpus:
     """Write `corpus.parquet`, and `corpus_labels.csv` where labels are given, into `folder`.
@@ -78,7 +78,7 @@ def gather_corpus(
             suffix, or a clip's id), rough_label and, optionally, source; for diagnosis.
         sources: of the val and test queries.
         files: SHA-256 of each file that those queries are read from.
-        set_aside: receives what is no clip of the corpus, with the reason.
+        quarantined: receives what is no clip of the corpus, with the reason.
         on_message: is told what was found.
 
     Raises:
@@ -86,7 +86,7 @@ def gather_corpus(
             manifest are elsewhere.
     """
     listed = folder / LISTED
-    manifest = _manifest(corpus, listed, set_aside, on_message)
+    manifest = _manifest(corpus, listed, quarantined, on_message)
     known = {} if corpus_labels is None else _read_labels(corpus_labels)
     folded = set(map(fold_source, sources))
     labels: dict[str, str] = {}
@@ -120,7 +120,7 @@ def gather_corpus(
                     if label:
                         labels[row["clip_id"]] = label
                     continue
-                set_aside.append((f"corpus: {row['uri']}", reason))
+                quarantined.append((f"corpus: {row['uri']}", reason))
                 left_out += 1
             clips += len(kept)
             writer.write_table(pa.Table.from_pylist(kept, CORPUS_SCHEMA))
@@ -150,7 +150,7 @@ def gather_corpus(
 
 
 def _manifest(
-    corpus: Path, listed: Path, set_aside: list[tuple[str, str]], on_message: OnMessage
+    corpus: Path, listed: Path, quarantined: list[tuple[str, str]], on_message: OnMessage
 ) -> Manifest:
     """The list of the clips: the folder's own, or one that is made in `listed`."""
     if is_manifest(corpus):
@@ -159,7 +159,7 @@ def _manifest(
     else:
         root = str(corpus.resolve())
         facts = build_manifest(
-            of_videos(root, set_aside),
+            of_videos(root, quarantined),
             root,
             str(listed),
             made_from=f"videos {root}",

@@ -22,7 +22,7 @@ from selfshot.errors import UserError, refuse_outage
 _COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
 _ARCHIVES = (".tar", *(f".tar{end}" for end in _COMPRESSED), ".tbz2", ".tgz", ".txz", ".zip")
 
-SetAside = list[tuple[str, str]]
+Quarantined = list[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,11 @@ def local_root(address: str, setting: str) -> Path | None:
 
 
 def list_files(
-    address: str, suffixes: tuple[str, ...], setting: str, set_aside: SetAside
+    address: str, suffixes: tuple[str, ...], setting: str, quarantined: Quarantined
 ) -> Iterator[tuple[str, int | None]]:
     """Path below the root and size of each file of a kind; a folder is listed when it is come to.
 
-    The other files are set aside at the end, by how their names end.
+    The other files are quarantined at the end, by how their names end.
 
     Raises:
         UserError: there is no such folder.
@@ -75,9 +75,9 @@ def list_files(
     wanted = Wanted(suffixes)
     root = local_root(address, setting)
     if root is not None:
-        for uri in walk_files(root, wanted, set_aside):
+        for uri in walk_files(root, wanted, quarantined):
             yield uri, (root / uri).stat().st_size
-        set_aside += wanted.others()
+        quarantined += wanted.others()
         return
     storage = Storage(address, setting)
     top = storage.root
@@ -96,12 +96,12 @@ def list_files(
             uri = str(PurePosixPath(info.path).relative_to(top or "."))
             if info.is_file and wanted.takes(uri):
                 yield uri, info.size
-    set_aside += wanted.others()
+    quarantined += wanted.others()
 
 
-def of_videos(address: str, set_aside: SetAside) -> Iterator[Item]:
+def of_videos(address: str, quarantined: Quarantined) -> Iterator[Item]:
     """The videos of a folder and of those below it."""
-    for uri, size in list_files(address, VIDEO_SUFFIXES, "--videos", set_aside):
+    for uri, size in list_files(address, VIDEO_SUFFIXES, "--videos", quarantined):
         yield Item(uri, stem(uri), stem(uri), size)
 
 
@@ -126,18 +126,18 @@ def of_uris(path: Path) -> Iterator[Item]:
 
 
 def of_segments(
-    path: Path, segment_s: float, root: Path | None, set_aside: SetAside
+    path: Path, segment_s: float, root: Path | None, quarantined: Quarantined
 ) -> Iterator[Item]:
     """The lines of a CSV with columns uri (or clip), start_s and, if wanted, end_s and source.
 
-    No other column is looked at, so no label can get in. Lines whose file is not there are set
-    aside where `root` is a folder.
+    No other column is looked at, so no label can get in. Lines whose file is not there are
+    quarantined where `root` is a folder.
 
     Args:
         path: of the CSV.
         segment_s: length of a segment whose line names no end.
         root: folder that the files lie in; None: they are elsewhere.
-        set_aside: receives what is left out, with the reason.
+        quarantined: receives what is left out, with the reason.
 
     Raises:
         UserError: the CSV cannot be read, lacks a column or a segment, or a time is wrong.
@@ -160,7 +160,7 @@ def of_segments(
                 )
             empty = False
             if root is not None and not is_address(uri) and not (root / uri).is_file():
-                set_aside.append((f"segment of line {rows.line_num}", f"no file {uri}"))
+                quarantined.append((f"segment of line {rows.line_num}", f"no file {uri}"))
                 continue
             source = (row.get("source") or "").strip() or stem(uri)
             yield Item(uri, stem(uri), source, start_s=start_s, end_s=end_s)
@@ -178,7 +178,7 @@ def _seconds(text: str | None, where: str, column: str) -> float:
     return value
 
 
-def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
+def of_tars(address: str, quarantined: Quarantined) -> Iterator[Item]:
     """The videos inside the tars of a folder, as WebDataset packs them; nothing is unpacked.
 
     Raises:
@@ -187,7 +187,7 @@ def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
     """
     storage = Storage(local_root(address, "--tars") or address, "--tars")
     wanted = Wanted(VIDEO_SUFFIXES)
-    for uri, _ in list_files(address, (".tar",), "--tars", set_aside):
+    for uri, _ in list_files(address, (".tar",), "--tars", quarantined):
         try:
             with storage.open(uri) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
@@ -195,8 +195,8 @@ def of_tars(address: str, set_aside: SetAside) -> Iterator[Item]:
                         name = f"{stem(uri)}/{stem(member.name)}"
                         yield Item(uri, name, name, member.size, member.offset_data)
         except (tarfile.TarError, OSError) as error:
-            set_aside.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
-    set_aside += wanted.others()
+            quarantined.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
+    quarantined += wanted.others()
 
 
 def stem(uri: str) -> str:
@@ -238,13 +238,13 @@ class Wanted:
 
 
 def walk_files(
-    root: Path, wanted: Wanted, set_aside: SetAside
+    root: Path, wanted: Wanted, quarantined: Quarantined
 ) -> Iterator[str]:
     """Paths below `root` of every file of a kind, folder by folder."""
 
     def leave(path: Path, reason: str) -> None:
         name = path.relative_to(root).as_posix().encode(errors="replace").decode()
-        set_aside.append((f"corpus: {name}", reason))
+        quarantined.append((f"corpus: {name}", reason))
 
     def unreadable(error: OSError) -> None:
         refuse_outage(error, error.filename)

@@ -189,7 +189,7 @@ def read_sequences(
     unnamed: list[str] = []
     for name, made in zip(names, read_all, strict=True):
         if isinstance(made, str):
-            found.set_aside.append((f"sequence {name}", made))
+            found.quarantined.append((f"sequence {name}", made))
             found.unread += 1
             continue
         number = len(videos) + 1
@@ -206,7 +206,7 @@ def read_sequences(
             else:
                 tracks.append((number, class_name, rles))
     if not videos:
-        (what, reason), *others = found.set_aside
+        (what, reason), *others = found.quarantined
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(
             f"benchmark.masks: none of the sequences below {masks} can be used: {what}: "

@@ -1,7 +1,7 @@
 """Real videos as a benchmark: a YouTube-VIS file with its frames, and a folder of clips.
 
 Nothing is copied: the manifest points to where frames and clips are. Whatever is left out is named
-in `set_aside` with its reason.
+in `quarantined` with its reason.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Benchmark:
         statistics: the figures of the paper's Table 6.
         files: SHA-256 of each file that was written beside this one.
         inputs: SHA-256 of each input, by its setting.
-        set_aside: `(what, reason)` of everything that was left out.
+        quarantined: `(what, reason)` of everything that was left out.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Benchmark:
     statistics: dict[str, float] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
-    set_aside: tuple[tuple[str, str], ...] = ()
+    quarantined: tuple[tuple[str, str], ...] = ()
 
     def reader(self, folder: Path) -> ClipReader:
         """A reader of the annotated clips of the benchmark in `folder`, at the model's size."""
@@ -182,7 +182,7 @@ def load_benchmark(folder: Path) -> Benchmark:
         split: {key: tuple(videos) for key, videos in by_query.items()}
         for split, by_query in raw.get("pairs", {}).items()
     }
-    raw["set_aside"] = tuple((what, reason) for what, reason in raw["set_aside"])
+    raw["quarantined"] = tuple((what, reason) for what, reason in raw["quarantined"])
     return Benchmark(**raw)
 
 

@@ -194,7 +194,7 @@ def _merged(first: Found, other: Found, on_message: OnMessage) -> Found:
         "Table 7 lists only here"
     )
     merged.annotations = Annotations(videos, {i: name for name, i in ids.items()}, tuple(tracks))
-    merged.set_aside = [*first.set_aside, *other.set_aside]
+    merged.quarantined = [*first.quarantined, *other.quarantined]
     merged.unread = first.unread + other.unread
     merged.inputs = {**first.inputs, **other.inputs}
     return merged

@@ -33,14 +33,14 @@ class Splits:
     Attributes:
         queries: `(video, class)` pairs of each split.
         supports: of each split, the videos of each class that has any.
-        set_aside: `(what, reason)` of what is in neither.
+        quarantined: `(what, reason)` of what is in neither.
         mixed: how many videos show seen and unseen classes.
         two_sources: classes with videos of at least two sources.
     """
 
     queries: dict[str, list[tuple[int, str]]]
     supports: dict[str, dict[str, list[int]]]
-    set_aside: list[tuple[str, str]]
+    quarantined: list[tuple[str, str]]
     mixed: int = 0
     two_sources: tuple[str, ...] = ()
 
@@ -127,7 +127,7 @@ def split_videos(
             for name in names:
                 members[split, name].setdefault(source, []).append(video)
             continue
-        splits.set_aside.append((label(annotations, video), reason))
+        splits.quarantined.append((label(annotations, video), reason))
     splits.two_sources = tuple(
         dict.fromkeys(name for (_, name), own_sources in members.items() if len(own_sources) > 1)
     )
@@ -188,13 +188,13 @@ def _deal_seen(annotations: Annotations, splits: Splits, name: str, sources: Mem
     """Every video of a seen class is query and support: training leaves out the query itself."""
     videos = sorted(video for members in sources.values() for video in members)
     if not videos:
-        splits.set_aside.append((f"class {name}", "no video of it is left to train on"))
+        splits.quarantined.append((f"class {name}", "no video of it is left to train on"))
         return
     splits.supports["train"][name] = videos
     if len(sources) >= FEWEST_SOURCES:
         splits.queries["train"] += [(video, name) for video in videos]
         return
-    splits.set_aside += [
+    splits.quarantined += [
         (
             f"{label(annotations, video)} as a train query of {name}",
             "fewer videos than shots: all of this class come from one source; they only pretrain "
@@ -224,7 +224,7 @@ def _ask_half(
     for video in sorted(v for source in order[:half] for v in sources[source]):
         if video in asked:
             what = f"{label(annotations, video)} as a {split} query of {name}"
-            splits.set_aside.append((what, f"it is a query of {asked[video]} already"))
+            splits.quarantined.append((what, f"it is a query of {asked[video]} already"))
         else:
             splits.queries[split].append((video, name))
 
@@ -245,9 +245,9 @@ def _too_few(
 ) -> bool:
     """Whether no video can ask, as none of another source would help; says so if it is so."""
     if not sources:
-        splits.set_aside.append((f"class {name}", f"no video of it is left for {split}"))
+        splits.quarantined.append((f"class {name}", f"no video of it is left for {split}"))
     elif len(sources) < FEWEST_SOURCES:
-        splits.set_aside += [
+        splits.quarantined += [
             (
                 f"{label(annotations, video)} as a {split} query of {name}",
                 "fewer videos than shots: all of this class come from one source, so none is "

@@ -173,7 +173,7 @@ def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def where(
+def path(
     experiment: ExperimentFile,
     stage: Annotated[str, typer.Argument(help="Such as vis or encoder.")],
     overrides: Overrides = None,

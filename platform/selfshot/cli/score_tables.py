@@ -11,10 +11,10 @@ from selfshot.config.printable import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selfshot.data.ytvis import SetAside
+    from selfshot.data.ytvis import Quarantined
 
 LISTED = 20
-"""Entries that were set aside are printed up to here; the JSON has all."""
+"""Entries that were quarantined are printed up to here; the JSON has all."""
 
 _PROPERTIES = {
     "instances": "instances in the video",
@@ -49,13 +49,13 @@ def _warn_without_pixels(instances: int, without_pixels: Sequence[int]) -> None:
         )
 
 
-def print_set_aside(set_aside: Sequence[tuple[Path, SetAside]]) -> None:
-    """Say how many entries were set aside, and list the first of them."""
-    print(f"set aside: {len(set_aside)} {'entry' if len(set_aside) == 1 else 'entries'}")
-    for path, one in set_aside[:LISTED]:
+def print_quarantined(quarantined: Sequence[tuple[Path, Quarantined]]) -> None:
+    """Say how many entries were quarantined, and list the first of them."""
+    print(f"quarantined: {len(quarantined)} {'entry' if len(quarantined) == 1 else 'entries'}")
+    for path, one in quarantined[:LISTED]:
         print(printable(f"  {path}: {one.entry}: {one.reason}"))
-    if len(set_aside) > LISTED:
-        print(f"  … and {len(set_aside) - LISTED} more, which --json lists")
+    if len(quarantined) > LISTED:
+        print(f"  … and {len(quarantined) - LISTED} more, which --json lists")
 
 
 def _percent(value: float | None) -> str:

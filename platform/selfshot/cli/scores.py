@@ -12,11 +12,11 @@ import typer
 from selfshot.cli.app import Overrides, Resume, app
 from selfshot.cli.experiments import run_until
 from selfshot.cli.reading import ReadingProgress
-from selfshot.cli.score_tables import print_set_aside, print_tables
+from selfshot.cli.score_tables import print_quarantined, print_tables
 from selfshot.errors import UserError
 
 if TYPE_CHECKING:
-    from selfshot.data.ytvis import Annotations, Prediction, SetAside
+    from selfshot.data.ytvis import Annotations, Prediction, Quarantined
 
 DEFAULT_RESAMPLES = 1000
 
@@ -71,7 +71,7 @@ def evaluate(
     ] = 0,
     skip_invalid: Annotated[
         bool,
-        typer.Option("--skip-invalid", help="Set wrong entries aside, count and list them."),
+        typer.Option("--skip-invalid", help="Quarantine wrong entries, count and list them."),
     ] = False,
 ) -> None:
     """Score an experiment, or any results file against any annotations."""
@@ -110,9 +110,9 @@ def evaluate(
         scores = _score(files, class_agnostic, breakdown, resamples, seed)
         print_tables(scores, dict(files.annotations.categories))
         if skip_invalid:
-            print_set_aside(files.set_aside)
-            scores["set_aside"] = [
-                {"file": str(path)} | dataclasses.asdict(one) for path, one in files.set_aside
+            print_quarantined(files.quarantined)
+            scores["quarantined"] = [
+                {"file": str(path)} | dataclasses.asdict(one) for path, one in files.quarantined
             ]
         if json_out is not None:
             _write_json(json_out, scores)
@@ -120,12 +120,12 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """What was read, and what was set aside on the way."""
+    """What was read, and what was quarantined on the way."""
 
     annotations: Annotations
     predictions: list[Prediction]
     other: list[Prediction] | None
-    set_aside: list[tuple[Path, SetAside]]
+    quarantined: list[tuple[Path, Quarantined]]
 
 
 def _check_files(
@@ -144,27 +144,27 @@ def _read_files(
 ) -> _Files:
     from selfshot.data.ytvis import EntryError, load_annotations, load_results
 
-    noted: list[tuple[Path, list[SetAside]]] = []
+    noted: list[tuple[Path, list[Quarantined]]] = []
 
-    def note(path: Path) -> list[SetAside] | None:
+    def note(path: Path) -> list[Quarantined] | None:
         noted.append((path, []))
         return noted[-1][1] if skip_invalid else None
 
     def read_results(path: Path) -> list[Prediction]:
         with ReadingProgress(path) as progress:
-            return load_results(path, truth, set_aside=note(path), watch=progress.watch)
+            return load_results(path, truth, quarantined=note(path), watch=progress.watch)
 
     try:
         with ReadingProgress(ground_truth) as progress:
             truth = load_annotations(
-                ground_truth, set_aside=note(ground_truth), watch=progress.watch
+                ground_truth, quarantined=note(ground_truth), watch=progress.watch
             )
         predictions = read_results(results)
         other = None if compare is None else read_results(compare)
     except EntryError as error:
-        raise UserError(f"{error}, or set it aside with --skip-invalid") from None
-    set_aside = [(path, one) for path, entries in noted for one in entries]
-    return _Files(truth, predictions, other, set_aside)
+        raise UserError(f"{error}, or quarantine it with --skip-invalid") from None
+    quarantined = [(path, one) for path, entries in noted for one in entries]
+    return _Files(truth, predictions, other, quarantined)
 
 
 def _score(

@@ -40,7 +40,7 @@ class EmbeddingConfig(Section):
     clips_per_shard: Count = Field(512, description="clips in one Parquet shard, and in one resume")
     decode_timeout_s: Positive = 20.0
     decode_memory_mb: Annotated[int, Field(ge=512)] = Field(
-        4096, description="a clip whose decoder wants more is set aside"
+        4096, description="a clip whose decoder wants more is quarantined"
     )
     max_quarantine_share: Share = Field(0.2, description="above it the run fails with the list")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the stored vectors")

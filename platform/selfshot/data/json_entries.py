@@ -26,7 +26,7 @@ Steps are `bytes`, `parsing` (of unknown length: 0 of 0) and the sections of ent
 
 
 @dataclasses.dataclass(frozen=True)
-class SetAside:
+class Quarantined:
     """An entry that could not be used, and why."""
 
     entry: str
@@ -42,10 +42,10 @@ def read_entries(
     section: str,
     entries: list[Any],
     add: Callable[[Mapping[str, Any]], None],
-    set_aside: list[SetAside] | None,
+    quarantined: list[Quarantined] | None,
     watch: Watch | None = None,
 ) -> None:
-    """Add each entry; one that is wrong is named, and is an error or is set aside.
+    """Add each entry; one that is wrong is named, and is an error or is quarantined.
 
     The list is emptied on the way, so that a large file is not held twice.
     """
@@ -60,9 +60,9 @@ def read_entries(
         except ValueError as error:
             number = entry.get("id") if isinstance(entry, dict) else None
             name = f"{section}[{index}]" + (f" (id {number})" if isinstance(number, int) else "")
-            if set_aside is None:
+            if quarantined is None:
                 raise EntryError(f"{path}: {name}: {error}; {_MEND}") from None
-            set_aside.append(SetAside(name, str(error)))
+            quarantined.append(Quarantined(name, str(error)))
     if watch:
         watch(section, len(entries), len(entries))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from selfshot.data.json_entries import (
     EntryError,
-    SetAside,
+    Quarantined,
     Watch,
     integer,
     is_finite,
@@ -37,7 +37,7 @@ __all__ = [
     "Box",
     "EntryError",
     "Prediction",
-    "SetAside",
+    "Quarantined",
     "Track",
     "Video",
     "Watch",
@@ -140,7 +140,7 @@ class Annotations:
 
 
 def load_annotations(
-    path: Path | str, *, set_aside: list[SetAside] | None = None, watch: Watch | None = None
+    path: Path | str, *, quarantined: list[Quarantined] | None = None, watch: Watch | None = None
 ) -> Annotations:
     """Read a YouTube-VIS annotation file.
 
@@ -149,21 +149,21 @@ def load_annotations(
 
     Args:
         path: the JSON file.
-        set_aside: where given, an entry that cannot be used is appended here with its reason,
+        quarantined: where given, an entry that cannot be used is appended here with its reason,
             and reading goes on without it and without what refers to it.
         watch: is told how far the reading is.
 
     Raises:
-        UserError: the file is not such a file; or, without `set_aside`, an entry of it is wrong.
+        UserError: the file is not such a file; or, without `quarantined`, an entry of it is wrong.
     """
-    return parse_annotations(read_json(path, watch), path, set_aside=set_aside, watch=watch)
+    return parse_annotations(read_json(path, watch), path, quarantined=quarantined, watch=watch)
 
 
 def parse_annotations(
     content: Any,
     path: Path | str,
     *,
-    set_aside: list[SetAside] | None = None,
+    quarantined: list[Quarantined] | None = None,
     watch: Watch | None = None,
     masks: bool = True,
 ) -> Annotations:
@@ -199,9 +199,9 @@ def parse_annotations(
         once(track.id, tracks)
         tracks[track.id] = track
 
-    read_entries(path, "videos", content["videos"], add_video, set_aside, watch)
-    read_entries(path, "categories", content["categories"], add_category, set_aside, watch)
-    read_entries(path, "annotations", content["annotations"], add_track, set_aside, watch)
+    read_entries(path, "videos", content["videos"], add_video, quarantined, watch)
+    read_entries(path, "categories", content["categories"], add_category, quarantined, watch)
+    read_entries(path, "annotations", content["annotations"], add_track, quarantined, watch)
     return Annotations(videos, categories, tuple(tracks.values()))
 
 
@@ -251,7 +251,7 @@ def load_results(
     path: Path | str,
     annotations: Annotations,
     *,
-    set_aside: list[SetAside] | None = None,
+    quarantined: list[Quarantined] | None = None,
     watch: Watch | None = None,
 ) -> list[Prediction]:
     """Read a results file: a list of `{video_id, category_id, score, segmentations}`.
@@ -259,11 +259,11 @@ def load_results(
     Args:
         path: the JSON file.
         annotations: the ground truth, whose videos and categories the results may name.
-        set_aside: as in `load_annotations`.
+        quarantined: as in `load_annotations`.
         watch: likewise.
 
     Raises:
-        UserError: the file is not such a file; or, without `set_aside`, an entry of it is wrong.
+        UserError: the file is not such a file; or, without `quarantined`, an entry of it is wrong.
     """
     content = read_json(path, watch)
     if not isinstance(content, list):
@@ -284,7 +284,7 @@ def load_results(
         object.__setattr__(prediction, "extents", extents)
         predictions.append(prediction)
 
-    read_entries(path, "results", content, add, set_aside, watch)
+    read_entries(path, "results", content, add, quarantined, watch)
     return predictions
 
 

@@ -52,9 +52,9 @@ class EmbeddingJob:
         num_frames: frames of a clip, sampled uniformly.
         height, width: of a frame.
         clips_per_shard: clips of a Parquet file.
-        decode_timeout_s: a clip that takes longer is set aside.
-        decode_memory_mb: a clip whose decoder wants more is set aside.
-        max_quarantine_share: more clips set aside than this share are an error.
+        decode_timeout_s: a clip that takes longer is quarantined.
+        decode_memory_mb: a clip whose decoder wants more is quarantined.
+        max_quarantine_share: more clips quarantined than this share are an error.
         clips_per_batch: clips that are decoded and embedded together.
         shards_at_once: shards of one pipeline; those after it are begun when it has ended, so
             this bounds what Ray and this process hold of a long manifest.
@@ -117,7 +117,7 @@ def embed_corpus(
         settings: what the vectors depend on beside `job`, such as the encoder's name and digest;
             shards of other settings are refused.
         out: folder, or its address: receives summary.json and shard-00000.parquet … with clip_id,
-            embedding (NaN for a clip that was set aside), status ("embedded", "quarantined") and
+            embedding (NaN for a clip that was quarantined), status ("embedded", "quarantined") and
             error; decoded_frames and expected_frames, of the clip itself.
         sharing: fetches a manifest and videos that lie in a run's output folder to nodes that have
             not got them.

@@ -1,7 +1,7 @@
 """Parquet shards of the corpus embeddings: fixed slices of the manifest, whole or not there.
 
 A shard says in its own metadata which rows of which manifest file it holds, under which settings,
-and how many of them were set aside. So a run that goes on reads only the shards' footers.
+and how many of them were quarantined. So a run that goes on reads only the shards' footers.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class ShardWriter:
             self.seconds["write"] += time.monotonic() - began
 
     def _write(self, part: Slice, batches: list[dict[str, np.ndarray]]) -> int:
-        """Write a shard; returns how many of its clips were set aside."""
+        """Write a shard; returns how many of its clips were quarantined."""
         columns = {
             name: np.concatenate([one[name] for one in batches])
             for name in ("row", "clip_id", "embedding", "error", "decoded", "expected")
@@ -267,23 +267,23 @@ class ShardWriter:
         return counts["quarantined"]
 
     def check_whole(self) -> dict[str, int]:
-        """Every clip of the manifest is in a shard, embedded or set aside.
+        """Every clip of the manifest is in a shard, embedded or quarantined.
 
         Returns:
             how many clips were salvaged, and how many frames of them.
 
         Raises:
-            UserError: too many were set aside.
+            UserError: too many were quarantined.
             RuntimeError: the shards' own account does not add up.
         """
         self._check_share()
         there = read_finished(self.storage)
         missing = [part.name for part in self.slices if part.name not in there]
         rows = sum(one.identity["rows"] for one in there.values())
-        aside = sum(one.quarantined for one in there.values())
-        if missing or rows != self.total or aside != self.quarantined:
+        bad = sum(one.quarantined for one in there.values())
+        if missing or rows != self.total or bad != self.quarantined:
             raise RuntimeError(
-                f"{rows} of {self.total} clips are in shards, {aside} of {self.quarantined} "
+                f"{rows} of {self.total} clips are in shards, {bad} of {self.quarantined} "
                 f"quarantined among them; missing: {missing[:5]}"
             )
         return {

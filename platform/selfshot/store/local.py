@@ -286,14 +286,14 @@ class Store:
         stage, key = final.parent.name, final.name
         if self.shared.publish(stage, key, final):
             return
-        aside = _set_aside(final, "other")
+        moved = _quarantine(final, "other")
         self._say(
             f"{stage}/{key}: another machine's result is in storage and is taken; that of this "
-            f"one is set aside as {aside.name}"
+            f"one is quarantined as {moved.name}"
         )
         if not self.shared.fetch(stage, key, final):
             # What was first is damaged after all, and so this is the only result.
-            aside.rename(final)
+            moved.rename(final)
             self.shared.publish(stage, key, final)
 
     def _reusable(self, final: Path) -> bool:
@@ -302,19 +302,19 @@ class Store:
         complaint = complaint_about(final)
         if complaint is None:
             return True
-        aside = _set_aside(final, "damaged")
+        moved = _quarantine(final, "damaged")
         self._say(
-            f"{final} cannot be reused: {complaint}; set aside as {aside.name}, making it again"
+            f"{final} cannot be reused: {complaint}; quarantined as {moved.name}, making it again"
         )
         return False
 
 
-def _set_aside(final: Path, why: str) -> Path:
+def _quarantine(final: Path, why: str) -> Path:
     number = 1
-    while (aside := final.with_name(f"{final.name}.{why}-{number}")).exists():
+    while (moved := final.with_name(f"{final.name}.{why}-{number}")).exists():
         number += 1
-    final.rename(aside)
-    return aside
+    final.rename(moved)
+    return moved
 
 
 @contextlib.contextmanager

@@ -71,28 +71,28 @@ def build(
     """
     from selfshot.benchmarks import corpus_build, corpus_items
 
-    set_aside: list[tuple[str, str]] = []
+    quarantined: list[tuple[str, str]] = []
     folder = where if kind in ("videos", "tars") else root or str(Path(where).absolute().parent)
     setting = f"--{kind}" if kind in ("videos", "tars") else "--root"
     here = corpus_items.local_root(folder, setting)
     items = {
-        "videos": lambda: corpus_items.of_videos(where, set_aside),
-        "tars": lambda: corpus_items.of_tars(where, set_aside),
+        "videos": lambda: corpus_items.of_videos(where, quarantined),
+        "tars": lambda: corpus_items.of_tars(where, quarantined),
         "uris": lambda: corpus_items.of_uris(Path(where)),
-        "segments": lambda: corpus_items.of_segments(Path(where), segment_s, here, set_aside),
+        "segments": lambda: corpus_items.of_segments(Path(where), segment_s, here, quarantined),
     }[kind]()
     folder = folder if here is None else str(here)
     made_from = f"{kind} {folder if kind in ('videos', 'tars') else where}"
     facts = corpus_build.build_manifest(
         items, folder, out, made_from=made_from, on_message=progress.note, **how
     )
-    for what, reason in set_aside[:5]:
-        progress.note(f"set aside {what}: {reason}")
+    for what, reason in quarantined[:5]:
+        progress.note(f"quarantined {what}: {reason}")
     if not facts["clips"]:
         raise UserError(f"--{made_from}: holds no video; nothing was listed")
     progress.note(
         f"{facts['clips']} clips of {facts['items']} videos, {facts['bytes'] / 1e6:.1f} MB, "
-        f"{len(set_aside)} set aside, {facts['unread']} cannot be read"
+        f"{len(quarantined)} quarantined, {facts['unread']} cannot be read"
     )
     return facts
 

@@ -175,7 +175,7 @@ def _measured(root: Path) -> dict[str, list[Measured]]:
     manifests = []
     for path in sorted(root.glob(f"*/*/{MANIFEST}")):
         if "." in path.parent.name:
-            continue  # a folder that is being made, or was set aside
+            continue  # a folder that is being made, or was quarantined
         try:
             manifest = json.loads(path.read_text())
             manifests.append(manifest)

@@ -61,9 +61,9 @@ EVALUATION_VERSION = 3
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
     carried = context.sharing is not None
     made = build_benchmark(context.experiment, folder, context.progress, carried=carried)
-    for what, reason in made.set_aside[:5]:
-        context.progress.note(f"set aside {what}: {reason}")
-    return {**made.counts, "set_aside": len(made.set_aside)}
+    for what, reason in made.quarantined[:5]:
+        context.progress.note(f"quarantined {what}: {reason}")
+    return {**made.counts, "quarantined": len(made.quarantined)}
 
 
 def _train(

@@ -125,11 +125,11 @@ def test_crowds_are_no_targets(tmp_path: Path) -> None:
 
     edit(settings, annotations=crowd)
     made = build_coco_one_shot(tmp_path / "out", **settings)
-    (reason,) = [why for what, why in made.set_aside if what.startswith("video 100")]
+    (reason,) = [why for what, why in made.quarantined if what.startswith("video 100")]
     assert reason == "no train class is visible in the 1 frames of its clip"
 
 
-def test_broken_entries_are_set_aside_by_cocos_names(tmp_path: Path) -> None:
+def test_broken_entries_are_quarantined_by_cocos_names(tmp_path: Path) -> None:
     settings = instances(tmp_path, [[i] for i in range(1, 9) for _ in range(4)])
 
     def no_name(entries: list[dict[str, Any]]) -> None:
@@ -140,11 +140,11 @@ def test_broken_entries_are_set_aside_by_cocos_names(tmp_path: Path) -> None:
 
     edit(settings, images=no_name, annotations=two_points)
     made: Benchmark = build_coco_one_shot(tmp_path / "out", **settings)
-    reasons = dict(made.set_aside)
+    reasons = dict(made.quarantined)
     assert "file_name: None is not allowed" in reasons["images[1] (id 101)"]
-    (reason,) = [why for what, why in made.set_aside if what.startswith("video 102")]
+    (reason,) = [why for what, why in made.quarantined if what.startswith("video 102")]
     assert "one of its instances cannot be read (annotations[2] (id 3)" in reason
-    assert made.counts["videos"] == 32 and made.counts["videos_set_aside"] == 2
+    assert made.counts["videos"] == 32 and made.counts["videos_quarantined"] == 2
 
 
 def test_another_json_is_refused(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_scored_images_may_be_of_a_file_of_their_own(
     assert {names[video].split("/")[0] for video in scored} == {"val"}
     assert len(scored) == 4 + 4 + 1, "the classes 2 and 6, and the image of 6 and 7"
     assert made.counts["videos"] == 25 + 33 and len(made.videos["train"]) == 6 * 3
-    reasons = [reason for _, reason in made.set_aside]
+    reasons = [reason for _, reason in made.quarantined]
     assert sum("which only trains" in reason for reason in reasons) == 3 + 3 + 1
     assert sum("which never trains" in reason for reason in reasons) == 6 * 4
     # Both files name the same ids, so that the second's are others here.
@@ -198,7 +198,7 @@ def test_an_image_of_both_files_is_used_once(tmp_path: Path) -> None:
     settings["on_message"] = said.append
     made = build_coco_one_shot(tmp_path / "out", **settings)
     assert any("1 pairs of videos are the same files" in message for message in said)
-    reasons = [reason for what, reason in made.set_aside if what.startswith("video 100 ")]
+    reasons = [reason for what, reason in made.quarantined if what.startswith("video 100 ")]
     assert any("is in the" in reason for reason in reasons), reasons
     assert 100 not in made.videos["train"]
 

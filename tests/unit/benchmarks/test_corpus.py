@@ -30,10 +30,10 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
-def listed(videos: Path, text: str, set_aside: list[tuple[str, str]] | None = None) -> list[Item]:
+def listed(videos: Path, text: str, quarantined: list[tuple[str, str]] | None = None) -> list[Item]:
     path = videos.parent / "segments.csv"
     path.write_text(text)
-    return list(of_segments(path, 5.0, videos, [] if set_aside is None else set_aside))
+    return list(of_segments(path, 5.0, videos, [] if quarantined is None else quarantined))
 
 
 def build(videos: Path, items: Any, **more: Any) -> Path:
@@ -44,7 +44,7 @@ def build(videos: Path, items: Any, **more: Any) -> Path:
 
 
 def gather(corpus: Path, **more: Any) -> Corpus:
-    given: dict[str, Any] = {"corpus_labels": None, "sources": (), "files": (), "set_aside": [],
+    given: dict[str, Any] = {"corpus_labels": None, "sources": (), "files": (), "quarantined": [],
                              "on_message": print}  # fmt: skip
     (corpus.parent / "out").mkdir(exist_ok=True)
     return gather_corpus(corpus, corpus.parent / "out", **{**given, **more})
@@ -62,13 +62,13 @@ def test_a_folder_and_its_manifest_are_one_corpus(videos: Path) -> None:
 
 
 def test_segments(videos: Path) -> None:
-    set_aside: list[tuple[str, str]] = []
+    quarantined: list[tuple[str, str]] = []
     items = listed(
         videos,
         "label,uri,start_s,end_s,source\ndog,one.mp4,0,,\ncat,one.mp4,1.5,3,film\n,gone.mp4,2,,\n",
-        set_aside,
+        quarantined,
     )
-    assert set_aside == [("segment of line 4", "no file gone.mp4")]
+    assert quarantined == [("segment of line 4", "no file gone.mp4")]
     assert gather(build(videos, items)).clips == 2
     rows = {row["start_s"]: row for row in read_corpus(videos.parent / "out")}
     assert [(row["end_s"], row["source_id"]) for row in rows.values()] == [(5, "one"), (3, "film")]

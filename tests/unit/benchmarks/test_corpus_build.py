@@ -127,10 +127,10 @@ def test_members_of_tars_are_addressed_where_they_are(videos: Path, tmp_path: Pa
     whole = (tmp_path / "tars" / "0.tar").read_bytes()
     (tmp_path / "tars" / "1.tar").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "tars" / "2.tar").write_bytes(b"no tar" * 200)
-    set_aside: list[tuple[str, str]] = []
+    quarantined: list[tuple[str, str]] = []
     root = tmp_path / "tars"
-    build(of_tars(str(root), set_aside), root, tmp_path / "m", cutting=Cutting(clip_s=4.0))
-    assert any("2.tar" in what for what, _ in set_aside)
+    build(of_tars(str(root), quarantined), root, tmp_path / "m", cutting=Cutting(clip_s=4.0))
+    assert any("2.tar" in what for what, _ in quarantined)
     rows = [row for row in rows_of(tmp_path / "m") if row["uri"] == "0.tar"]
     assert len(rows) == 3  # 7.1 s in two clips, 1.3 s in one
     for row in rows:
@@ -151,21 +151,21 @@ def test_every_kind_of_video_is_listed_and_the_rest_is_named(
     others = ["j.json", "k.info.json", "l.tar.gz", "m.tar", "noise"]
     for name in [*names, *others]:
         (root / name).write_bytes((videos / "a.mp4").read_bytes())
-    set_aside: list[tuple[str, str]] = []
-    build(of_videos(str(root), set_aside), root, tmp_path / "m", cutting=Cutting(clip_s=60.0))
+    quarantined: list[tuple[str, str]] = []
+    build(of_videos(str(root), quarantined), root, tmp_path / "m", cutting=Cutting(clip_s=60.0))
     rows = rows_of(tmp_path / "m")
     assert sorted(row["uri"] for row in rows) == names
     assert all(row["end_s"] == pytest.approx(7.1) for row in rows), "PyAV reads their contents"
-    assert [what for what, _ in set_aside] == [
+    assert [what for what, _ in quarantined] == [
         "corpus: 1 file without a suffix, such as noise",
         "corpus: 2 files .json, such as j.json",
         "corpus: 1 file .tar, such as m.tar",
         "corpus: 1 file .tar.gz, such as l.tar.gz",
     ]
-    assert "selfshot corpus build --tars" in set_aside[2][1]
-    set_aside.clear()
-    assert not list(of_tars(str(root), set_aside))
-    reasons = dict(set_aside)
+    assert "selfshot corpus build --tars" in quarantined[2][1]
+    quarantined.clear()
+    assert not list(of_tars(str(root), quarantined))
+    reasons = dict(quarantined)
     assert "decompress it" in reasons["corpus: 1 file .tar.gz, such as l.tar.gz"]
     assert "corpus: m.tar" in reasons and len(reasons) == 13
 

@@ -157,12 +157,12 @@ def test_deep_folders_and_two_sizes_of_one_sequence(tmp_path: Path) -> None:
 
 
 class TestBrokenSequences:
-    """One that cannot be used is set aside with its reason, and the others are built."""
+    """One that cannot be used is quarantined with its reason, and the others are built."""
 
     def _reason(self, root: Path) -> str:
         made = build_davis(root / "out", **arguments(root))
-        assert made.counts["videos"] == 7 and made.counts["videos_set_aside"] == 1
-        (reason,) = [why for what, why in made.set_aside if what == "sequence bear-3"]
+        assert made.counts["videos"] == 7 and made.counts["videos_quarantined"] == 1
+        (reason,) = [why for what, why in made.quarantined if what == "sequence bear-3"]
         return reason
 
     def test_a_mask_of_another_size(self, root: Path) -> None:
@@ -231,7 +231,7 @@ class TestClassesCsv:
         ]  # fmt: skip
         path = self._write(root, "\n".join(["sequence,object,class,source", *lines]))
         made = build_davis(root / "out", **arguments(root) | {"classes": path})
-        reasons = [why for _, why in made.set_aside]
+        reasons = [why for _, why in made.quarantined]
         assert any("its source, film, is in the test split" in reason for reason in reasons)
         assert made.queries["val"] == ()
 
@@ -282,7 +282,7 @@ def test_real_masks_come_back(shared: Path, tmp_path: Path) -> None:
             target = tmp_path / "masks" / sequence / Path(name).with_suffix(".png").name
             indexed(pixels).save(target)
     found = read_sequences(data / "frames", tmp_path / "masks", names, quiet)
-    assert len(found.annotations.videos) == 6 and not found.set_aside
+    assert len(found.annotations.videos) == 6 and not found.quarantined
     by_source = {video.source_id: video.id for video in found.annotations.videos.values()}
     compared = 0
     for video in list(truth.videos.values())[:6]:

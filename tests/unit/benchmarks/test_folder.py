@@ -1,4 +1,4 @@
-"""A folder of real videos as a benchmark: splits, leaks, what is set aside, and its clips."""
+"""A folder of real videos as a benchmark: splits, leaks, what is quarantined, and its clips."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _used(made: Benchmark, split: str) -> set[int]:
 
 def _check_promises(made: Benchmark, settings: dict[str, Any]) -> None:
     """What holds of every benchmark: nothing leaks, nothing is lost, and training finds pairs."""
-    annotations = load_annotations(settings["annotations"], set_aside=[])
+    annotations = load_annotations(settings["annotations"], quarantined=[])
     used = {split: _used(made, split) for split in ("train", "val", "test")}
     sources = {
         split: {annotations.videos[video].source_id or f"#{video}" for video in videos}
@@ -153,14 +153,14 @@ def _check_promises(made: Benchmark, settings: dict[str, Any]) -> None:
             assert set(supports) <= set(pool) and len(set(supports)) == min(10, len(pool))
 
     total = sum(map(len, used.values()))
-    assert made.counts["videos"] == total + made.counts["videos_set_aside"]
-    reasons = " ".join(what for what, _ in made.set_aside)
+    assert made.counts["videos"] == total + made.counts["videos_quarantined"]
+    reasons = " ".join(what for what, _ in made.quarantined)
     for video in set(annotations.videos) - set().union(*used.values()):
         assert f"video {video} " in f"{reasons} "
 
 
 def _reason(made: Benchmark, video: int) -> str:
-    (reason,) = [why for what, why in made.set_aside if what.startswith(f"video {video} ")]
+    (reason,) = [why for what, why in made.quarantined if what.startswith(f"video {video} ")]
     return reason
 
 
@@ -174,7 +174,7 @@ def test_sides_of_plain_videos(plain: dict[str, Any]) -> None:
     assert len(made.supports["test"]["dog"]) == 1
     assert Path(made.frames_root) == plain["frames"].resolve()
     assert Path(made.corpus_root) == plain["corpus"].resolve()
-    empty = {what for what, _ in made.set_aside}
+    empty = {what for what, _ in made.quarantined}
     assert empty == {"class bee", "class elk"}
 
 
@@ -215,7 +215,7 @@ def test_a_source_has_one_side(tmp_path: Path) -> None:
     assert "s5" in _reason(made, 8) and "test split" in _reason(made, 8)
     assert "not be used for val" in _reason(made, 9)
     assert "val split" in _reason(made, 10)
-    assert made.counts["videos_set_aside"] == 3
+    assert made.counts["videos_quarantined"] == 3
 
 
 def test_the_same_frames_under_two_sources_leak(plain: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ def test_the_same_frames_under_two_sources_leak(plain: dict[str, Any]) -> None:
 
 def test_videos_without_a_source_are_their_own(tmp_path: Path) -> None:
     made = _build(_world(tmp_path, [(letters, "") for letters, _ in PLAIN]))
-    assert made.counts["videos_set_aside"] == 0
+    assert made.counts["videos_quarantined"] == 0
     assert len(made.queries["test"]) == 2
 
 
@@ -275,7 +275,7 @@ def test_an_instance_must_be_seen_by_the_clip(tmp_path: Path) -> None:
     assert _reason(made, 8) == "no train class is visible in the 3 frames of its clip"
 
 
-def test_broken_videos_are_set_aside(tmp_path: Path) -> None:
+def test_broken_videos_are_quarantined(tmp_path: Path) -> None:
     settings = _world(tmp_path, [*PLAIN, *[("a", f"t{i}") for i in range(5)], ("", "t9")])
     frames = settings["frames"]
     (frames / "v8" / "3.jpg").unlink()
@@ -294,10 +294,10 @@ def test_broken_videos_are_set_aside(tmp_path: Path) -> None:
     assert "v9/0.jpg: the image cannot be read" in _reason(made, 9)
     assert "v10/1.jpg: the file is empty" in _reason(made, 10)
     assert "one of its instances cannot be read" in _reason(made, 11)
-    assert any(what == "videos[11] (id 12)" for what, _ in made.set_aside)
+    assert any(what == "videos[11] (id 12)" for what, _ in made.quarantined)
     assert _reason(made, 13) == "no instance is annotated"
     assert made.counts["videos"] == 13
-    assert made.counts["videos_set_aside"] == 6
+    assert made.counts["videos_quarantined"] == 6
 
 
 def test_wrong_class_names(plain: dict[str, Any]) -> None:
@@ -387,7 +387,7 @@ def test_what_is_no_clip(plain: dict[str, Any], tmp_path: Path) -> None:
     made = _build(plain)
     rows = read_corpus(tmp_path / "out")
     assert [row["uri"] for row in rows] == ["A.AVI", "b.mp4", "deep/c.webm", "same.mp4"]
-    corpus = {what: why for what, why in made.set_aside if what.startswith("corpus: ")}
+    corpus = {what: why for what, why in made.quarantined if what.startswith("corpus: ")}
     assert corpus == {
         "corpus: escape.mp4": "the link leaves the corpus folder",
         "corpus: climb": "links to folders are not followed",
@@ -463,7 +463,7 @@ def test_real_videos(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     _check_promises(made, settings)
     assert made.counts["videos"] == 26
     used = [len(_used(made, split)) for split in ("train", "val", "test")]
-    assert sum(used) + made.counts["videos_set_aside"] == 26
+    assert sum(used) + made.counts["videos_quarantined"] == 26
     assert made.counts["corpus_clips"] == 385
     assert {name for _, name in made.queries["test"]} == set(section.test_classes)
     assert experiment.backbone.classes_per_batch <= len(made.classes["train"])

@@ -111,7 +111,7 @@ def test_two_videos_of_one_id(world: World) -> None:
     found = read_annotated(settings["annotations"])
     assert "several videos have the id 1" in found.faults[1]
     made = _build(settings)
-    assert made.counts["videos_set_aside"] == 2
+    assert made.counts["videos_quarantined"] == 2
 
 
 def test_reasons_are_shown_where_no_video_can_be_used(world: World) -> None:
@@ -170,7 +170,7 @@ class TestInstancesWithoutAPixel:
         _edit(settings["annotations"], self._spoil(13, masks, **more))
         made = _build(settings)
         assert made.counts["tracks_without_pixels"] == 1 and made.counts["tracks"] == 14
-        (reason,) = [why for what, why in made.set_aside if what == "annotation 14 of video 13"]
+        (reason,) = [why for what, why in made.quarantined if what == "annotation 14 of video 13"]
         assert reason.startswith("its masks have no pixel in any frame")
         assert ("boxes" in reason) == boxed
         told = "1 of 14 instances have no pixel in any frame and are left out" + "; 1 of " * boxed
@@ -205,7 +205,7 @@ class TestFrames:
         settings = world(CLASSES, VIDEOS)
         Image.new("RGB", (10, 14)).save(settings["frames"] / "ant0" / "00000.jpg")
         made = _build(settings)
-        (reason,) = [why for what, why in made.set_aside if what.startswith("video 1 ")]
+        (reason,) = [why for what, why in made.quarantined if what.startswith("video 1 ")]
         assert reason == (
             "frame ant0/00000.jpg: the frame is 10 × 14 pixels and its video is 14 × 10 (width × "
             "height)"

@@ -110,7 +110,7 @@ def test_a_davis_folder_of_the_same_videos_has_their_masks(real: Path, tmp_path:
         Path(video.file_names[0]).parent.name: number
         for number, video in annotations.videos.items()
     }
-    assert len(written.videos) >= 10 and not made.counts["videos_set_aside"]
+    assert len(written.videos) >= 10 and not made.counts["videos_quarantined"]
     for number, video in written.videos.items():
         original = by_folder[Path(video.file_names[0]).parent.name]
         tracks = annotations.tracks_of(original)

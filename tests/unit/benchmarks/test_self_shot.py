@@ -112,8 +112,8 @@ class TestSelfVis:
         for split in ("val", "test"):
             counted = Counter(name for _, name in made.queries[split])
             assert counted == dict.fromkeys(SELF_VIS.unseen.values(), 2)
-        assert made.counts["videos_set_aside"] == 2
-        reasons = dict(made.set_aside)
+        assert made.counts["videos_quarantined"] == 2
+        reasons = dict(made.quarantined)
         assert reasons["video 161 (pair_0)"] == "it shows 2 classes: dog, person"
         assert made.counts["queries_with_repeated_supports"] == 40
 
@@ -167,12 +167,12 @@ class TestSelfVis:
         assert made.statistics["val_test_classes"] == 8
         assert "sedan" in made.classes["train"]
         assert len(made.supports["train"]["sedan"]) == 4
-        assert made.counts["videos_set_aside"] == 16
+        assert made.counts["videos_quarantined"] == 16
         said = "\n".join(messages)
         assert "2 of Table 7's 30 seen classes are in no file: Owl, Ape" in said
         assert "2 of Table 7's 10 unseen classes are in no file: Eagle, Hand" in said
         assert "16 of a class that Table 7 does not list (bird, flying_disc, squirrel, wh" in said
-        reasons = dict(made.set_aside)
+        reasons = dict(made.quarantined)
         assert reasons["video 9 (bird_0)"] == "it shows only bird, which Table 7 does not list"
 
     def test_both_editions_together(self, world, check_promises, written, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ class TestSelfVis:
         assert len(folders) == len(set(folders)) == 20, "a video that both have is there once"
         assert len(made.supports["train"]["owl"]) == 4
         assert len({video for video, name in made.queries["val"] if name == "eagle"}) == 2
-        assert [what for what, why in made.set_aside if "2 classes" in why] == [
+        assert [what for what, why in made.quarantined if "2 classes" in why] == [
             "video 20 (crowd_0)"
         ]
         assert set(made.inputs) >= {"annotations", "extra_annotations"}
@@ -222,7 +222,7 @@ class TestSelfVis:
         assert made.counts["corpus_clips"] == 3
         assert made.counts["corpus_clips_of_query_sources"] == 1
         assert ("corpus: dog_1.mp4", "it is of the source of a val or test query, dog_1") in (
-            made.set_aside
+            made.quarantined
         )
         assert any("1 clips are of a val or test query's source" in one for one in messages)
         for name in ("one.mp4", "two.mp4", "cat_1.mp4"):

@@ -108,7 +108,7 @@ def test_no_world_leaks(
     check_leakage(made, annotations, [], {})
     # Every video has a split or a reason.
     placed = set().union(*(splits.videos(split) for split in ("train", "val", "test")))
-    named = " ".join(f"{what} " for what, _ in splits.set_aside)
+    named = " ".join(f"{what} " for what, _ in splits.quarantined)
     assert all(f"video {video} " in named for video in set(annotations.videos) - placed)
     if not dealt:
         asked = [video for split in ("val", "test") for video, _ in splits.queries[split]]
@@ -145,7 +145,7 @@ def test_two_entries_of_the_same_frames_are_one_source() -> None:
     annotations = dataclasses.replace(annotations, videos={**annotations.videos, 1: twin})
     splits = deal(annotations, DEALT)
     assert 1 not in splits.videos("train")
-    assert any("another video of its source, /v2/0.jpg" in why for _, why in splits.set_aside)
+    assert any("another video of its source, /v2/0.jpg" in why for _, why in splits.quarantined)
 
 
 class TestPairs:

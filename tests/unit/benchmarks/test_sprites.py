@@ -161,13 +161,13 @@ class TestManifest:
         for split, names in benchmark.classes.items():
             asked = [name for _, name in benchmark.queries[split]]
             expected = SETTINGS["train_queries" if split == "train" else "eval_queries"]
-            # What could not be seen in any frame is set aside, never lost without a word.
-            assert len(asked) + len(benchmark.set_aside) >= expected * len(names)
+            # What could not be seen in any frame is quarantined, never lost without a word.
+            assert len(asked) + len(benchmark.quarantined) >= expected * len(names)
             assert set(asked) == set(names) == set(benchmark.supports[split])
             seen_ids += [video for video, _ in benchmark.queries[split]]
             seen_ids += [v for videos in benchmark.supports[split].values() for v in videos]
         assert len(seen_ids) == len(set(seen_ids)), "no video has two roles"
-        assert len(seen_ids) + len(benchmark.set_aside) == len(annotations.videos)
+        assert len(seen_ids) + len(benchmark.quarantined) == len(annotations.videos)
 
     def test_pairs_hashes_and_table_6(
         self,

@@ -170,7 +170,7 @@ def _changed(content: Any, where: tuple[Any, ...], value: Any) -> Any:
 
 
 OTHER_SIZE = {"size": [WIDTH, HEIGHT], "counts": _rle(1, 1)["counts"]}
-NO_SKIP = "correct or remove the entry, or set it aside with --skip-invalid"
+NO_SKIP = "correct or remove the entry, or quarantine it with --skip-invalid"
 WRONG_ENTRIES = [
     ("truth", ("annotations", 0, "category_id"), 4, ["annotations[0] (id 1)", "category_id: 4"]),
     ("truth", ("annotations", 1, "id"), 1, ["annotations[1] (id 1)", "id: 1 is already used"]),
@@ -202,7 +202,7 @@ WRONG_ENTRIES = [
 
 
 @pytest.mark.parametrize(("file", "where", "value", "parts"), WRONG_ENTRIES)
-def test_a_wrong_entry_is_named_or_set_aside(
+def test_a_wrong_entry_is_named_or_quarantined(
     say: Callable[..., Answer], file: str, where: tuple[Any, ...], value: Any, parts: list[str]
 ) -> None:
     content = _truth() if file == "truth" else _results()
@@ -218,7 +218,7 @@ def test_a_wrong_entry_is_named_or_set_aside(
 
     answer = say("evaluate", *FILES, "--skip-invalid", "--json", "out.json")
     assert (answer.code, answer.err) == (0, "")
-    first = json.loads(Path("out.json").read_text())["set_aside"][0]
+    first = json.loads(Path("out.json").read_text())["quarantined"][0]
     assert first["file"] == f"{file}.json"
     assert first["entry"] == parts[0]
     assert f"  {file}.json: {first['entry']}: {first['reason']}" in answer.out
@@ -228,12 +228,12 @@ def test_what_refers_to_a_skipped_video_is_skipped(say: Callable[..., Answer]) -
     Path("truth.json").write_text(json.dumps(_changed(_truth(), ("videos", 0, "width"), None)))
     answer = say("evaluate", *FILES, "--skip-invalid", "--json", "out.json")
     written = json.loads(Path("out.json").read_text())
-    assert [one["entry"] for one in written["set_aside"]] == [
+    assert [one["entry"] for one in written["quarantined"]] == [
         "videos[0] (id 3)",
         "annotations[0] (id 1)",
         "results[0]",
     ]
-    assert "set aside: 3 entries" in answer.out
+    assert "quarantined: 3 entries" in answer.out
     assert written["AP50"] == pytest.approx(51 / 101)
 
 
@@ -241,14 +241,14 @@ def test_only_the_first_of_many_are_listed(say: Callable[..., Answer]) -> None:
     wrong = [one | {"score": None} for one in _results() for _ in range(11)]
     Path("results.json").write_text(json.dumps(_results() + wrong))
     answer = say("evaluate", *FILES, "--skip-invalid", "--json", "out.json")
-    assert "set aside: 33 entries" in answer.out
+    assert "quarantined: 33 entries" in answer.out
     assert f"… and {33 - LISTED} more" in answer.out
     assert sum(line.startswith("  results.json: ") for line in answer.out.splitlines()) == LISTED
-    assert len(json.loads(Path("out.json").read_text())["set_aside"]) == 33
+    assert len(json.loads(Path("out.json").read_text())["quarantined"]) == 33
 
 
 def test_nothing_to_skip_is_said_too(say: Callable[..., Answer]) -> None:
-    assert "set aside: 0 entries" in say("evaluate", *FILES, "--skip-invalid").out
+    assert "quarantined: 0 entries" in say("evaluate", *FILES, "--skip-invalid").out
 
 
 @pytest.mark.parametrize("file", ["truth", "results"])

@@ -177,7 +177,7 @@ def _places(content: Any, path: tuple = ()) -> list[tuple]:
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_what_is_read_can_be_scored(tmp_path: Path, data: st.DataObject) -> None:
-    """Wrong types and values at any key: what is left after setting aside has its figures."""
+    """Wrong types and values at any key: what is left after quarantine has its figures."""
     contents: list[Any] = [_annotations(7, _runs(7, 3, 9)), _result(_runs(7, 4, 9)) * 2]
     contents[0]["annotations"] += copy.deepcopy(contents[0]["annotations"])
     contents[0]["annotations"][1]["id"] = 2
@@ -191,8 +191,8 @@ def test_what_is_read_can_be_scored(tmp_path: Path, data: st.DataObject) -> None
         place[last] = data.draw(odd)
     paths = [_file(tmp_path, content, f"{i}.json") for i, content in enumerate(contents)]
     try:
-        truth = load_annotations(paths[0], set_aside=[])
-        results = load_results(paths[1], truth, set_aside=[])
+        truth = load_annotations(paths[0], quarantined=[])
+        results = load_results(paths[1], truth, quarantined=[])
     except UserError:
         return
     figures = evaluate_tracks(truth, results)

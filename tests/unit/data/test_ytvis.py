@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from selfshot.data.ytvis import (
     Prediction,
-    SetAside,
+    Quarantined,
     load_annotations,
     load_results,
     resolve_frame,
@@ -245,26 +245,26 @@ def test_wrong_results_are_named(
     assert str(caught.value).endswith("; correct or remove the entry")
 
 
-def test_wrong_entries_are_set_aside_with_what_refers_to_them(tmp_path: Path) -> None:
+def test_wrong_entries_are_quarantined_with_what_refers_to_them(tmp_path: Path) -> None:
     content = _annotations()
     content["videos"][1]["width"] = None
     content["annotations"][0]["video_id"] = 3
-    set_aside: list[SetAside] = []
-    annotations = load_annotations(_write(tmp_path, content), set_aside=set_aside)
+    quarantined: list[Quarantined] = []
+    annotations = load_annotations(_write(tmp_path, content), quarantined=quarantined)
     assert list(annotations.videos) == [7]
     assert [track.id for track in annotations.tracks] == [2]
-    assert [one.entry for one in set_aside] == ["videos[1] (id 3)", "annotations[0] (id 1)"]
-    assert set_aside[0].reason == "width: None is not allowed (an integer ≥ 1)"
+    assert [one.entry for one in quarantined] == ["videos[1] (id 3)", "annotations[0] (id 1)"]
+    assert quarantined[0].reason == "width: None is not allowed (an integer ≥ 1)"
 
 
-def test_wrong_results_are_set_aside(annotation_file: Path, tmp_path: Path) -> None:
+def test_wrong_results_are_quarantined(annotation_file: Path, tmp_path: Path) -> None:
     results = _results()
     results[0]["score"] = float("nan")
-    set_aside: list[SetAside] = []
+    quarantined: list[Quarantined] = []
     path = _write(tmp_path, results)
-    predictions = load_results(path, load_annotations(annotation_file), set_aside=set_aside)
+    predictions = load_results(path, load_annotations(annotation_file), quarantined=quarantined)
     assert [prediction.video_id for prediction in predictions] == [3]
-    assert [one.entry for one in set_aside] == ["results[0]"]
+    assert [one.entry for one in quarantined] == ["results[0]"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -368,9 +368,9 @@ fuzz = settings(
 @given(st.data())
 def test_changed_annotations_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     path = _write(tmp_path, _mutate(data, _annotations()))
-    set_aside: list[SetAside] = []
+    quarantined: list[Quarantined] = []
     try:
-        lenient = load_annotations(path, set_aside=set_aside)
+        lenient = load_annotations(path, quarantined=quarantined)
     except UserError:
         return
     for track in lenient.tracks:
@@ -379,7 +379,7 @@ def test_changed_annotations_are_read_or_refused(tmp_path: Path, data: st.DataOb
         for rle in track.segmentations:
             if rle is not None and video.height * video.width < 1000:
                 decode_rle(rle, video.height, video.width)
-    if set_aside:
+    if quarantined:
         with pytest.raises(UserError):
             load_annotations(path)
     else:
@@ -393,14 +393,14 @@ def test_changed_results_are_read_or_refused(
 ) -> None:
     annotations = load_annotations(annotation_file)
     path = _write(tmp_path, _mutate(data, _results()))
-    set_aside: list[SetAside] = []
+    quarantined: list[Quarantined] = []
     try:
-        predictions = load_results(path, annotations, set_aside=set_aside)
+        predictions = load_results(path, annotations, quarantined=quarantined)
     except UserError:
         return
     for prediction in predictions:
         assert len(prediction.segmentations) == annotations.videos[prediction.video_id].length
-    if set_aside:
+    if quarantined:
         with pytest.raises(UserError):
             load_results(path, annotations)
 
@@ -431,11 +431,11 @@ def test_changed_characters_are_read_or_refused(
     path.write_bytes(content)
     try:
         if is_results:
-            for prediction in load_results(path, annotations, set_aside=[]):
+            for prediction in load_results(path, annotations, quarantined=[]):
                 video = annotations.videos[prediction.video_id]
                 assert len(prediction.segmentations) == video.length
                 assert np.isfinite(prediction.score)
         else:
-            load_annotations(path, set_aside=[])
+            load_annotations(path, quarantined=[])
     except UserError:
         return

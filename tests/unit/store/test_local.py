@@ -92,7 +92,7 @@ def test_an_exception_leaves_no_result_and_keeps_the_work(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("harm", ["missing", "short", "no manifest", "bad manifest"])
-def test_damage_is_set_aside_and_made_again(tmp_path: Path, harm: str) -> None:
+def test_damage_is_quarantined_and_made_again(tmp_path: Path, harm: str) -> None:
     path = make(Store(tmp_path))
     weights = path / "deep" / "weights.bin"
     for number in (1, 2):

@@ -60,7 +60,7 @@ def test_a_damaged_folder_is_fetched_and_damaged_storage_is_made_again(tmp_path:
     folder, _ = make(store_of(tmp_path, "a"))
     (folder / "empty").unlink()
     folder, made = make(store_of(tmp_path, "a", said))
-    assert not made and verify(folder) == [] and "set aside as" in said[0]
+    assert not made and verify(folder) == [] and "quarantined as" in said[0]
     (part,) = (tmp_path / "storage").rglob("part-*")
     part.write_bytes(b"jello")
     shutil.rmtree(tmp_path / "a")

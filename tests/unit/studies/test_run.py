@@ -175,7 +175,7 @@ def test_a_plan_writes_nothing_and_says_what_is_there(tmp_path: Path) -> None:
     assert first.path == tmp_path / "runs" / "store" / "benchmark" / first.key
     first.path.with_name(f"{first.key}.partial").mkdir(parents=True)
     assert plan_experiment(experiment)[0].status == "partial"
-    # A folder without a manifest is no result; it will be set aside and made again.
+    # A folder without a manifest is no result; it will be quarantined and made again.
     first.path.mkdir()
     assert plan_experiment(experiment)[0].status == "partial"
     (first.path / "manifest.json").write_text('{"files": {}}')

@@ -107,7 +107,7 @@ class TestEncoder:
         with pytest.raises(UserError, match="14 is more than the 13 clips"):
             make(videos_per_batch=14, queue_length=0)
 
-    def test_clips_shorter_than_a_crop_are_set_aside(self, make: Any) -> None:
+    def test_clips_shorter_than_a_crop_are_quarantined(self, make: Any) -> None:
         task = make(num_frames=99)
         with pytest.raises(UserError, match=r"clip_\d+: it has \d+ frames where 99 are needed"):
             task.batch(0, 0, 1)

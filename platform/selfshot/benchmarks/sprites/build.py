@@ -311,14 +311,14 @@ def build_sprites(
 
     queries: dict[str, list[tuple[int, str]]] = {split: [] for split in classes}
     supports: dict[str, dict[str, list[int]]] = {split: {} for split in classes}
-    set_aside = []
+    quarantined = []
     with_target = {
         (a["video_id"], a["category_id"]) for a in annotations if any(a["segmentations"])
     }
     for entry in annotated:
         video, name, split = entry["video"]["id"], entry["class"], entry["split"]
         if (video, category_ids[name]) not in with_target:
-            set_aside.append((entry["video"]["source_id"], f"no {name} is visible in any frame"))
+            quarantined.append((entry["video"]["source_id"], f"no {name} is visible in any frame"))
         elif entry["role"] == "query":
             queries[split].append((video, name))
         else:
@@ -343,7 +343,7 @@ def build_sprites(
             "corpus_multi_shot": multi_shot,
             "corpus_classes": len(in_corpus),
         },
-        set_aside=tuple(set_aside),
+        quarantined=tuple(quarantined),
     )
     return finish_benchmark(
         folder, benchmark, load_annotations(folder / "annotations.json"), corpus

@@ -420,8 +420,8 @@ def _retrieval(retrieval: Mapping[str, Any], benchmark: Mapping[str, Any]) -> di
     best = findings.number((retrieval.get("precision_at") or {}).get("5"))
     counted = {
         "queries": retrieval.get("num_queries"),
-        "near duplicates set aside": retrieval.get("excluded_near_duplicates"),
-        "clips of the query's own source set aside": retrieval.get("excluded_same_source"),
+        "near duplicates excluded": retrieval.get("excluded_near_duplicates"),
+        "clips of the query's own source excluded": retrieval.get("excluded_same_source"),
     }
     return {
         "depths": depths,
