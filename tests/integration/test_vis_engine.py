@@ -87,7 +87,6 @@ def test_the_best_network_is_exported(parts: dict[str, Any], tmp_path: Path) -> 
         "kwargs": {"benchmark": parts["benchmark"], "queries": 4, "shots": 1},
         "by": "val_AP50",
         "every": 2,
-        "export": "best",
     }
     task = TaskSpec("vis", VIS, parts)
     plain = train(task, *LOOP, work_dir=tmp_path / "plain")
@@ -100,7 +99,7 @@ def test_the_best_network_is_exported(parts: dict[str, Any], tmp_path: Path) -> 
     assert list(scores) == [2, 4, 6]
     best = max(scores, key=lambda step: (scores[step], -step))
     said = judged.chosen
-    assert said["exported"] == "best" and said["best_step"] == best and said["last_step"] == STEPS
+    assert said["best_step"] == best and said["last_step"] == STEPS
     assert said["best_val_AP50"] == scores[best] and said["last_val_AP50"] == scores[STEPS]
 
     class Module:

@@ -27,7 +27,7 @@ class BestExport:
         Args:
             work_dir: of the training.
             settings: `path`, dotted, of what makes the scorer; its `kwargs`; `by`, which of the
-                scorer's figures is compared; `every` so many steps; `export`, `best` or `last`.
+                scorer's figures is compared; `every` so many steps.
         """
         self.work_dir, self.settings = work_dir, settings
         self.scratch = work_dir / "scratch"
@@ -67,7 +67,7 @@ class BestExport:
         return figures
 
     def export(self, task: Any, write: Callable[[Any, Path], None]) -> None:
-        """Leave `export`, beside it the other one of the best and the last, and their scores.
+        """Leave the best as `export`, the last beside it as `last`, and their scores.
 
         Args:
             task: as it is after the last step.
@@ -75,13 +75,12 @@ class BestExport:
         """
         scores = self._scores()
         assert scores is not None, "the last step is always judged"
-        chosen = self.settings["export"]
-        write(task, self.work_dir / ("export" if chosen == LAST else LAST))
-        final = self.work_dir / ("export" if chosen == BEST else BEST)
+        write(task, self.work_dir / LAST)
+        final = self.work_dir / "export"
         with atomic_folder(final, self.scratch / f"new-{BEST}-{os.getpid()}") as new:
             shutil.copytree(self.scratch / scores.pop("folder"), new, dirs_exist_ok=True)
             shutil.rmtree(final, ignore_errors=True)
-        self._write(self.work_dir / SCORES, {**scores, "exported": chosen})
+        self._write(self.work_dir / SCORES, scores)
 
     def _scores(self) -> dict[str, Any] | None:
         path = self.scratch / SCORES
@@ -92,9 +91,8 @@ class BestExport:
 
 
 def what_was_chosen(work_dir: Path) -> dict[str, Any]:
-    """What a manifest says of it: `exported`, and step and figures of the best and the last."""
+    """What a manifest says of it: step and figures of the best and the last."""
     scores = json.loads((work_dir / SCORES).read_text())
-    figures = {
+    return {
         f"{which}_{name}": value for which in (BEST, LAST) for name, value in scores[which].items()
     }
-    return {"exported": scores["exported"], **figures}

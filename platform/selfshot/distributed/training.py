@@ -54,7 +54,7 @@ class TrainingResult:
     resumed_from: int
     """Steps that were already done when the last of its starts began."""
     chosen: dict[str, Any]
-    """With a validation: which network is exported, and the scores of the best and the last."""
+    """With a validation: the scores of the best network, which is exported, and of the last."""
 
 
 def train(

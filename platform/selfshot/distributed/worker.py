@@ -252,7 +252,7 @@ def _train(
         elif rank == 0 and best is not None:
             best.export(task, _export)
         if rank == 0 and mirror is not None:
-            mirror.push(HISTORY, EXPORT, BEST, LAST, SCORES)
+            mirror.push(HISTORY, EXPORT, LAST, SCORES)
 
 
 def _start(task: Any, zero_stage: int, rank: int) -> None:

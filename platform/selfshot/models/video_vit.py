@@ -7,7 +7,7 @@ that weights of DINO, MoCo v3, MAE or timm load as they are (`inflate_positions`
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -29,7 +29,6 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """ImageNet's, which published weights of image ViTs expect."""
 
-Pooling = Literal["class", "mean"]
 
 
 class Attention(nn.Module):
@@ -99,7 +98,6 @@ class VideoViT(nn.Module):
         size: str,
         patch: int,
         grid: tuple[int, int, int],
-        pooling: Pooling = "class",
         checkpointing: bool = False,
     ) -> None:
         """Build it.
@@ -109,13 +107,12 @@ class VideoViT(nn.Module):
             patch: side of a patch in pixels.
             grid: frames, rows and columns of patches that have positions of their own; those
                 of other lengths and sizes are interpolated.
-            pooling: the vector is that of the class token, or the mean of the others.
             checkpointing: forget activations inside the layers and compute them again for the
                 gradient: less memory, the same result.
         """
         super().__init__()
         self.dim, layers, heads = SIZES[size]
-        self.patch, self.pooling, self.checkpointing = patch, pooling, checkpointing
+        self.patch, self.checkpointing = patch, checkpointing
         self.patch_embed = PatchEmbedding(self.dim, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim))
         self.pos_embed = nn.Parameter(torch.zeros(*grid, self.dim))
@@ -182,9 +179,7 @@ class VideoViT(nn.Module):
         self, features: UInt8[Tensor, "batch time height width 3"]
     ) -> Float[Tensor, "batch dim"]:
         """One L2-normalised vector for each clip."""
-        class_token, tokens = self.encode(features)
-        pooled = class_token if self.pooling == "class" else tokens.mean((1, 2, 3))
-        return functional.normalize(pooled, dim=-1)
+        return functional.normalize(self.encode(features)[0], dim=-1)
 
     def forward(
         self, frames: UInt8[Tensor, "batch time height width 3"]

@@ -100,26 +100,17 @@ def to_rle(segmentation: object, height: int, width: int) -> Rle:
     )
 
 
-def to_rles(segmentations: Sequence[object], height: int, width: int) -> tuple[Rle | None, ...]:
-    """Compressed RLE of each frame of a track; `None` and empty lists are absent frames.
-
-    Raises:
-        ValueError: as in `to_rle`, with the index of the frame.
-    """
-    return measured_rles(segmentations, height, width)[0]
-
-
 def measured_rles(
     segmentations: Sequence[object], height: int, width: int
 ) -> tuple[tuple[Rle | None, ...], Extents]:
-    """As `to_rles`, with the extent of each frame's mask.
+    """Compressed RLE and extent of each frame of a track; `None` and empty lists are absent frames.
 
     Compressed RLEs, which the public files hold, are checked and measured together: a track costs
     little more than a frame does in `to_rle`. They share one list as their size. A mask in which a
     run is empty is written anew: pycocotools stops comparing where two masks have one.
 
     Raises:
-        ValueError: as in `to_rles`.
+        ValueError: as in `to_rle`, with the index of the frame.
     """
     rles: list[Rle | None] = [None] * len(segmentations)
     size = [height, width]

@@ -251,7 +251,6 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
                 },
                 "by": "val_AP50",
                 "every": section.validate_every,
-                "export": "best",
             }
         name = "vis" if fuser else "vis_no_fuser"
         task = "selfshot.training.vis:VisTask"

@@ -49,14 +49,14 @@ def kept(work_dir: Path, which: str) -> str:
     return (work_dir / which / "step").read_text()
 
 
-def trained(work_dir: Path, scores: dict[int, float], export: str, killed: int = 0) -> None:
+def trained(work_dir: Path, scores: dict[int, float], killed: int = 0) -> None:
     """Three or more steps, judged after each second one."""
     ASKED.clear()
     SCORED.clear()
     task, steps = Counter(), max(scores)
     settings = {
         "path": "selfshot.distributed.tests:never", "kwargs": {"offset": 0.5}, "by": "val_AP50",
-        "every": 2, "export": export,
+        "every": 2,
     }  # fmt: skip
     best = BestExport(work_dir, settings)
     best._score = scorer(**settings["kwargs"])
@@ -80,17 +80,11 @@ def trained(work_dir: Path, scores: dict[int, float], export: str, killed: int =
 
 
 @pytest.mark.parametrize("killed", [0, 4, 5])
-@pytest.mark.parametrize("export", ["best", "last"])
-def test_best_and_last(tmp_path: Path, export: str, killed: int) -> None:
+def test_best_and_last(tmp_path: Path, killed: int) -> None:
     (tmp_path / "scratch").mkdir()
-    trained(tmp_path, {2: 10.0, 4: 30.0, 6: 30.0, 7: 20.0}, export, killed)
-    other = {"best": "last", "last": "best"}[export]
-    expected = {"best": "4", "last": "7"}
-    assert kept(tmp_path, "export") == expected[export]
-    assert kept(tmp_path, other) == expected[other]
-    assert not (tmp_path / export).exists()
+    trained(tmp_path, {2: 10.0, 4: 30.0, 6: 30.0, 7: 20.0}, killed)
+    assert kept(tmp_path, "export") == "4" and kept(tmp_path, "last") == "7"
     assert what_was_chosen(tmp_path) == {
-        "exported": export,
         "best_step": 4, "best_other": -1.0, "best_val_AP50": 30.5,
         "last_step": 7, "last_other": -1.0, "last_val_AP50": 20.5,
     }  # fmt: skip
@@ -100,6 +94,6 @@ def test_best_and_last(tmp_path: Path, export: str, killed: int) -> None:
 
 def test_nothing_is_kept_of_an_earlier_try(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
-    trained(tmp_path, {2: 90.0, 3: 10.0}, "best")
-    trained(tmp_path, {2: 5.0, 3: 7.0}, "best")
+    trained(tmp_path, {2: 90.0, 3: 10.0})
+    trained(tmp_path, {2: 5.0, 3: 7.0})
     assert kept(tmp_path, "export") == "3" and what_was_chosen(tmp_path)["best_val_AP50"] == 7.5

@@ -19,7 +19,6 @@ from selfshot.ops.masks import (
     rle_area,
     rle_to_box,
     to_rle,
-    to_rles,
 )
 from selfshot.ops.runs import counts_of
 
@@ -171,7 +170,7 @@ def test_any_compressed_counts_are_refused_or_fill_the_frame(counts: str) -> Non
 @given(st.lists(st.none() | arrays(np.bool_, (5, 7)), max_size=5))
 def test_a_track_is_its_frames(track: list[np.ndarray | None]) -> None:
     rles = [None if mask is None else encode_rle(mask) for mask in track]
-    assert list(to_rles(rles, 5, 7)) == rles
+    assert list(measured_rles(rles, 5, 7)[0]) == rles
 
 
 @given(st.lists(st.none() | masks_of_one_size, max_size=5))
@@ -201,7 +200,7 @@ def test_masks_with_empty_runs_are_written_anew(tracks: list[list[int]]) -> None
         mask = decode_rle(form, 5, 7)
         assert rle == encode_rle(mask)
         assert area == mask.sum()
-        assert to_rles([form], 5, 7) == (rle,)
+        assert measured_rles([form], 5, 7)[0] == (rle,)
 
 
 def test_a_track_of_mixed_forms() -> None:
@@ -210,7 +209,7 @@ def test_a_track_of_mixed_forms() -> None:
     rle = encode_rle(mask)
     square = [2.0, 3.0, 7.0, 3.0, 7.0, 5.0, 2.0, 5.0]
     forms = [rle, None, [square], [], {"size": [11, 13], "counts": _runs(mask)}]
-    assert to_rles(forms, 11, 13) == (rle, None, rle, None, rle)
+    assert measured_rles(forms, 11, 13)[0] == (rle, None, rle, None, rle)
 
 
 @settings(max_examples=300)
@@ -221,11 +220,11 @@ def test_a_track_is_refused_as_its_frames_are(counts: list[str]) -> None:
         expected = [to_rle(one, 2, 3) for one in segmentations]
     except ValueError:
         with pytest.raises(ValueError, match="frame"):
-            to_rles(segmentations, 2, 3)
+            measured_rles(segmentations, 2, 3)
     else:
-        assert list(to_rles(segmentations, 2, 3)) == expected
+        assert list(measured_rles(segmentations, 2, 3)[0]) == expected
 
 
 def test_a_track_names_the_frame() -> None:
     with pytest.raises(ValueError, match="frame 2: counts: runs of 37 pixels"):
-        to_rles([GOOD, None, GOOD | {"counts": GOOD["counts"] + "1"}], 5, 7)
+        measured_rles([GOOD, None, GOOD | {"counts": GOOD["counts"] + "1"}], 5, 7)
