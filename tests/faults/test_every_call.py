@@ -31,7 +31,7 @@ from selfshot.distributed.shards import ShardWriter, make_slices
 from selfshot.distributed.training import _drop_unreadable
 from selfshot.errors import StorageError
 from selfshot.store import remote
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 from selfshot.store.local import Store
 from selfshot.store.remote import SharedStore
 
@@ -148,7 +148,7 @@ def mirrored(place: Place) -> None:
     for name in ("export/w", "export/deep/v", "history"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    Mirror(place.storage, "work", folder).push("export", "history")
+    RemoteFolder(place.storage, "work", folder).push("export", "history")
 
 
 def push(place: Place) -> Any:
@@ -157,13 +157,13 @@ def push(place: Place) -> Any:
 
 
 def pull(place: Place) -> Any:
-    mirror = Mirror(place.storage, "work", place.folder / "other")
+    mirror = RemoteFolder(place.storage, "work", place.folder / "other")
     mirror.pull_folder()
     return mirror.pull("history"), mirror.pull("none"), digests(place.folder / "other")
 
 
 def remove(place: Place) -> Any:
-    mirror = Mirror(place.storage, "work", place.folder / "work")
+    mirror = RemoteFolder(place.storage, "work", place.folder / "work")
     mirror.remove("history")
     mirror.remove()
     return place.stored

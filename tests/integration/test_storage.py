@@ -18,7 +18,7 @@ from s3_server import BUCKET, s3_server
 from selfshot.config.load import load_experiment
 from selfshot.data.storage import Storage
 from selfshot.errors import StorageError, UserError
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 from selfshot.store.remote import SharedStore
 from selfshot.studies.run import plan_experiment, run_experiment, verify_experiment
 from selfshot.studies.stages import STAGES
@@ -69,11 +69,11 @@ def test_files_on_s3(storage: str, tmp_path: Path) -> None:
     assert files.sizes("", deep=True) == {"a/b": 6_000_002} and files.size("a") is None
     files.download("a/b", tmp_path / "there")
     assert (tmp_path / "there").stat().st_size == 6_000_002
-    mirror = Mirror(files, "m", tmp_path / "mirror")
+    mirror = RemoteFolder(files, "m", tmp_path / "mirror")
     (tmp_path / "mirror" / "export").mkdir(parents=True)
     (tmp_path / "mirror" / "export" / "w").write_text("1")
     mirror.push("export")
-    assert Mirror(files, "m", tmp_path / "other").pull_folder() == 1
+    assert RemoteFolder(files, "m", tmp_path / "other").pull_folder() == 1
     mirror.remove()
     assert files.sizes("m", deep=True) == {}
     with pytest.raises(FileNotFoundError):
@@ -115,7 +115,7 @@ def test_weights_and_a_corpus_on_s3(
     from selfshot.models.foreign_weights import read_foreign_weights, weights_digest
 
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
-    mirror = Mirror(Storage(storage), "inputs", tmp_path)
+    mirror = RemoteFolder(Storage(storage), "inputs", tmp_path)
     mirror.push("w.safetensors")
     weights = f"{storage}/inputs/w.safetensors"
     assert read_foreign_weights(weights)["a"].tolist() == [0.0, 1.0, 2.0]
@@ -123,7 +123,7 @@ def test_weights_and_a_corpus_on_s3(
     with pytest.raises(UserError, match="cannot be read"):
         read_foreign_weights(f"{weights}.not")
 
-    Mirror(Storage(storage), "corpus", small_corpus).push("videos", "clips.parquet")
+    RemoteFolder(Storage(storage), "corpus", small_corpus).push("videos", "clips.parquet")
     manifest = open_manifest(f"{storage}/corpus/clips.parquet", root=f"{storage}/corpus/videos")
     summary = embed_corpus(
         manifest, mean_colour(small_corpus / "encoder"),

@@ -35,15 +35,15 @@ def check(
     with opened(experiment, overrides) as study:
         loaded, data = study.experiment, study.data
     compute = loaded.compute
+    from selfshot.distributed.capacity import check_capacity
     from selfshot.distributed.checks import Finding, check_cluster, check_faiss, check_tracking
-    from selfshot.distributed.room import lack_of_room
 
     with ray_session(address or compute.address) as session:
         print(f"Ray: {session.num_cpus:g} CPUs and {session.num_gpus:g} GPUs on its nodes")
         if session.embedded:
             print("this is a Ray of this command's own: give --address to look at a cluster")
         findings = check_cluster(loaded.output, loaded.storage)
-        lack = lack_of_room(
+        lack = check_capacity(
             session,
             num_workers=compute.num_workers,
             threads_per_worker=compute.threads_per_worker,
@@ -51,11 +51,11 @@ def check(
         )
     if lack is None:
         words = f"{compute.num_workers} training workers{', a GPU each,' * compute.use_gpu} fit"
-        findings.append(Finding("room", "ok", words))
+        findings.append(Finding("capacity", "ok", words))
     elif compute.autoscales:
-        findings.append(Finding("room", "warning", f"waited for by a run: {lack}"))
+        findings.append(Finding("capacity", "warning", f"waited for by a run: {lack}"))
     else:
-        findings.append(Finding("room", "wrong", str(placed(lack, data))))
+        findings.append(Finding("capacity", "wrong", str(placed(lack, data))))
     findings.append(check_faiss(compute.use_gpu))
     findings.append(check_tracking(loaded.tracking.uri, loaded.output))
     for finding in findings:

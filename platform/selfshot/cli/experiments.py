@@ -123,7 +123,7 @@ def run_whole_study(study: Study, path: Path, resume: bool) -> None:
 
     if resume:
         plan = plan_study(study)
-        begun = any(piece.status != "to do" for piece in plan.pieces.values())
+        begun = any(instance.status != "to do" for instance in plan.instances.values())
         if not begun and len(plan.open_trials) == len(plan.trials):
             raise UserError(
                 f"--resume: no trial of {path} is begun in {study.experiment.output}; leave "

@@ -61,22 +61,26 @@ def _print_study(study: Study, console: Console) -> Estimate:
     stages = Table(title=f"{study.experiment.name}: the stages", title_justify="left")
     for heading in ("stage", "results", "done", "to make", "shared", "time of one"):
         stages.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
-    shared = {piece.id for piece in plan.shared()}
-    names = list(dict.fromkeys(piece.stage for piece in plan.pieces.values()))
+    shared = {instance.id for instance in plan.shared()}
+    names = list(dict.fromkeys(instance.stage for instance in plan.instances.values()))
     times = {part.stage: part.time for part in estimate.parts if part.status != "done"}
     for name in names:
-        pieces = [piece for piece in plan.pieces.values() if piece.stage == name]
-        done = sum(piece.status == "done" for piece in pieces)
-        once = sum(piece.id in shared for piece in pieces)
-        row = (name, len(pieces), done, len(pieces) - done, once, times.get(name, ""))
+        instances = [instance for instance in plan.instances.values() if instance.stage == name]
+        done = sum(instance.status == "done" for instance in instances)
+        once = sum(instance.id in shared for instance in instances)
+        row = (name, len(instances), done, len(instances) - done, once, times.get(name, ""))
         stages.add_row(*(Text(str(one)) for one in row))
     console.print(stages)
     trials = Table(title=f"{len(plan.trials)} trials", title_justify="left")
     for heading in ("trial", "status", "to make", "key"):
         trials.add_column(heading, overflow="fold" if heading == "trial" else "ellipsis")
     for trial in plan.trials:
-        left = [plan.pieces[name] for name in trial.pieces if plan.pieces[name].status != "done"]
-        alone = [piece.stage for piece in left if piece.id not in shared]
+        left = [
+            plan.instances[name]
+            for name in trial.instances
+            if plan.instances[name].status != "done"
+        ]
+        alone = [instance.stage for instance in left if instance.id not in shared]
         status = "done" if trial.done else "to do"
         words = "" if trial.done else ", ".join(alone) or "nothing of its own"
         trials.add_row(*(Text(one) for one in (trial.trial.label, status, words, trial.key)))

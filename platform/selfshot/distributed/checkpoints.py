@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selfshot.files import digest_bytes, digest_file, write_atomically
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 
 DIGESTS = "digests.json"
 _KEPT = 8
@@ -35,7 +35,7 @@ class CheckpointDigests:
     training's. That one can give false weights but run no code, for `weights_only` loads it.
     """
 
-    def __init__(self, work_dir: Path, attempt: str, mirror: Mirror | None) -> None:
+    def __init__(self, work_dir: Path, attempt: str, mirror: RemoteFolder | None) -> None:
         """Requests nothing yet.
 
         Args:

@@ -19,7 +19,7 @@ from selfshot.data.storage import Storage
 from selfshot.distributed.session import current_session
 from selfshot.errors import StorageError
 from selfshot.files import file_lock
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 from selfshot.store.remote import MANIFEST, SharedStore
 
 CACHE = "SELFSHOT_CACHE"
@@ -76,12 +76,12 @@ class Sharing:
             found = [self.local(one) for one in value]
         return found
 
-    def mirror(self, path: Path) -> Mirror:
+    def mirror(self, path: Path) -> RemoteFolder:
         """The counterpart of a folder of this process's output folder or of the sender's."""
         relative = self._relative(str(path))
         if relative is None:
             relative = str(path.resolve().relative_to(self.folder.resolve()))
-        return Mirror(Storage(self.storage), relative, self.folder / relative)
+        return RemoteFolder(Storage(self.storage), relative, self.folder / relative)
 
     def _relative(self, path: str) -> str | None:
         start = f"{self.sender}/"

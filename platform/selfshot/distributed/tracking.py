@@ -20,7 +20,7 @@ from selfshot.distributed.mlflow_runs import Record, RunTree, Target, reason_of
 from selfshot.files import try_lock, write_atomically
 
 if TYPE_CHECKING:
-    from selfshot.store.folders import Mirror
+    from selfshot.store.folders import RemoteFolder
 
 LIVE_S = 2.0
 """Between two looks at what is on disk."""
@@ -132,7 +132,7 @@ def locked(folder: Path) -> BaseFileLock | None:
     return try_lock(folder / "lock")
 
 
-def token_of(folder: Path, mirror: Mirror | None = None) -> str:
+def token_of(folder: Path, mirror: RemoteFolder | None = None) -> str:
     """What finds the run of an output again, made at its first start.
 
     Args:

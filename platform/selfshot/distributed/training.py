@@ -31,7 +31,7 @@ from selfshot.distributed.worker import (
 )
 from selfshot.errors import StorageError, UserError, reported_error
 from selfshot.repeating import repeated
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 from selfshot.training.loop import Schedule, TaskSpec
 
 OnLog = Callable[[dict[str, Any]], None]
@@ -296,7 +296,7 @@ def _last_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _followed(
-    work_dir: Path, stage: str, steps: int, on_log: OnLog | None, mirror: Mirror | None
+    work_dir: Path, stage: str, steps: int, on_log: OnLog | None, mirror: RemoteFolder | None
 ) -> Iterator[None]:
     """Hand over each point of the history as the worker writes it, or sends it."""
     if on_log is None:

@@ -18,7 +18,7 @@ from selfshot.data.retried_files import retried_filesystem
 from selfshot.distributed.session import current_session, quieten
 from selfshot.distributed.sharing import Sharing
 from selfshot.files import write_atomically
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 
@@ -163,7 +163,7 @@ def _as_tasks(
     per_trial: Mapping[str, float],
     max_failures: int,
     on_result: OnResult | None,
-    mirror: Mirror | None,
+    mirror: RemoteFolder | None,
 ) -> dict[str, str]:
     """Run the trials of a trial as tasks: a Tune inside a Tune is more than Ray promises."""
     import ray
@@ -222,7 +222,7 @@ def _run_one(config: dict[str, Any]) -> None:
             mirror.push(name)
 
 
-def _run_budgets(config: dict[str, Any], out_dir: Path, mirror: Mirror | None) -> None:
+def _run_budgets(config: dict[str, Any], out_dir: Path, mirror: RemoteFolder | None) -> None:
     from ray import tune
 
     trial_id = config["trial"]["trial_id"]
@@ -256,7 +256,9 @@ def _scheduler(stopping: Stopping | None) -> Any:
     )
 
 
-def _keep_stopped(out_dir: Path, trial_id: str, stopping: Stopping, mirror: Mirror | None) -> None:
+def _keep_stopped(
+    out_dir: Path, trial_id: str, stopping: Stopping, mirror: RemoteFolder | None
+) -> None:
     """The result of a trial that was stopped is that of the last budget it reached."""
     if _read_result(out_dir, trial_id, mirror) is not None:
         return
@@ -292,7 +294,7 @@ def _keep(config: dict[str, Any]) -> None:
     _write_result(out_dir, trial["trial_id"], result, mirror)
 
 
-def _results_here(config: dict[str, Any]) -> tuple[Path, Mirror | None]:
+def _results_here(config: dict[str, Any]) -> tuple[Path, RemoteFolder | None]:
     """Where a worker keeps results on its node, and where it sends them."""
     if config["sharing"] is None:
         return Path(config["out_dir"]), None
@@ -301,7 +303,7 @@ def _results_here(config: dict[str, Any]) -> tuple[Path, Mirror | None]:
 
 
 def _write_result(
-    out_dir: Path, trial_id: str, result: Mapping[str, Any], mirror: Mirror | None
+    out_dir: Path, trial_id: str, result: Mapping[str, Any], mirror: RemoteFolder | None
 ) -> None:
     write_atomically(out_dir / f"{trial_id}.json", json.dumps(result, allow_nan=False) + "\n")
     if mirror is not None:
@@ -324,7 +326,7 @@ def _tune(
     max_failures: int,
     on_result: OnResult | None,
     stopping: Stopping | None,
-    mirror: Mirror | None,
+    mirror: RemoteFolder | None,
 ) -> dict[str, str]:
     """Run the trials; returns the error of each that failed."""
     from ray import tune
@@ -421,7 +423,7 @@ def _trial_ids(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _read_result(
-    out_dir: Path, trial_id: str, mirror: Mirror | None = None
+    out_dir: Path, trial_id: str, mirror: RemoteFolder | None = None
 ) -> dict[str, Any] | None:
     path = out_dir / f"{trial_id}.json"
     result = _parsed(path)

@@ -19,7 +19,7 @@ from selfshot.distributed.checkpoints import CheckpointDigests, weights_only
 from selfshot.distributed.sharing import Sharing
 from selfshot.errors import UserError
 from selfshot.files import atomic_folder, write_atomically
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 
 if TYPE_CHECKING:
     from selfshot.training.loop import Schedule
@@ -131,7 +131,7 @@ def train_worker(config: dict[str, Any]) -> None:
             mirror.push(f"scratch/{FAILURE}")
 
 
-def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], Mirror | None]:
+def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], RemoteFolder | None]:
     """The same work with the paths of this node, and the counterpart of its folder in storage."""
     if config["sharing"] is None:
         return config, None
@@ -141,7 +141,7 @@ def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], Mirror | None
 
 
 def _train(
-    config: dict[str, Any], scratch: Path, mirror: Mirror | None, digests: CheckpointDigests
+    config: dict[str, Any], scratch: Path, mirror: RemoteFolder | None, digests: CheckpointDigests
 ) -> None:
     fleet = Fleet(**config["fleet"])
     os.environ["DS_ACCELERATOR"] = "cuda" if fleet.use_gpu else "cpu"

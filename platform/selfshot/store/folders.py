@@ -19,7 +19,7 @@ def is_safe(name: str) -> bool:
     )  # fmt: skip
 
 
-class Mirror:
+class RemoteFolder:
     """A folder of work in progress, and its counterpart behind the address."""
 
     def __init__(self, storage: Storage, place: str, folder: Path) -> None:
@@ -31,14 +31,14 @@ class Mirror:
         """Of the counterpart."""
         return self.storage.address_of(self.place)
 
-    def attempt(self, name: str, folder: Path | None = None) -> Mirror:
+    def attempt(self, name: str, folder: Path | None = None) -> RemoteFolder:
         """A counterpart beside those of other machines that may make the same.
 
         Args:
             name: of the attempt.
             folder: another folder here than this one's.
         """
-        return Mirror(self.storage, f"{self.place}/attempt-{name}", folder or self.folder)
+        return RemoteFolder(self.storage, f"{self.place}/attempt-{name}", folder or self.folder)
 
     def states(self, *names: str) -> dict[str, FileState]:
         """The files of it by their relative path, but hidden ones.

@@ -106,16 +106,16 @@ def estimate_study(plan: StudyPlan) -> Estimate:
     """Of a study: what is shared runs first, then the trials."""
     experiment = plan.study.experiment
     measured = _measured(open_store(experiment).root)
-    shared = {piece.id for piece in plan.shared()}
+    shared = {instance.id for instance in plan.shared()}
     waiting = {trial.number for trial in plan.open_trials}
     by_number = {trial.number: trial.trial.experiment for trial in plan.trials}
     parts, shared_s = [], 0.0
-    for piece in plan.pieces.values():
-        needed = piece.status == "done" or waiting.intersection(piece.trials)
-        status = piece.status if needed else "done"
-        part = _part(piece.stage, status, by_number[piece.trials[0]], measured)
+    for instance in plan.instances.values():
+        needed = instance.status == "done" or waiting.intersection(instance.trials)
+        status = instance.status if needed else "done"
+        part = _part(instance.stage, status, by_number[instance.trials[0]], measured)
         parts.append(part)
-        if piece.id in shared:
+        if instance.id in shared:
             shared_s += part.seconds or 0.0
     parallel = max(1, min(experiment.sweep.parallel, len(waiting)))
     if is_here(experiment):

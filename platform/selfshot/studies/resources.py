@@ -56,12 +56,12 @@ def check_resources(experiment: Experiment) -> str:
     Raises:
         UserError: it cannot, and no nodes come by themselves.
     """
-    from selfshot.distributed.room import lack_of_room
+    from selfshot.distributed.capacity import check_capacity
     from selfshot.distributed.session import Session, ray_session
 
     compute = experiment.compute
     lack_in = partial(
-        lack_of_room,
+        check_capacity,
         num_workers=compute.num_workers,
         threads_per_worker=compute.threads_per_worker,
         use_gpu=compute.use_gpu,

@@ -260,7 +260,7 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
 
 
 def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
-    from selfshot.distributed.room import gpu_share
+    from selfshot.distributed.capacity import gpu_share
     from selfshot.distributed.session import current_session
     from selfshot.distributed.trials import run_trials
     from selfshot.studies.scores import aggregate, figure_name

@@ -75,7 +75,9 @@ def run_study(study: Study) -> StudyRun:
     trials = {
         trial.key: {
             "label": trial.trial.label,
-            "stages": {plan.pieces[name].stage: plan.pieces[name].key for name in trial.pieces},
+            "stages": {
+                plan.instances[name].stage: plan.instances[name].key for name in trial.instances
+            },
         }
         for trial in plan.trials
     }
@@ -155,8 +157,8 @@ def _refuse_without_room(plan: StudyPlan) -> str | None:
     seen = set()
     for trial in plan.open_trials:
         experiment = trial.trial.experiment
-        left = [plan.pieces[name].stage for name in trial.pieces
-                if plan.pieces[name].status != "done"]  # fmt: skip
+        left = [plan.instances[name].stage for name in trial.instances
+                if plan.instances[name].status != "done"]  # fmt: skip
         asked = (experiment.compute.model_dump_json(), frozenset(left))
         if asked not in seen:
             seen.add(asked)
@@ -167,24 +169,24 @@ def _refuse_without_room(plan: StudyPlan) -> str | None:
 
 def _heavy(plan: StudyPlan) -> bool:
     """Whether trials train or embed by themselves: on one machine each takes all the cores."""
-    return any(piece.stage not in ("index", "supports", "evaluation") for piece in plan.own())
+    return any(instance.stage not in ("index", "supports", "evaluation") for instance in plan.own())
 
 
 def _make_shared(plan: StudyPlan, progress: Progress, parallel: int) -> dict[str, str]:
-    """Make what several trials read, once; returns the pieces that failed, with the reason."""
+    """Make what several trials read, once; returns the instances that failed, with the reason."""
     from selfshot.distributed.graph import run_graph
 
-    pieces = plan.shared()
-    if not pieces:
+    instances = plan.shared()
+    if not instances:
         return {}
     by_number = {trial.number: trial for trial in plan.trials}
     waiting = {trial.number for trial in plan.open_trials}
-    progress.note(f"{len(pieces)} stages are shared by several trials and made first")
+    progress.note(f"{len(instances)} stages are shared by several trials and made first")
     units = {}
-    for piece in pieces:
-        trial = by_number[next(n for n in piece.trials if n in waiting)]
-        config = worker_config(plan, trial, piece.stage, piece.id)
-        units[piece.id] = (config, piece.needs)
+    for instance in instances:
+        trial = by_number[next(n for n in instance.trials if n in waiting)]
+        config = worker_config(plan, trial, instance.stage, instance.id)
+        units[instance.id] = (config, instance.needs)
     made = 0
 
     def ended(name: str, error: str | None) -> None:
@@ -193,7 +195,7 @@ def _make_shared(plan: StudyPlan, progress: Progress, parallel: int) -> dict[str
         if error is not None:
             progress.note(f"{name} failed: {error}")
 
-    labels = {piece.id: f"{piece.stage} {piece.key[:6]}" for piece in pieces}
+    labels = {instance.id: f"{instance.stage} {instance.key[:6]}" for instance in instances}
     with followed(progress, plan.folder / "logs", labels, notes=True):
         return run_graph(
             "selfshot.studies.trial:make_shared",
@@ -216,7 +218,7 @@ def _run_trials(
     failures: dict[str, str] = {}
     waiting: list[PlannedTrial] = []
     for trial in plan.open_trials:
-        reasons = [f"{name}: {broken[name]}" for name in trial.pieces if name in broken]
+        reasons = [f"{name}: {broken[name]}" for name in trial.instances if name in broken]
         if reasons:
             failures[trial.trial.label] = reasons[0]
         else:
@@ -282,7 +284,7 @@ def _listed(plan: StudyPlan) -> list[dict[str, Any]]:
             "case": trial.trial.case,
             "settings": trial.trial.settings,
             "repeat": trial.trial.repeat,
-            "stages": list(trial.pieces),
+            "stages": list(trial.instances),
         }
         for trial in plan.trials
     ]

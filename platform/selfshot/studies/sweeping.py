@@ -23,12 +23,12 @@ from selfshot.studies.run import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class StageInstance:
     """One result in the store that the study needs.
 
     Attributes:
         stage, key: which.
-        needs: ids of the pieces that it reads.
+        needs: ids of the instances that it reads.
         trials: numbers of the trials that need it.
         status: `done`, `partial` or `to do`.
         path: where it is or will be.
@@ -43,7 +43,7 @@ class Piece:
 
     @property
     def id(self) -> str:
-        """Its name among all pieces."""
+        """Its name among all instances."""
         return f"{self.stage}-{self.key}"
 
 
@@ -54,7 +54,7 @@ class PlannedTrial:
     number: int
     trial: Trial
     key: str
-    pieces: tuple[str, ...]
+    instances: tuple[str, ...]
     path: Path
 
     @property
@@ -79,14 +79,14 @@ class StudyPlan:
         study: the study.
         trials: each with its key, in order; trials with the same settings are one.
         entries: every trial of the sweep with the key of its result.
-        pieces: by id, in an order in which they can be made.
+        instances: by id, in an order in which they can be made.
         digests: of the benchmarks' files.
     """
 
     study: Study
     trials: tuple[PlannedTrial, ...]
     entries: tuple[tuple[Trial, str], ...]
-    pieces: dict[str, Piece]
+    instances: dict[str, StageInstance]
     digests: dict[str, str]
 
     @property
@@ -108,22 +108,22 @@ class StudyPlan:
             if (result := known[key]) is not None
         ]
 
-    def shared(self) -> list[Piece]:
+    def shared(self) -> list[StageInstance]:
         """Pieces that two or more open trials need and that are not done, in order."""
         waiting = {trial.number for trial in self.open_trials}
         return [
-            piece
-            for piece in self.pieces.values()
-            if piece.status != "done" and len(waiting.intersection(piece.trials)) > 1
+            instance
+            for instance in self.instances.values()
+            if instance.status != "done" and len(waiting.intersection(instance.trials)) > 1
         ]
 
-    def own(self) -> list[Piece]:
+    def own(self) -> list[StageInstance]:
         """Pieces that are not done and that one open trial alone makes."""
         waiting = {trial.number for trial in self.open_trials}
         return [
-            piece
-            for piece in self.pieces.values()
-            if piece.status != "done" and len(waiting.intersection(piece.trials)) == 1
+            instance
+            for instance in self.instances.values()
+            if instance.status != "done" and len(waiting.intersection(instance.trials)) == 1
         ]
 
 
@@ -171,14 +171,14 @@ def plan_study(study: Study) -> StudyPlan:
             trials[key] = PlannedTrial(number, trial, key, tuple(ids), path)
         known = dict(digests)
     known_keys: dict[str, set[str]] = {}
-    pieces = {
-        name: Piece(
+    instances = {
+        name: StageInstance(
             **{**entry, "trials": tuple(entry["trials"])},
             **_where(store, known_keys, entry["stage"], entry["key"]),
         )
         for name, entry in found.items()
     }
-    return StudyPlan(study, tuple(trials.values()), tuple(entries), pieces, known)
+    return StudyPlan(study, tuple(trials.values()), tuple(entries), instances, known)
 
 
 def _where(store: Store, known: dict[str, set[str]], stage: str, key: str) -> dict[str, Any]:

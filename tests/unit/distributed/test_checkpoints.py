@@ -17,7 +17,7 @@ from selfshot.data.storage import ATTEMPTS, Storage
 from selfshot.distributed.checkpoints import DIGESTS, CheckpointDigests, weights_only
 from selfshot.distributed.training import _drop_unreadable
 from selfshot.errors import StorageError
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 
 RUN = "scratch/ray/train"
 SNAPSHOT = f"{RUN}/checkpoint_manager_snapshot.json"
@@ -104,14 +104,14 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 def test_a_checkpoint_is_known_by_the_record_of_its_training(tmp_path: Path, fail: Any) -> None:
     files = Storage(f"memory://{tmp_path.name}-digests")
     here, there, made = (tmp_path / name for name in ("here", "there", "made"))
-    ours = CheckpointDigests(here, "one", Mirror(files, "work", here))
+    ours = CheckpointDigests(here, "one", RemoteFolder(files, "work", here))
     (made / "state").mkdir(parents=True)
     for step in (2, 4):
         (made / "state" / "a.pt").write_text(f"weights {step}")
         ours.note(made, step)
         assert ours.complaint_about(made) is None
     # Another machine, and another attempt, know it by storage alone.
-    others = CheckpointDigests(there, "two", Mirror(files, "work", there))
+    others = CheckpointDigests(there, "two", RemoteFolder(files, "work", there))
     assert others.complaint_about(made) is None
     (made / "state" / "b.pt").write_text("more")
     assert others.complaint_about(made) == "state/b.pt is not the file that this training wrote"

@@ -8,7 +8,7 @@ import pytest
 
 from selfshot.data.storage import Storage
 from selfshot.distributed.trials import _read_result
-from selfshot.store.folders import Mirror
+from selfshot.store.folders import RemoteFolder
 
 
 @pytest.mark.parametrize("content", [b"", b'{"rows": [', b"\xff"])
@@ -18,7 +18,7 @@ def test_a_result_that_is_cut_short_is_made_again_or_fetched(
     (tmp_path / "one.json").write_bytes(content)
     assert _read_result(tmp_path, "one") is None
     storage = Storage(tmp_path / "there")
-    mirror = Mirror(storage, "trials", tmp_path)
+    mirror = RemoteFolder(storage, "trials", tmp_path)
     assert _read_result(tmp_path, "one", mirror) is None
     storage.write("trials/one.json", b'{"score": 1}')
     assert _read_result(tmp_path, "one", mirror) == {"score": 1}

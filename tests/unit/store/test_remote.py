@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from selfshot.data.storage import Storage
 from selfshot.errors import StorageError
 from selfshot.store import remote
-from selfshot.store.folders import Mirror, is_safe
+from selfshot.store.folders import RemoteFolder, is_safe
 from selfshot.store.remote import DamagedError, SharedStore, parts_of
 
 STAGE, KEY = "vis", "0123456789abcdef"
@@ -285,9 +285,9 @@ def test_a_mirror_sends_and_brings(tmp_path: Path) -> None:
     files = Storage(str(tmp_path / "storage"))
     here, there = tmp_path / "here", tmp_path / "there"
     finished(here, {"history.jsonl": b"1\n", "export/a.bin": b"1", "export/b/c.bin": b"22"})
-    mirror = Mirror(files, "store/vis/key.partial", here)
+    mirror = RemoteFolder(files, "store/vis/key.partial", here)
     mirror.push("history.jsonl", "export", "not there")
-    other = Mirror(files, "store/vis/key.partial", there)
+    other = RemoteFolder(files, "store/vis/key.partial", there)
     assert other.pull("history.jsonl") and not other.pull("never")
     assert other.pull_folder("export") == 2
     assert contents(there) == {

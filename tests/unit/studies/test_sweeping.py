@@ -35,7 +35,7 @@ def planned(output: Path, *overrides: str) -> StudyPlan:
 
 
 def shared(plan: StudyPlan) -> dict[str, int]:
-    stages = [piece.stage for piece in plan.shared()]
+    stages = [instance.stage for instance in plan.shared()]
     return {stage: stages.count(stage) for stage in stages}
 
 
@@ -64,21 +64,21 @@ def test_what_trials_share(tmp_path: Path, sweep: str, expected: dict[str, int])
 def test_a_shared_stage_comes_after_what_it_needs(tmp_path: Path) -> None:
     plan = planned(tmp_path, "sweep.over={supports.shots: [[1], [2]], seed: [0, 1]}")
     before: set[str] = set()
-    for piece in plan.pieces.values():
-        assert piece.needs <= before
-        before.add(piece.id)
+    for instance in plan.instances.values():
+        assert instance.needs <= before
+        before.add(instance.id)
 
 
 def test_a_trial_is_the_experiment_that_one_could_run_by_hand(tmp_path: Path) -> None:
     plan = planned(tmp_path, "sweep.over={vis.num_instances: [2, 3]}")
     by_hand = study(tmp_path, "vis.num_instances=3").experiment
     keys = {stage.stage: stage.key for stage in plan_experiment(by_hand, "evaluation")}
-    assert list(plan.trials[1].pieces) == [f"{stage}-{key}" for stage, key in keys.items()]
+    assert list(plan.trials[1].instances) == [f"{stage}-{key}" for stage, key in keys.items()]
 
 
 def test_the_last_stage_decides_how_far_a_trial_goes(tmp_path: Path) -> None:
     plan = planned(tmp_path, "sweep.over={supports.shots: [[1], [2]]}", "sweep.until=supports")
-    assert {piece.stage for piece in plan.pieces.values()} == {*TRAINED, "supports"}
+    assert {instance.stage for instance in plan.instances.values()} == {*TRAINED, "supports"}
 
 
 def finish(plan: StudyPlan, number: int) -> None:
@@ -92,7 +92,7 @@ def test_finished_trials_are_not_planned_again(tmp_path: Path) -> None:
     finish(planned(tmp_path, sweep), 0)
     plan = planned(tmp_path, sweep)
     assert [trial.done for trial in plan.trials] == [True, False, False]
-    assert [piece.trials for piece in plan.own() if piece.stage == "vis"] == [(1,), (2,)]
+    assert [instance.trials for instance in plan.own() if instance.stage == "vis"] == [(1,), (2,)]
     # A wider sweep knows those of the narrower one; half a file is no result.
     wider = planned(tmp_path, "sweep.over={vis.num_instances: [5, 2, 3]}")
     assert [trial.done for trial in wider.trials] == [False, True, False]
@@ -143,16 +143,16 @@ def test_a_report_needs_a_trial(tmp_path: Path) -> None:
 
 def stored(output: Path, plan: StudyPlan, stage: str, seconds: float, size: int) -> None:
     """A finished result in the store, as a manifest describes it."""
-    piece = next(piece for piece in plan.pieces.values() if piece.stage == stage)
+    instance = next(instance for instance in plan.instances.values() if instance.stage == stage)
     experiment: Any = plan.trials[0].trial.experiment
     section = getattr(experiment, stage).model_dump(mode="json")
     manifest = {
-        "stage": stage, "key": piece.key, "settings": section, "inputs": {}, "seconds": seconds,
+        "stage": stage, "key": instance.key, "settings": section, "inputs": {}, "seconds": seconds,
         "files": {"x": {"bytes": size}},
     }  # fmt: skip
-    piece.path.mkdir(parents=True)
-    (piece.path / "manifest.json").write_text(json.dumps(manifest))
-    (piece.path / "x").write_bytes(b"." * size)
+    instance.path.mkdir(parents=True)
+    (instance.path / "manifest.json").write_text(json.dumps(manifest))
+    (instance.path / "x").write_bytes(b"." * size)
 
 
 def test_an_estimate_needs_something_that_was_measured(tmp_path: Path) -> None:

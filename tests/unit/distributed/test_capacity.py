@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfshot.distributed.room import gpu_share, lack_of_room
+from selfshot.distributed.capacity import check_capacity, gpu_share
 from selfshot.distributed.session import Session
 
 HERE = Session(True, 2.0, 0.0, 2.0)
@@ -27,9 +27,7 @@ CLUSTER = Session(False, 12.0, 3.0, 5.0)
 def test_what_is_missing(
     session: Session, workers: int, threads: int | None, gpu: bool, words: str | None
 ) -> None:
-    found = lack_of_room(
-        session, num_workers=workers, threads_per_worker=threads, use_gpu=gpu
-    )
+    found = check_capacity(session, num_workers=workers, threads_per_worker=threads, use_gpu=gpu)
     if words is None:
         assert found is None
     else:

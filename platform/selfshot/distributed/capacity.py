@@ -1,4 +1,4 @@
-"""Whether the running Ray has room for what trainings ask for, before anything is made."""
+"""Whether the running Ray has the capacity that trainings request, before anything is made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gpu_share(session: Session, parallel: int, *, autoscales: bool) -> float:
     return min(1.0, int(10_000 * session.num_gpus / parallel) / 10_000)
 
 
-def lack_of_room(
+def check_capacity(
     session: Session, *, num_workers: int, threads_per_worker: int | None, use_gpu: bool
 ) -> UserError | None:
     """What is missing for a training, with what mends it; None: nothing.
