@@ -614,5 +614,5 @@ def test_a_validation_scores_the_same_few_queries_each_time(folder: Path) -> Non
 
 
 def test_a_validation_without_queries(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"vis\.validation\.every: the benchmark has no queries"):
+    with pytest.raises(UserError, match=r"vis\.validate_every: the benchmark has no queries"):
         Validation(str(folder), queries=3, shots=1)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from selfshot.config.vis import VisConfig
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations, Video, load_results
 from selfshot.evaluation.linking import TrackLinker, windows_of
@@ -144,11 +145,11 @@ def test_a_thing_that_jumps_is_another_track(tmp_path: Path) -> None:
 
 def test_a_support_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = SelfShotVIS(
-        SmallBackbone(8, 12), heads=2, encoder_layers=1, fuser_layers=1, decoder_layers=1,
-        ffn_dim=8, dropout=0.0, num_instances=2, deformable=False, query_positions=True,
-        support_positions=True,
-    ).eval()  # fmt: skip
+    section = VisConfig(
+        heads=2, encoder_layers=1, fuser_layers=1, decoder_layers=1, ffn_dim=8, dropout=0.0,
+        num_instances=2, deformable=False, query_positions=True, support_positions=True,
+    )  # fmt: skip
+    model = SelfShotVIS(SmallBackbone(8, 12), section).eval()
     clips = {
         name: np.random.default_rng(n).integers(0, 256, (frames, 32, 32, 3)).astype(np.uint8)
         for n, (name, frames) in enumerate([("a", 2), ("b", 3), ("c", 1)])

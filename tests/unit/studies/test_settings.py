@@ -39,6 +39,7 @@ def test_the_papers_model_is_what_the_paper_says() -> None:
 
 
 QUICKSTART = PAPER.with_name("quickstart.yaml")
+NO_FUSER = PAPER.with_name("no_fuser.yaml")
 
 
 def test_methods_have_their_own_keys_and_arguments() -> None:
@@ -55,4 +56,4 @@ def test_methods_have_their_own_keys_and_arguments() -> None:
 
 def test_a_method_without_a_row() -> None:
     with refused("vis.method"):
-        load_experiment(QUICKSTART, ["vis.method=few_shot_transformer"])
+        load_experiment(NO_FUSER, ["vis.method=few_shot_transformer"])

@@ -40,12 +40,11 @@ def test_schedule() -> None:
 
 
 def test_schedule_with_drops() -> None:
-    rates = [schedule(step, 20, 2, [0.5, 0.7], 0.1) for step in range(20)]
+    rates = [schedule(step, 20, 2, [0.5, 0.7]) for step in range(20)]
     assert rates[:2] == [0.5, 1.0] and rates[2:10] == [1.0] * 8
     assert rates[10:14] == pytest.approx([0.1] * 4) and rates[14:] == pytest.approx([0.01] * 6)
     # The paper's: 20 epochs, a tenth from the 15th on.
     assert [schedule(step, 20, 0, [0.7]) for step in (13, 14)] == pytest.approx([1.0, 0.1])
-    assert schedule(9, 20, 0, []) == 1.0
     dropped = run_plain(ToyTask(seed=2), Schedule(steps=10, log_every=1, drops=[0.5], **SETTINGS))
     assert [point["lr"] for point in dropped[3:]] == pytest.approx([1e-2] * 2 + [1e-3] * 5)
 
