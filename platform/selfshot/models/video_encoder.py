@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -158,7 +158,7 @@ class VideoEncoder(nn.Module):
         self.backbone = backbone
         self.frozen = bool(getattr(backbone, "frozen", False))
         self.dim, self.checkpointing = dim, checkpointing
-        own = int(getattr(backbone, "dim"))  # noqa: B009
+        own = cast(int, backbone.dim)
         self.project = nn.Identity() if own == dim else nn.Linear(own, dim, bias=False)
         self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
         self.adapter = build_adapter(adapter, dim)

@@ -266,6 +266,8 @@ def train_index(index: Any, sample: Float[np.ndarray, "sampled dim"], *, use_gpu
     try:
         index.train(sample)
     except RuntimeError as error:
+        if "Number of training points" not in str(error):
+            raise  # FAISS raises this kind for all it has, a GPU without memory as well.
         raise UserError(
             f"index: not possible for {len(sample)} clips "
             f"({str(error).rpartition('Error: ')[2]}); take index.kind flat, which is exact and "

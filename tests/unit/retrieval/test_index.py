@@ -11,7 +11,7 @@ import pytest
 
 from selfshot.retrieval.building import load_index
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
-from selfshot.retrieval.index import build_index
+from selfshot.retrieval.index import build_index, empty_index, train_index
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(23, 7)).astype(np.float32)
@@ -90,3 +90,17 @@ def test_read_embeddings_leaves_quarantine_out(tmp_path: Path) -> None:
     assert read_quarantine(tmp_path) == [(IDS[row], "broken") for row in (1, 5, 6)]
     with pytest.raises(ValueError, match="no shard"):
         read_embeddings(tmp_path / "nothing")
+
+
+def test_a_training_that_fails_by_itself_is_not_blamed_on_the_clips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FAISS raises a RuntimeError also where a GPU has no memory left."""
+    index = empty_index("IVF2,PQ2", 4)
+
+    def train(sample: np.ndarray) -> None:
+        raise RuntimeError("Error: 'err == cudaSuccess' failed: out of memory")
+
+    monkeypatch.setattr(index, "train", train)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_index(index, np.eye(4, dtype=np.float32), use_gpu=False)
