@@ -194,7 +194,7 @@ def of_tars(address: str, quarantined: Quarantined) -> Iterator[Item]:
                     if member.isreg() and wanted.takes(member.name):
                         name = f"{stem(uri)}/{stem(member.name)}"
                         yield Item(uri, name, name, member.size, member.offset_data)
-        except (tarfile.TarError, OSError) as error:
+        except (tarfile.TarError, FileNotFoundError) as error:
             quarantined.append((f"corpus: {uri}", f"the tar cannot be read to its end: {error}"))
     quarantined += wanted.others()
 
