@@ -24,7 +24,13 @@ from selfshot.models.encoder_backbones import (
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
 from selfshot.models.video_encoder import VideoEncoder
 from selfshot.models.video_vit import VideoViT, inflate_positions
-from selfshot.models.weights import fill, load_backbone, read_weights, save_weights
+from selfshot.models.weights import (
+    fill,
+    load_backbone,
+    read_weights,
+    refused_settings,
+    save_weights,
+)
 
 
 def build_encoder(
@@ -200,8 +206,10 @@ def load_encoder(folder: Path | str) -> FrozenEncoder:
     """
     folder = Path(folder)
     state, settings = read_weights(folder, "encoder")
-    section = EncoderConfig.model_validate_json(json.dumps(settings["encoder"]))
-    encoder, _ = build_encoder(section, settings["backbone_network"], settings["size"], empty=True)
+    with refused_settings(folder / "encoder.json"):
+        section = EncoderConfig.model_validate_json(json.dumps(settings["encoder"]))
+        network, size = settings["backbone_network"], settings["size"]
+    encoder, _ = build_encoder(section, network, size, empty=True)
     if section.packaged:
         own = encoder.state_dict()
         state |= {name: value for name, value in own.items() if name.startswith("backbone.")}

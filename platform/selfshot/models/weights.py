@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,6 +44,19 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         return load_file(path), json.loads((folder / f"{name}.json").read_text())
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: it cannot be read: {error}; make the stage again") from None
+
+
+@contextlib.contextmanager
+def refused_settings(path: Path) -> Iterator[None]:
+    """Blame the file of a network's settings for what a block cannot read of them."""
+    try:
+        yield
+    except (ValidationError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: these settings are of another version, or of something else "
+            f"({reason[:200]}); train the network again, or name another folder"
+        ) from None
 
 
 def _difference(module: nn.Module, state: dict[str, Tensor]) -> str | None:
@@ -114,11 +130,11 @@ def load_backbone(folder: Path) -> PretrainedBackbone:
 def load_vis(folder: Path) -> VisModel:
     """The VIS transformer, or the other method that was trained, in evaluation mode."""
     state, settings = read_weights(folder, "vis")
-    backbone = build_backbone(**settings["backbone"])
+    with refused_settings(folder / "vis.json"):
+        section = VisConfig.model_validate_json(json.dumps(settings["vis"]))
+        network, fuser, frames = (settings[one] for one in ("backbone", "fuser", "clip_frames"))
+    backbone = build_backbone(**network)
     backbone.freeze_norms = True
-    section = VisConfig.model_validate_json(json.dumps(settings["vis"]))
-    model = build_vis(
-        backbone, section, fuser=settings["fuser"], clip_frames=settings["clip_frames"]
-    )
+    model = build_vis(backbone, section, fuser=fuser, clip_frames=frames)
     fill(model, state, folder / "vis.safetensors")
     return model.eval()
