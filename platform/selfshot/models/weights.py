@@ -52,10 +52,13 @@ def refused_settings(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValidationError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(
-            f"{path}: these settings are of another version, or of something else "
-            f"({reason[:200]}); train the network again, or name another folder"
+            f"{path}: these settings are of another version, or of something else ({reason}); "
+            "train the network again, or name another folder"
         ) from None
 
 
