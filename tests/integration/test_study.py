@@ -45,6 +45,8 @@ def manifests(output: Path) -> dict[Path, int]:
 def test_every_trial_is_done_and_shared_stages_are_made_once(output: Path, first: StudyRun) -> None:
     assert first.failures == {} and len(first.results) == 4
     made = [path.parts[-3] for path in manifests(output)]
+    # Predicted rows are kept by their supports, and trials that chose the same share them.
+    made = [stage for stage in made if stage != "evaluated_rows"]
     assert {stage: made.count(stage) for stage in made} == {
         "benchmark": 1, "backbone": 1, "encoder": 1, "embeddings": 1, "index": 1, "seen": 1,
         "supports": 2, "vis": 2, "evaluation": 4,
