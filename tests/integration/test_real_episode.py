@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from selfshot.benchmarks.manifest import query_key
+from selfshot.config.vis import VisConfig
 from selfshot.data.clips import ClipReader
 from selfshot.data.episodes import episode_batch
 from selfshot.data.ytvis import load_annotations
@@ -24,15 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # Two dogs beside a person, helped by a dog of another source.
 EPISODES = {"dogs_jump": ("dog", "dog")}
-TRANSFORMER: dict[str, Any] = {
-    "heads": 4, "encoder_layers": 1, "fuser_layers": 1, "decoder_layers": 2, "ffn_dim": 144,
-    "dropout": 0.0, "num_instances": 5, "deformable": False, "query_positions": True,
-    "support_positions": True,
-}  # fmt: skip
-WEIGHTS = {
-    "foreground": 1.0, "l1": 5.0, "giou": 2.0, "dice": 4.0, "focal": 40.0, "common": 2.0,
-    "no_object": 0.1,
-}  # fmt: skip
+SECTION = VisConfig(ffn_dim=144, backbone_learning_rate=2e-3)
 ROW = {"supports": "oracle", "shots": 1, "extra": 0}
 
 
@@ -41,9 +34,9 @@ class OneEpisode:
 
     def __init__(self, reader: ClipReader, query: int, support: int, category: int) -> None:
         torch.manual_seed(0)
-        model = build_vis(SmallBackbone(24, 48), **TRANSFORMER)
+        model = build_vis(SmallBackbone(24, 48), SECTION)
         model.backbone.freeze_norms = True
-        self.module = training_of(model, WEIGHTS)
+        self.module = training_of(model, SECTION.weights)
         self.episode = episode_batch(
             reader, [query], [[support]], [category],
             token_stride=8, mask_stride=model.mask_stride // 2,
