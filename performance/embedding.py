@@ -57,11 +57,11 @@ def obvious(number: int, paths: Sequence[str], core: int, ready: Any, answers: A
     import torch
 
     from selfshot.data.video import sample_frames
-    from selfshot.models.encoder_backbones import EfficientNetFeatures
+    from selfshot.models.pretrained import packaged_network
 
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    network = EfficientNetFeatures().network.eval()
+    network = packaged_network().network
     ready.wait()
     began = time.perf_counter(), time.process_time()
     vectors = []
@@ -69,7 +69,7 @@ def obvious(number: int, paths: Sequence[str], core: int, ready: Any, answers: A
         for path in paths:
             frames = torch.from_numpy(sample_frames(path, **SIZE))
             images = (frames.permute(0, 3, 1, 2).float() - 127) / 128
-            features = network.extract_features(images.contiguous()).mean((2, 3)).mean(0)
+            features = network.forward_features(images.contiguous()).mean((2, 3)).mean(0)
             vectors.append(torch.nn.functional.normalize(features, dim=0).numpy())
     _answer(answers, number, vectors, began, time.process_time())
 
@@ -79,11 +79,11 @@ def loop(number: int, paths: Sequence[str], core: int, ready: Any, answers: Any)
     import torch
 
     from selfshot.data.video import sample_frames
-    from selfshot.models.encoders import efficientnet_lite0
+    from selfshot.models.encoders import open_encoder
 
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    encoder = efficientnet_lite0()
+    encoder = open_encoder("efficientnet_lite0").encoder
     encoder.prepare("cpu")
     encoder.embed(np.zeros((1, FRAMES, SIDE, SIDE, 3), np.uint8))
 
@@ -359,7 +359,6 @@ def parts_of(paths: Sequence[str]) -> tuple[dict[str, float], float]:
     import torch
 
     from selfshot.data.video import sample_frames
-    from selfshot.models.encoders import efficientnet_lite0
 
     torch.set_num_threads(1)
     plain, fused = efficientnet_lite0(), efficientnet_lite0()

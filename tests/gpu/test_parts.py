@@ -22,7 +22,7 @@ from selfshot.evaluation import episodes
 from selfshot.evaluation.prediction import SupportCache, Windows, predict_video
 from selfshot.evaluation.validation import Validation
 from selfshot.models.attention_maps import attention_maps
-from selfshot.models.encoders import efficientnet_lite0
+from selfshot.models.encoders import open_encoder
 from selfshot.models.trained_encoder import FrozenEncoder, load_encoder
 from selfshot.models.vis import masks_at
 from selfshot.models.weights import load_vis
@@ -220,7 +220,7 @@ def test_clips_are_described(
 
 def test_a_named_encoder_embeds(device: str) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 48, 3), np.uint8)
-    encoder = efficientnet_lite0()
+    encoder = open_encoder("efficientnet_lite0").encoder
     ours = encoder.embed(frames)
     encoder.prepare(device)
     np.testing.assert_allclose(encoder.embed(frames), ours, **HALF)

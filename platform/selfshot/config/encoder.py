@@ -4,31 +4,61 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from selfshot.config.fields import Count, PathText, Positive, Section, Share
 from selfshot.config.optimiser import Optimiser
 
-EncoderBackbone = Literal["pretrained", "efficientnet_lite0", "scratch", "inception", "video_vit"]
+BACKBONES = ("pretrained", "efficientnet_lite0", "scratch", "video_vit")
+AUXILIARIES = ("none", "efficientnet_lite0")
+
+
+def _network(*own: str) -> AfterValidator:
+    """One of our own names, or a network of timm or transformers."""
+
+    def check(name: str) -> str:
+        if name in own or (name.startswith(("timm/", "hf/")) and name.partition("/")[2]):
+            return name
+        raise ValueError(
+            f"{name!r} is not allowed ({', '.join(own)}, timm/NAME, timm/hf-hub:REPOSITORY, "
+            "timm/local-dir:FOLDER, hf/REPOSITORY or hf/FOLDER)"
+        )
+
+    return AfterValidator(check)
 
 
 class EncoderConfig(Section):
     """Φ: a video transformer over frame tokens, trained without a label on the corpus."""
 
-    backbone: EncoderBackbone = Field(
+    backbone: Annotated[str, _network(*BACKBONES)] = Field(
         "pretrained",
         description="what turns frames into tokens: the pretrained backbone (frozen), "
-        "EfficientNet-Lite0 with ImageNet weights, a small network from scratch, Inception v3, or "
-        "a ViT over the patches of all frames",
+        "EfficientNet-Lite0 with ImageNet weights, a small network from scratch, a ViT over the "
+        "patches of all frames; or any network of timm (timm/NAME) or transformers (hf/NAME)",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of the repository")
+    allow_download: bool = Field(
+        False, description="fetch from the hub what is not on this machine"
     )
     train_backbone: bool | None = Field(
         None, description="none: scratch and video_vit are trained, the others are frozen"
     )
-    weights: PathText | None = Field(
-        None, description="path or address of the backbone's weights, .safetensors or torch"
+    weights: Annotated[Literal["random"] | PathText | None, Field(union_mode="left_to_right")] = (
+        Field(
+            None,
+            description="path or address of video_vit's weights, or path of those of timm/NAME, "
+            ".safetensors or torch; random: drawn at random; none: those that the name stands for",
+        )
     )
     frame_side: Annotated[int, Field(ge=0)] = Field(
-        0, description="efficientnet_lite0 and inception see frames enlarged to this side"
+        0,
+        description="a named network sees frames enlarged to this side; 0: to its own, and for "
+        "efficientnet_lite0 to 128",
+    )
+    pooling: Literal["tokens", "network"] = Field(
+        "tokens",
+        description="a clip's vector: the mean of its tokens, weighted by foreground; or a named "
+        "network's own vectors, such as its class token",
     )
     vit_size: Literal["tiny", "small", "base"] = "small"
     vit_patch: Count = Field(16, description="side of a patch in pixels")
@@ -42,10 +72,10 @@ class EncoderConfig(Section):
         description="what corrects the pooled vectors: a trained linear map that starts at none, "
         "a map that is fitted before, or one after the other",
     )
-    auxiliary: Literal["none", "efficientnet_lite0"] = Field(
+    auxiliary: Annotated[str, _network(*AUXILIARIES)] = Field(
         "none",
-        description="a second, frozen network whose vectors are joined to Φ's; it has seen "
-        "ImageNet's labels",
+        description="a second, frozen network whose vectors are joined to Φ's: "
+        "efficientnet_lite0, or any as in backbone",
     )
     loss: Literal["rank", "nce", "moco"] = "rank"
     temperature: Positive = Field(0.05, description="of the loss; 2 is what Eq. 6 prints for rank")
@@ -88,10 +118,9 @@ class EncoderConfig(Section):
         return not (self.trains_backbone or self.layers or self.adapter.endswith("linear"))
 
     @property
-    def packaged(self) -> bool:
-        """Whether the backbone's weights are those of a package, so that none are exported."""
-        own = self.trains_backbone or self.weights is not None
-        return self.backbone == "efficientnet_lite0" and not own
+    def named(self) -> bool:
+        """Whether the backbone is a network of timm or transformers."""
+        return self.backbone not in BACKBONES
 
     @model_validator(mode="after")
     def _batch(self) -> EncoderConfig:
@@ -121,10 +150,23 @@ class EncoderConfig(Section):
                 f"auxiliary: {self.auxiliary} is not allowed with backbone: video_vit, "
                 "which has no map of the foreground; leave auxiliary out"
             )
-        if self.backbone in ("pretrained", "scratch") and self.weights is not None:
+        of_timm = self.backbone.startswith("timm/") and ":" not in self.backbone
+        if self.weights is not None and not (of_timm or vit):
             raise ValueError(
                 f"weights: backbone: {self.backbone} takes none; leave weights out, or choose "
-                "efficientnet_lite0, inception or video_vit"
+                "timm/NAME or video_vit"
+            )
+        for name, value in (("revision", self.revision), ("allow_download", self.allow_download)):
+            if value and not (self.named or "/" in self.auxiliary):
+                raise ValueError(
+                    f"{name}: {value} is not for backbone: {self.backbone}, which no hub holds; "
+                    f"leave {name} out, or choose timm/… or hf/…"
+                )
+        if self.pooling == "network" and (self.layers or not self.named):
+            raise ValueError(
+                f"pooling: network is not for backbone: {self.backbone} with layers: "
+                f"{self.layers} (allowed: timm/… or hf/… with layers: 0, whose own vectors are "
+                "taken); leave pooling out"
             )
         if self.backbone == "pretrained" and self.train_backbone:
             raise ValueError(

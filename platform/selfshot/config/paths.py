@@ -56,7 +56,7 @@ def _inputs(section: Section, within: str = "") -> Iterator[tuple[str, str | Non
             yield from _inputs(value, f"{name}.")
         elif name == "output" or is_address(str(value)):
             continue  # Behind an address looks the builder, which has to go there anyway.
-        elif isinstance(value, Path) or (value and name in _TEXTS):
+        elif isinstance(value, Path) or (value and value != "random" and name in _TEXTS):
             yield name, _input_problem(Path(value), str(info.description))
 
 

@@ -44,6 +44,11 @@ class EmbeddingConfig(Section):
     )
     max_quarantine_share: Share = Field(0.2, description="above it the run fails with the list")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the stored vectors")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the encoder's arithmetic on a CPU: bfloat16 is faster where the processor "
+        "has it (AMX, AVX-512 BF16), and other vectors; GPUs take bfloat16",
+    )
     concurrency: Count | None = Field(
         None,
         description="decoding processes, and copies of the encoder; none: one a core, and one a "
@@ -193,12 +198,17 @@ class Experiment(Section):
             )
         own = {
             "pretrained": self.backbone.deep_channels, "scratch": self.backbone.dim,
-            "efficientnet_lite0": 1280, "inception": 2048,
+            "efficientnet_lite0": 1280,
         }  # fmt: skip
         if encoder.backbone in own and encoder.layers:
             dim = encoder.dim or own[encoder.backbone]
             if dim % encoder.heads:
                 raise ValueError(f"encoder.heads: {encoder.heads} does not divide {dim} channels")
+        if encoder.pooling == "network" and self.supports.vectors == "windows":
+            raise ValueError(
+                "encoder.pooling: network is not for supports.vectors: windows, as windows are "
+                "means of tokens; set supports.vectors: global, or encoder.pooling: tokens"
+            )
         most = self.supports.most
         if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:
             raise ValueError(

@@ -127,7 +127,8 @@ def embed_corpus(
     Returns:
         what summary.json holds: clips, embedded, quarantined, salvaged (embedded clips of which a
         part of the frames was decoded) and salvaged_frames (those), clips_per_s (from the first
-        batch on, of this call), seconds (of this call), start_s (of them, until the first batch).
+        batch on, of this call), seconds (of this call), start_s (of them, until the first batch),
+        networks (the encoder's own account of what it was made of).
 
     Raises:
         UserError: a manifest that is no manifest, shards of other settings in `out`, too many
@@ -239,6 +240,7 @@ def embed_corpus(
         "clips_per_s": round(writer.rate() or writer.fresh / seconds, 2),
         "seconds": round(seconds, 3),
         "start_s": round(start_s, 3),
+        "networks": getattr(encoder, "networks", []),
         "spent_s": {name: round(value, 3) for name, value in writer.seconds.items()},
     }
     storage.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())

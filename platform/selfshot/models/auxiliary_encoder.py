@@ -7,15 +7,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfshot.models.encoder_backbones import EfficientNetFeatures
+from selfshot.models.pretrained import PretrainedNetwork
 from selfshot.models.video_encoder import VideoEncoder, window_vectors
 
-SHARE, SIDE, FRAMES = 0.3, 160, 4
-"""Chosen on validation classes: its share of the cosine, its frames' side and their number."""
+SHARE, FRAMES = 0.3, 4
+"""Chosen on validation classes: its share of the cosine, and the number of its frames."""
 
 
 class AuxiliaryEncoder(nn.Module):
-    """EfficientNet-Lite0 with its package's ImageNet weights, whose vectors are joined to Φ's.
+    """A frozen network whose vectors are joined to Φ's.
 
     Unit vectors u of Φ and c of this one become (√(1 − s)·u, √s·c). The cosine of two such
     vectors is (1 − s) times Φ's and s times this one's, so index and windows stay what they
@@ -23,17 +23,17 @@ class AuxiliaryEncoder(nn.Module):
     """
 
     def __init__(
-        self, share: float = SHARE, frame_side: int = SIDE, num_frames: int = FRAMES
+        self, backbone: PretrainedNetwork, share: float = SHARE, num_frames: int = FRAMES
     ) -> None:
         """Build it.
 
         Args:
+            backbone: the network, frozen.
             share: s, of the cosine.
-            frame_side: frames are enlarged to at least this side.
             num_frames: of a clip that it looks at, evenly spaced.
         """
         super().__init__()
-        self.backbone = EfficientNetFeatures(frozen=True, side=frame_side)
+        self.backbone = backbone
         self.share, self.num_frames = share, num_frames
 
     def frames_of(self, time: int) -> list[int]:
@@ -44,12 +44,13 @@ class AuxiliaryEncoder(nn.Module):
     def tokens(
         self, frames: UInt8[Tensor, "batch time height width 3"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch time h w dim"]:
-        """Roots of the network's features, on a grid of Φ's size.
+        """Roots of the network's features, with their signs, on a grid of Φ's size.
 
         Roots for the same reason as in `FrameBackbone`: a few strong channels would decide.
         """
-        features, _ = self.backbone(frames.flatten(0, 1))
-        planes = functional.interpolate(features.clamp_min(0).sqrt(), size=grid, mode="bilinear")
+        features = self.backbone(frames).tokens.flatten(0, 1).permute(0, 3, 1, 2)
+        roots = features.sign() * features.abs().sqrt()
+        planes = functional.interpolate(roots, size=grid, mode="bilinear")
         return planes.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
     def join(

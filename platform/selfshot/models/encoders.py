@@ -1,28 +1,22 @@
-"""Encoders by name: what turns the frames of a clip into one vector.
-
-A new one is a line in `ENCODERS` and a function that builds it.
-"""
+"""Encoders by name: what turns the frames of a clip into one vector."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch.nn import functional
+from jaxtyping import UInt8
 
 from selfshot.errors import UserError
 from selfshot.files import digest_pieces
-from selfshot.models.encoder_backbones import EfficientNetFeatures
+from selfshot.models.pretrained_files import find_network, is_pretrained_name
 
-FRAMES_AT_ONCE = 16
-"""On a CPU the activations of so many frames still fit its caches; on a GPU all go at once."""
+if TYPE_CHECKING:
+    from selfshot.models.trained_encoder import Precision
 
 
 class Encoder(Protocol):
@@ -30,33 +24,6 @@ class Encoder(Protocol):
 
     def embed(self, frames: UInt8[np.ndarray, "batch time height width 3"]) -> np.ndarray:
         """One vector a clip, float32 (B, d)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A named encoder.
-
-    Attributes:
-        build: `module:function` that gives it, without arguments.
-        height, width: of the frames that it was trained for, in pixels.
-        words: what it is, for people.
-    """
-
-    build: str
-    height: int
-    width: int
-    words: str
-
-
-ENCODERS: dict[str, Recipe] = {
-    "efficientnet_lite0": Recipe(
-        "selfshot.models.encoders:efficientnet_lite0",
-        224,
-        224,
-        "EfficientNet-Lite0 with ImageNet weights, the mean over positions and frames; it has seen "
-        "ImageNet's labels",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,27 +42,62 @@ class LoadedEncoder:
     width: int | None
 
 
-def open_encoder(name: str) -> LoadedEncoder:
+def open_encoder(
+    name: str, *, precision: Precision = "float32", allow_download: bool = False
+) -> LoadedEncoder:
     """An encoder by its name, or out of the folder that `selfshot train encoder` exported.
+
+    A pretrained network by its name is Φ as it is: a clip's vector is the mean over its frames of
+    the network's own vectors of them, or of the clip where it reads clips, L2-normalised.
+
+    Args:
+        name: `efficientnet_lite0`, `timm/…`, `hf/…`, or a folder.
+        precision: of its arithmetic on a CPU.
+        allow_download: fetch from the hub what is not on this machine.
 
     Raises:
         UserError: neither is there.
     """
-    recipe = ENCODERS.get(name)
-    if recipe is not None:
-        encoder = pkgutil.resolve_name(recipe.build)()
-        return LoadedEncoder(encoder, name, recipe.height, recipe.width)
+    # It imports timm and torchvision, and torch's compiler with them: seconds in each process.
+    from selfshot.models.pretrained import PACKAGED, open_network, packaged_network
+    from selfshot.models.trained_encoder import FrozenEncoder, load_encoder
+    from selfshot.models.video_encoder import VideoEncoder
+
+    if name == PACKAGED:
+        encoder = FrozenEncoder(
+            VideoEncoder(packaged_network(), 1280, 0, 1, pools_itself=True), precision=precision
+        )
+        return LoadedEncoder(encoder, _in(name, precision), 224, 224)
+    if is_pretrained_name(name):
+        files = find_network(name, setting="--encoder", allow_download=allow_download)
+        network = open_network(files, setting="--encoder")
+        whole = VideoEncoder(network, network.pooled_dim, 0, 1, pools_itself=True)
+        frames = network.preprocessing
+        return LoadedEncoder(
+            FrozenEncoder(whole, precision=precision),
+            _in(files.digest()[:16], precision),
+            frames.height,
+            frames.width,
+        )
     folder = next((f for f in (Path(name), Path(name) / "export") if _is_export(f)), None)
     if folder is None:
         raise UserError(
-            f"--encoder: {name} is no encoder (one of {', '.join(ENCODERS)}, or a folder with "
-            "encoder.safetensors, as selfshot train encoder leaves it)"
+            f"--encoder: {name} is no encoder (allowed: {PACKAGED}, timm/NAME, hf/REPOSITORY or "
+            "hf/FOLDER, or a folder with encoder.safetensors, as selfshot train encoder leaves it)",
+            setting="--encoder",
         )
-    # It imports torchvision, and torch's compiler with it: seconds in each process.
-    from selfshot.models.trained_encoder import load_encoder
-
     size = json.loads((folder / "encoder.json").read_text()).get("size") or (None, None)
-    return LoadedEncoder(load_encoder(folder), digest_of(folder), *size)
+    return LoadedEncoder(load_encoder(folder, precision), _in(digest_of(folder), precision), *size)
+
+
+def _in(digest: str, precision: Precision) -> str:
+    """Vectors of another precision are others."""
+    return digest if precision == "float32" else f"{digest}-{precision}"
+
+
+def precision_of(digest: str) -> Precision:
+    """Of the vectors that an encoder of this digest gives."""
+    return "bfloat16" if digest.endswith("-bfloat16") else "float32"
 
 
 def _is_export(folder: Path) -> bool:
@@ -113,37 +115,3 @@ def digest_of(folder: Path) -> str:
                     yield piece
 
     return digest_pieces(pieces())[:16]
-
-
-class FrameAverage:
-    """Frozen features of frames, averaged over positions and frames, L2-normalised."""
-
-    def __init__(self, backbone: Any) -> None:
-        self.backbone = backbone.eval()
-        self.device = "cpu"
-
-    def prepare(self, device: str) -> None:
-        """Move to a device, in the form that is fastest there."""
-        self.device = device
-        self.backbone.prepare(device)
-
-    @torch.inference_mode()
-    def embed(
-        self, frames: UInt8[np.ndarray, "batch time height width 3"]
-    ) -> Float[np.ndarray, "batch dim"]:
-        """One vector a clip."""
-        batch, time = frames.shape[:2]
-        images = torch.from_numpy(frames).flatten(0, 1)
-        at_once = FRAMES_AT_ONCE if self.device == "cpu" else len(images)
-        means = []
-        for part in images.split(at_once):
-            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device != "cpu"):
-                tokens, _ = self.backbone(part.to(self.device, non_blocking=True))
-            means.append(tokens.float().mean((2, 3)))
-        pooled = torch.cat(means).unflatten(0, (batch, time)).mean(1)
-        return functional.normalize(pooled, dim=-1).cpu().numpy()
-
-
-def efficientnet_lite0() -> FrameAverage:
-    """EfficientNet-Lite0 without its head."""
-    return FrameAverage(EfficientNetFeatures())

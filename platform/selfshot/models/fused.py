@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 ImageBatch = Float[Tensor, "frames 3 height width"]
@@ -27,7 +28,7 @@ def can_fuse() -> bool:
 
 
 class FusedConvolution:
-    """A convolution with static padding, its folded norm, and ReLU6 or a sum after it."""
+    """A convolution with its folded norm, and ReLU6 or a sum after it."""
 
     def __init__(self, convolution: Any, norm: nn.BatchNorm2d, *, clamp: bool) -> None:
         assert norm.running_mean is not None and norm.running_var is not None
@@ -44,16 +45,16 @@ class FusedConvolution:
         self.bias = bias.detach()
         self.stride = list(convolution.stride)
         self.groups = convolution.groups
-        static = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
-        # Lite pads one more row and column at one side where the stride is 2.
-        self.outer = None if len(set(static)) == 1 else tuple(static)
-        self.padding = [0, 0] if self.outer else [static[0]] * 2
+        # Where the stride is 2, TensorFlow's padding depends on the size (timm's Conv2dSame).
+        self.same = isinstance(convolution, Conv2dSame)
+        self.kernel = list(convolution.kernel_size)
+        self.padding = [0, 0] if self.same else list(convolution.padding)
         self.activation = ("hardtanh", [0.0, 6.0]) if clamp else ("none", [])
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(N, C, H, W) to (N, D, H', W'), with the residual added if there is one."""
-        if self.outer:
-            x = functional.pad(x, self.outer)
+        if self.same:
+            x = pad_same(x, self.kernel, self.stride)
         shape = (self.padding, self.stride, [1, 1], self.groups)
         operators = torch.ops.mkldnn
         if residual is not None:
@@ -61,33 +62,29 @@ class FusedConvolution:
                 x, residual, self.weight, self.bias, *shape, "add", 1.0, None, [], ""
             )
         name, limits = self.activation
-        return operators._convolution_pointwise(
-            x, self.weight, self.bias, *shape, name, limits, ""
-        )
+        return operators._convolution_pointwise(x, self.weight, self.bias, *shape, name, limits, "")
 
 
 class FusedEfficientNet:
-    """What `EfficientNet.extract_features` of the package does, without gradients."""
+    """What `forward_features` of timm's EfficientNet-Lite does, without gradients."""
 
     def __init__(self, network: Any) -> None:
         """Take the weights of a network in evaluation mode; it stays as it is."""
-        self.stem = FusedConvolution(network._conv_stem, network._bn0, clamp=True)
-        self.blocks = [self._block(block) for block in network._blocks]
-        self.head = FusedConvolution(network._conv_head, network._bn1, clamp=True)
+        self.stem = FusedConvolution(network.conv_stem, network.bn1, clamp=True)
+        self.blocks = [self._block(block) for stage in network.blocks for block in stage]
+        self.head = FusedConvolution(network.conv_head, network.bn2, clamp=True)
 
     @staticmethod
     def _block(block: Any) -> tuple[list[FusedConvolution], FusedConvolution, bool]:
         """The convolutions that widen and filter, the one that narrows, and whether it adds."""
-        arguments = block._block_args
-        first = [FusedConvolution(block._depthwise_conv, block._bn1, clamp=True)]
-        if arguments.expand_ratio != 1:
-            first.insert(0, FusedConvolution(block._expand_conv, block._bn0, clamp=True))
-        last = FusedConvolution(block._project_conv, block._bn2, clamp=False)
-        same = arguments.input_filters == arguments.output_filters
-        stride = block._depthwise_conv.stride[0]
-        return first, last, bool(block.id_skip and stride == 1 and same)
+        pairs = [(block.conv_dw, block.bn1), (block.conv_pw, block.bn2)]
+        if hasattr(block, "conv_pwl"):
+            pairs = [(block.conv_pw, block.bn1), (block.conv_dw, block.bn2)]
+            pairs.append((block.conv_pwl, block.bn3))
+        first = [FusedConvolution(one, norm, clamp=True) for one, norm in pairs[:-1]]
+        return first, FusedConvolution(*pairs[-1], clamp=False), bool(block.has_skip)
 
-    def extract_features(self, images: ImageBatch) -> Float[Tensor, "frames dim h w"]:
+    def forward_features(self, images: ImageBatch) -> Float[Tensor, "frames dim h w"]:
         """The last feature map."""
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         for first, last, adds in self.blocks:

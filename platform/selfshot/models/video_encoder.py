@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from selfshot.models.attention import MultiHeadAttention
 from selfshot.models.checkpointing import call
+from selfshot.models.pretrained import FrameTokens
 from selfshot.ops.positions import sine_positions
 
 
@@ -141,16 +142,18 @@ class VideoEncoder(nn.Module):
         heads: int,
         *,
         adapter: str = "none",
+        pools_itself: bool = False,
         checkpointing: bool = False,
     ) -> None:
         """Build it.
 
         Args:
-            backbone: frames to tokens and their foreground (see `encoder_backbones`).
+            backbone: clips to `FrameTokens`.
             dim: channels d; the backbone's tokens are projected where theirs differ.
             layers: transformer layers; 0 leaves the backbone alone.
             heads: attention heads.
             adapter: what corrects the pooled vectors, see `build_adapter`.
+            pools_itself: a clip's vector is the backbone's own, and not the mean of its tokens.
             checkpointing: forget activations inside the layers and compute them again for the
                 gradient.
         """
@@ -158,18 +161,11 @@ class VideoEncoder(nn.Module):
         self.backbone = backbone
         self.frozen = bool(getattr(backbone, "frozen", False))
         self.dim, self.checkpointing = dim, checkpointing
+        self.pools_itself = pools_itself
         own = cast(int, backbone.dim)
         self.project = nn.Identity() if own == dim else nn.Linear(own, dim, bias=False)
         self.blocks = nn.ModuleList(VideoBlock(dim, heads) for _ in range(layers))
         self.adapter = build_adapter(adapter, dim)
-
-    def frame_tokens(
-        self, frames: UInt8[Tensor, "batch time height width 3"]
-    ) -> tuple[Float[Tensor, "batch time h w backbone_dim"], Float[Tensor, "batch time h w"]]:
-        """The backbone's tokens, and the probability of each to be foreground."""
-        tokens, foreground = self.backbone(frames.flatten(0, 1))
-        shape = frames.shape[:2]
-        return tokens.permute(0, 2, 3, 1).unflatten(0, shape), foreground.unflatten(0, shape)
 
     def contextualise(self, tokens: Float[Tensor, "batch time h w backbone_dim"]) -> Tensor:
         """The transformer over all tokens of a clip, (B, T, h, w, d)."""
@@ -195,12 +191,15 @@ class VideoEncoder(nn.Module):
 
     def features(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Any:
         """Tokens and foreground of a frozen backbone; of one that is trained, the frames."""
-        return self.frame_tokens(frames) if self.frozen else frames
+        return self.backbone(frames) if self.frozen else frames
 
     def embed(self, features: Any) -> Float[Tensor, "batch dim"]:
         """One L2-normalised vector for each clip."""
-        tokens, foreground = features if self.frozen else self.frame_tokens(features)
-        return self.adapter(self.pool(self.contextualise(tokens), foreground))
+        found: FrameTokens = features if self.frozen else self.backbone(features)
+        if self.pools_itself:
+            assert found.pooled is not None
+            return self.adapter(functional.normalize(found.pooled, dim=-1))
+        return self.adapter(self.pool(self.contextualise(found.tokens), found.foreground))
 
     @torch.no_grad()
     def set_whitening(self, matrix: Float[Tensor, "dim dim"]) -> None:
@@ -225,7 +224,7 @@ class VideoEncoder(nn.Module):
         Returns:
             L2-normalised vectors, and the mean foreground probability of each window.
         """
-        tokens, foreground = self.frame_tokens(frames)
+        tokens, foreground, _ = self.backbone(frames)
         vectors, mass = window_vectors(self.contextualise(tokens), foreground, size)
         return self.adapter(vectors), mass
 

@@ -14,6 +14,7 @@ from selfshot.studies.progress import Progress
 
 if TYPE_CHECKING:
     from selfshot.distributed.embedding import EmbeddingJob
+    from selfshot.models.encoders import Encoder
 
 
 def embedding_job(
@@ -23,7 +24,7 @@ def embedding_job(
     from selfshot.distributed.embedding import EmbeddingJob
 
     return EmbeddingJob(
-        **experiment.embedding.model_dump(),
+        **experiment.embedding.model_dump(exclude={"precision"}),
         **experiment.compute.model_dump(include={"use_gpu", "autoscales", "max_failures"}),
         height=height,
         width=width,
@@ -137,7 +138,8 @@ def embed(
         build("videos", corpus, out=listed, progress=progress)
         corpus = listed
     manifest = open_manifest(corpus, root)
-    opened = open_encoder(encoder)
+    opened = open_encoder(encoder, precision=experiment.embedding.precision)
+    tell_licences(opened.encoder, progress)
     height, width = size or (opened.height, opened.width)
     if height is None or width is None:
         raise UserError(
@@ -162,6 +164,16 @@ def embed(
     if summary["quarantined"]:
         progress.note(f"the reasons are in the column error of the shards in {Path(out)}")
     return summary
+
+
+def tell_licences(encoder: Encoder, progress: Progress) -> None:
+    """Warn of pretrained networks whose licence may forbid what is done with them."""
+    from selfshot.models.pretrained_files import licence_warning
+
+    for facts in getattr(encoder, "networks", ()):
+        warning = licence_warning(facts)
+        if warning is not None:
+            progress.note(warning)
 
 
 def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, Any]:
@@ -210,9 +222,7 @@ def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, A
     if not said.exists():
         said.write_text(json.dumps(wanted))
     progress = Progress(1)
-    facts = build_from_embeddings(
-        embeddings, partial, partial / "scratch", settings, progress.note
-    )
+    facts = build_from_embeddings(embeddings, partial, partial / "scratch", settings, progress.note)
     shutil.rmtree(partial / "scratch")
     remove_partial_files(partial)
     rename_folder(partial, out)

@@ -83,7 +83,8 @@ def make_seen(context: Context, folder: StageFolder) -> Metrics:
 def _encoder(context: Context) -> FrozenEncoder:
     """The trained Φ, where it runs."""
     device = device_for(context.experiment.compute.use_gpu, context.progress.note)
-    return load_encoder(context.folders["encoder"] / "export").to(device)
+    precision = context.experiment.embedding.precision
+    return load_encoder(context.folders["encoder"] / "export", precision).to(device)
 
 
 def open_search(
@@ -128,7 +129,8 @@ def retrieve_clips(
         count: clips wanted of each.
         device: where the encoder runs.
     """
-    encoder = load_encoder(folders["encoder"] / "export").to(device)
+    precision = experiment.embedding.precision
+    encoder = load_encoder(folders["encoder"] / "export", precision).to(device)
     describe, search = open_search(experiment, folders, encoder)
     way = "seen_penalty" if "seen" in folders else experiment.supports.vectors
     return [search(described[way], count) for described in describe(clips)]

@@ -20,7 +20,7 @@ from selfshot.data.guard import GuardedDecoder
 from selfshot.errors import UserError
 from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.device import device_for
-from selfshot.models.encoders import open_encoder
+from selfshot.models.encoders import open_encoder, precision_of
 from selfshot.retrieval.building import load_index
 from selfshot.studies.finished import stage_folders
 from selfshot.studies.predicting import read_clips
@@ -84,7 +84,7 @@ def search_index(
             f"--index: {folder} is no index of selfshot index --embeddings (or of an earlier "
             "version); make it with that command"
         ) from None
-    opened = open_encoder(encoder)
+    opened = open_encoder(encoder, precision=precision_of(vectors["encoder"]))
     if opened.digest != vectors["encoder"]:
         raise UserError(
             f"--encoder: {encoder} ({opened.digest}) did not embed this corpus "
@@ -155,9 +155,7 @@ def placed(found: Sequence[Found], manifest: Manifest | None) -> list[Found]:
         row = rows.get(hit.clip_id)
         if row is None:
             return hit
-        return dataclasses.replace(
-            hit, uri=row["uri"], start_s=row["start_s"], end_s=row["end_s"]
-        )
+        return dataclasses.replace(hit, uri=row["uri"], start_s=row["start_s"], end_s=row["end_s"])
 
     return [dataclasses.replace(one, hits=tuple(map(place, one.hits))) for one in found]
 
@@ -166,8 +164,7 @@ def write_results(out: Path, found: Sequence[Found], manifest: Manifest | None) 
     """Write results.json and, where the corpus is there, nearest.png: a row a query."""
     out.mkdir(parents=True, exist_ok=True)
     listed = [
-        {"query": one.name, "clips": [dataclasses.asdict(hit) for hit in one.hits]}
-        for one in found
+        {"query": one.name, "clips": [dataclasses.asdict(hit) for hit in one.hits]} for one in found
     ]
     (out / RESULTS).write_text(json.dumps(listed, indent=1) + "\n")
     if manifest is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from selfshot.config.encoder import EncoderConfig
 from selfshot.config.schema import Experiment
 from selfshot.files import digest_file
 from selfshot.studies.builders import inputs_digest
@@ -29,13 +30,39 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
             section["weights"] = digest_file(experiment.backbone.weights)
         if name == "vis" and experiment.vis.initial is not None:
             section["initial"] = digest_file(experiment.vis.initial)
-        if name == "encoder" and experiment.encoder.weights is not None:
-            from selfshot.models.foreign_weights import weights_digest
-
-            section["weights"] = weights_digest(experiment.encoder.weights)
+        if name == "encoder":
+            section |= _encoder_digests(experiment.encoder)
         return {**section, "seed": experiment.seed, "compute": machine}
 
     return settings
+
+
+def _encoder_digests(section: EncoderConfig) -> dict[str, Any]:
+    """What stands behind the names of files and networks; how they came here changes nothing."""
+    from selfshot.models.foreign_weights import weights_digest
+    from selfshot.models.pretrained_files import find_network, is_pretrained_name
+
+    digests: dict[str, Any] = {"allow_download": None}
+    if section.weights not in (None, "random"):
+        digests["weights"] = weights_digest(section.weights)
+    for name, revision, weights in (
+        ("backbone", section.revision, section.weights),
+        ("auxiliary", None, None),
+    ):
+        network = getattr(section, name)
+        if is_pretrained_name(network):
+            files = find_network(
+                network,
+                setting=f"encoder.{name}",
+                revision=revision,
+                allow_download=section.allow_download,
+                weights=weights,
+            )
+            digests[f"{name}_files"] = files.digest()
+            if files.folder is not None:
+                digests[name] = network.partition("/")[0]
+                digests["revision"] = None
+    return digests
 
 
 def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
@@ -49,7 +76,8 @@ def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
 
 def embeddings_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the embeddings; pace, quarantine and actors change no vector."""
-    return {"num_frames": experiment.embedding.num_frames, "dtype": experiment.embedding.dtype}
+    section = experiment.embedding
+    return {name: getattr(section, name) for name in ("num_frames", "dtype", "precision")}
 
 
 def table_rows(experiment: Experiment) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from selfshot.store.local import StageFolder
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
-from selfshot.studies.corpus import account, embedding_job
+from selfshot.studies.corpus import account, embedding_job, tell_licences
 from selfshot.studies.settings import (
     benchmark_settings,
     embeddings_settings,
@@ -54,6 +54,7 @@ class Stage:
     make: Callable[[Context, StageFolder], Metrics]
     needs_ray: Callable[[Experiment], bool] = lambda experiment: True
     wanted: Callable[[Experiment], bool] = lambda experiment: True
+
 
 EVALUATION_VERSION = 3
 
@@ -167,7 +168,11 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
 
     source = context.folders["benchmark"]
     benchmark = load_benchmark(source)
-    opened = open_encoder(str(context.folders["encoder"] / "export"))
+    opened = open_encoder(
+        str(context.folders["encoder"] / "export"),
+        precision=context.experiment.embedding.precision,
+    )
+    tell_licences(opened.encoder, context.progress)
     # Shards go where a run on another machine finds them.
     away = None if context.sharing is None else context.sharing.mirror(folder.path)
     summary = embed_corpus(
@@ -343,7 +348,7 @@ STAGES: tuple[Stage, ...] = (
         "backbone", 3, ("benchmark",), training_settings("backbone"), _make_backbone,
         needs_ray=lambda experiment: experiment.backbone.pretrain,
     ),
-    Stage("encoder", 3, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
+    Stage("encoder", 4, ("benchmark", "backbone"), training_settings("encoder"), _make_encoder),
     Stage("embeddings", 2, ("benchmark", "encoder"), embeddings_settings, _make_embeddings),
     Stage(
         "index", 1, ("embeddings",), index_settings, _make_index, needs_ray=_never,

@@ -26,7 +26,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
 ) -> None:
     text = f"name: a\nstorage: {address}\n"
     if setting != "storage":
-        section = f"{{backbone: inception, weights: '{address}', layers: 0}}"
+        section = f"{{backbone: timm/inception_v3, weights: '{address}', layers: 0}}"
         text = f"name: a\nencoder: {section}\n"
     with refused() as caught:
         parse_experiment(text, "x.yaml")

@@ -13,6 +13,7 @@ from selfshot.config.encoder import EncoderConfig
 from selfshot.models.auxiliary_encoder import AuxiliaryEncoder
 from selfshot.models.backbone import SmallBackbone
 from selfshot.models.encoder_backbones import FrameBackbone
+from selfshot.models.pretrained import packaged_network
 from selfshot.models.trained_encoder import FrozenEncoder, load_encoder, save_encoder
 from selfshot.models.video_encoder import VideoEncoder, window_vectors
 
@@ -21,7 +22,7 @@ SHARE, TIME, HEIGHT, WIDTH, DIM = 0.3, 5, 32, 40, 32
 
 @pytest.fixture(scope="module")
 def auxiliary() -> AuxiliaryEncoder:
-    return AuxiliaryEncoder(SHARE, frame_side=128, num_frames=2).eval()
+    return AuxiliaryEncoder(packaged_network(side=128), SHARE, num_frames=2).eval()
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,10 @@ def _own(auxiliary: AuxiliaryEncoder, phi: VideoEncoder, frames: np.ndarray) -> 
     """Its vectors of clips, by its definition."""
     clips = torch.from_numpy(frames[:, [0, 2]])
     with torch.no_grad():
-        _, foreground = phi.frame_tokens(clips)
-        features, _ = auxiliary.backbone(clips.flatten(0, 1))
-        roots = nn.functional.interpolate(features.sqrt(), size=(4, 5), mode="bilinear")
+        foreground = phi.backbone(clips).foreground
+        features = auxiliary.backbone(clips).tokens.flatten(0, 1).permute(0, 3, 1, 2)
+        roots = nn.functional.interpolate(features.abs().sqrt() * features.sign(), size=(4, 5),
+                                          mode="bilinear")  # fmt: skip
     roots = roots.unflatten(0, (3, 2)).double().numpy()
     weights = foreground.double().numpy()
     total = np.einsum("btdhw,bthw->bd", roots, weights)
@@ -72,7 +74,7 @@ def test_windows_are_those_of_the_frames_it_looks_at(
     np.testing.assert_allclose(joined[..., :DIM], (1 - SHARE) ** 0.5 * alone, atol=1e-5)
     clips = torch.from_numpy(frames[:, [0, 2]])
     with torch.no_grad():
-        foreground = phi.frame_tokens(clips)[1]
+        foreground = phi.backbone(clips).foreground
         own, _ = window_vectors(auxiliary.tokens(clips, (4, 5)), foreground, 3)
     np.testing.assert_allclose(joined[..., DIM:], SHARE**0.5 * own.numpy(), atol=1e-5)
 
@@ -88,7 +90,8 @@ def test_an_exported_encoder_brings_it(
         save_encoder(folder, phi, section, network, size)
     assert load_encoder(alone).embed(frames).shape == (3, DIM)
     encoder = load_encoder(with_it)
-    expected = FrozenEncoder(phi, AuxiliaryEncoder()).embed(frames)
+    beside = AuxiliaryEncoder(packaged_network(side=160))
+    expected = FrozenEncoder(phi, beside).embed(frames)
     np.testing.assert_allclose(encoder.embed(frames), expected, atol=1e-5)
     before = encoder.embed(frames)
     encoder.prepare("cpu")

