@@ -2,7 +2,7 @@
 
     python examples/pipeline.py OUT [--quick]
 
-It composes a small benchmark, trains the backbone, the encoder Φ and the transformer, embeds the
+It renders a small benchmark, trains the backbone, the encoder Φ and the transformer, embeds the
 corpus, retrieves supports for queries of classes that no training saw, segments and tracks the
 queries with their help, and scores that beside random and labelled supports. About ten minutes on
 two cores; with --quick a minute, of which the scores mean nothing.

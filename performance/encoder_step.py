@@ -2,7 +2,7 @@
 
 Claims: with video_vit of size small the network's own work is at least 90% of a step, as batches
 are made ahead of it; one thread makes them as fast as a DataLoader's processes or Ray Data;
-activation checkpointing saves memory for the time of one more forward. Composes a small corpus of
+activation checkpointing saves memory for the time of one more forward. Renders a small corpus of
 sprites first.
 
     python performance/encoder_step.py [--steps 8] [--videos 4] [--crops 2] [--frames 4]
@@ -38,7 +38,7 @@ from selfshot.training.loop import batch_maker
 WARM = 5
 """Batches before a rate is measured: those made ahead are there at once."""
 
-def compose(folder: Path, clips: int) -> Path:
+def render(folder: Path, clips: int) -> Path:
     (folder / "benchmark").mkdir()
     sizes = SpritesBenchmark(
         height=64, width=64, num_frames=8, train_classes=2, val_classes=1,
@@ -247,7 +247,7 @@ def main() -> None:
         task.decoder.close()
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = compose(Path(scratch), 64)
+        folder = render(Path(scratch), 64)
         task = make_task(folder, asked)
         print(
             f"video_vit small, {asked.videos * asked.crops} clips of {asked.frames} frames of "

@@ -21,7 +21,7 @@ from pathlib import Path
 from selfshot.data.frames import FrameReader
 from selfshot.data.ytvis import Annotations, Video, load_annotations
 from selfshot.evaluation.rendering.painting import track_instances
-from selfshot.evaluation.rendering.videos import Panel, Scene, panel_size, show_videos
+from selfshot.evaluation.rendering.videos import Panel, Pictures, Scene, panel_size, show_videos
 
 ROUNDS = 3
 
@@ -56,7 +56,7 @@ def show(annotations: Annotations, frames: FrameReader, formats: tuple[str, ...]
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         videos = list(annotations.videos)
-        show_videos(annotations, frames, Path(folder), videos=videos, formats=formats, fps=6.0)
+        show_videos(annotations, frames, Pictures(Path(folder), formats, fps=6.0), videos)
         return time.perf_counter() - began
 
 

@@ -37,9 +37,9 @@ def refused(
     _seen[test] += 1
     key = f"{test} #{_seen[test]}" if _seen[test] > 1 else test
     words = _TMP.sub("TMP", str(caught.value)).replace(str(Path.cwd()), "CWD")
-    told = f"{named or '-'}: {words}".replace("\n", "⏎")
+    raised = f"{named or '-'}: {words}".replace("\n", "⏎")
     golden = dict(line.split("\t") for line in GOLDEN.read_text().splitlines())
     if os.environ.get("SELFSHOT_GOLDEN") == "write":
-        golden[key] = told
+        golden[key] = raised
         GOLDEN.write_text("".join(f"{one}\t{golden[one]}\n" for one in sorted(golden)))
-    assert told == golden.get(key), "SELFSHOT_GOLDEN=write writes what is told now"
+    assert raised == golden.get(key), "SELFSHOT_GOLDEN=write writes what is raised now"

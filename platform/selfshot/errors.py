@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class _SettingError(Exception):
-    """An error that a setting may mend: `setting`, such as vis.optimiser.steps, or None."""
+    """An error that a setting or an option may mend: `setting`, such as vis.heads, or None."""
 
     def __init__(self, message: str, *, setting: str | None = None) -> None:
         super().__init__(message)
@@ -24,7 +24,8 @@ class UserError(_SettingError):
     so an `except` for damaged content does not catch it.
 
     Attributes:
-        setting: the setting to change, such as vis.optimiser.steps; None where it is none.
+        setting: the setting or option to change, such as vis.optimiser.steps or --out; None where
+            it is none.
     """
 
 

@@ -226,11 +226,11 @@ def test_the_cluster_is_looked_at_before_a_job_is_sent(cluster: Cluster) -> None
     for node in range(3):
         assert f"ok      node {cluster.nodes.address(node)}: the same versions" in text
     assert f"ok      tracking: {SERVER} answers" in text
-    assert "ok      room: 1 training workers fit" in text
+    assert "ok      capacity: 1 training workers fit" in text
     wide = cluster.folder / "wide.log"
     words = ["cluster", "check", "figure02.yaml", "--set", "compute.use_gpu=true"]
     assert cluster.submit(wide, *words).wait(300) != 0
-    assert "wrong   room: compute.use_gpu: true with compute.num_workers: 1" in wide.read_text()
+    assert "wrong   capacity: compute.use_gpu: true with compute.num_workers: 1" in wide.read_text()
     assert not cluster.output.exists() or not list(cluster.output.iterdir())
 
 

@@ -157,15 +157,15 @@ def push(place: Place) -> Any:
 
 
 def pull(place: Place) -> Any:
-    mirror = RemoteFolder(place.storage, "work", place.folder / "other")
-    mirror.pull_folder()
-    return mirror.pull("history"), mirror.pull("none"), digests(place.folder / "other")
+    remote = RemoteFolder(place.storage, "work", place.folder / "other")
+    remote.pull_folder()
+    return remote.pull("history"), remote.pull("none"), digests(place.folder / "other")
 
 
 def remove(place: Place) -> Any:
-    mirror = RemoteFolder(place.storage, "work", place.folder / "work")
-    mirror.remove("history")
-    mirror.remove()
+    remote = RemoteFolder(place.storage, "work", place.folder / "work")
+    remote.remove("history")
+    remote.remove()
     return place.stored
 
 

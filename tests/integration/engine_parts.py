@@ -95,7 +95,7 @@ def graph_unit(config: dict[str, Any]) -> None:
 
 def trial_of_trials(config: dict[str, Any]) -> dict[str, Any]:
     """A trial that runs trials of its own on the same Ray."""
-    from selfshot.distributed.trials import run_trials
+    from selfshot.distributed.trials import TrialPlan, run_trials
 
     configs = [
         {"trial_id": f"inner{n}", "number": n, "folder": config["folder"]} for n in range(3)
@@ -103,9 +103,7 @@ def trial_of_trials(config: dict[str, Any]) -> dict[str, Any]:
     inner = run_trials(
         "engine_parts:trial",
         configs,
-        out_dir=Path(config["folder"]) / config["trial_id"],
-        name="inner",
-        parallel=2,
+        TrialPlan(Path(config["folder"]) / config["trial_id"], "inner", parallel=2),
     )
     return {"sum": sum(result["square"] for result in inner)}
 

@@ -20,7 +20,7 @@ from selfshot.data.corpus_manifest import open_manifest
 from selfshot.distributed.embedding import EmbeddingJob, embed_corpus
 from selfshot.distributed.session import ray_session
 from selfshot.distributed.training import TrainingResult, train
-from selfshot.distributed.trials import TrialsFailedError, run_trials
+from selfshot.distributed.trials import TrialPlan, TrialsFailedError, run_trials
 from selfshot.distributed.worker import Fleet
 from selfshot.errors import UserError
 from selfshot.retrieval.embeddings import read_embeddings, read_quarantine
@@ -276,10 +276,7 @@ def test_trials_run_once_and_failures_come_last(tmp_path: Path) -> None:
         return run_trials(
             "engine_parts:trial",
             configs,
-            out_dir=tmp_path / "results",
-            name="squares",
-            parallel=2,
-            max_failures=1,
+            TrialPlan(tmp_path / "results", "squares", parallel=2, max_failures=1),
             on_result=lambda trial_id, result: results.append(trial_id),
         )
 
@@ -312,4 +309,4 @@ def test_wrong_addresses(address: str, message: str) -> None:
     from selfshot.distributed.session import _join
 
     with pytest.raises(UserError, match=f"RAY_ADDRESS: .*{message}"):
-        _join(address, "RAY_ADDRESS", worker_logs=False)
+        _join(address, "RAY_ADDRESS")

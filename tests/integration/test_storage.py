@@ -69,12 +69,12 @@ def test_files_on_s3(storage: str, tmp_path: Path) -> None:
     assert files.sizes("", deep=True) == {"a/b": 6_000_002} and files.size("a") is None
     files.download("a/b", tmp_path / "there")
     assert (tmp_path / "there").stat().st_size == 6_000_002
-    mirror = RemoteFolder(files, "m", tmp_path / "mirror")
-    (tmp_path / "mirror" / "export").mkdir(parents=True)
-    (tmp_path / "mirror" / "export" / "w").write_text("1")
-    mirror.push("export")
+    remote = RemoteFolder(files, "m", tmp_path / "remote")
+    (tmp_path / "remote" / "export").mkdir(parents=True)
+    (tmp_path / "remote" / "export" / "w").write_text("1")
+    remote.push("export")
     assert RemoteFolder(files, "m", tmp_path / "other").pull_folder() == 1
-    mirror.remove()
+    remote.remove()
     assert files.sizes("m", deep=True) == {}
     with pytest.raises(FileNotFoundError):
         files.read("a/c")
@@ -115,8 +115,8 @@ def test_weights_and_a_corpus_on_s3(
     from selfshot.models.foreign_weights import read_foreign_weights, weights_digest
 
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
-    mirror = RemoteFolder(Storage(storage), "inputs", tmp_path)
-    mirror.push("w.safetensors")
+    remote = RemoteFolder(Storage(storage), "inputs", tmp_path)
+    remote.push("w.safetensors")
     weights = f"{storage}/inputs/w.safetensors"
     assert read_foreign_weights(weights)["a"].tolist() == [0.0, 1.0, 2.0]
     assert weights_digest(weights) == weights_digest(tmp_path / "w.safetensors")

@@ -12,7 +12,7 @@ from ray.exceptions import WorkerCrashedError
 
 from selfshot.distributed.graph import run_graph
 from selfshot.distributed.mapping import parallel_map
-from selfshot.distributed.trials import INSIDE, Stopping, TrialsFailedError, run_trials
+from selfshot.distributed.trials import INSIDE, Stopping, TrialPlan, TrialsFailedError, run_trials
 
 pytestmark = pytest.mark.usefixtures("ray_running")
 
@@ -72,10 +72,10 @@ def test_a_trial_is_tried_so_often_and_not_more(
     if inside:  # As tasks, and not with Tune.
         monkeypatch.setenv(INSIDE, "1")
     config = {"trial_id": "one", "folder": str(tmp_path), "raises": raises}
-    settings = {"out_dir": tmp_path / "out", "name": "deadly", "per_trial": {"cpu": cpus}}
+    plan = TrialPlan(tmp_path / "out", "deadly", cpus=cpus, max_failures=2)
     for runs in (1, 2):  # What failed is tried again by the next run, as often.
         with pytest.raises(TrialsFailedError, match="it was told to fail" if raises else "one: "):
-            run_trials("engine_parts:deadly", [config], max_failures=2, **settings)
+            run_trials("engine_parts:deadly", [config], plan)
         assert calls(tmp_path) == runs * attempts
 
 
@@ -101,10 +101,7 @@ def test_a_trial_may_run_trials(tmp_path: Path) -> None:
     results = run_trials(
         "engine_parts:trial_of_trials",
         configs,
-        out_dir=tmp_path / "outer",
-        name="outer",
-        parallel=2,
-        per_trial={"cpu": 0.0},
+        TrialPlan(tmp_path / "outer", "outer", parallel=2, cpus=0.0),
     )
     assert results == [{"sum": 5}, {"sum": 5}]
 
@@ -120,11 +117,9 @@ def test_weak_trials_are_stopped_and_stay_stopped(tmp_path: Path) -> None:
         return run_trials(
             "engine_parts:budgeted_trial",
             configs,
-            out_dir=tmp_path / "results",
-            name="asha",
-            parallel=1,
-            per_trial={"cpu": 0.0},
-            stopping=Stopping((1, 2, 4), "max", 2.0),
+            TrialPlan(
+                tmp_path / "results", "asha", cpus=0.0, stopping=Stopping((1, 2, 4), "max", 2.0)
+            ),
         )
 
     first = run()
@@ -147,7 +142,7 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = os.pathsep.join([{here!r}, os.environ.get("PYTHONPATH", "")])
 import ray
 from selfshot.distributed.session import ray_session
-from selfshot.distributed.trials import run_trials
+from selfshot.distributed.trials import TrialPlan, run_trials
 
 # Ray counts this GPU whether or not the machine has one.
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
@@ -159,10 +154,7 @@ with ray_session():
         results = run_trials(
             "engine_parts:gpus_of_trial",
             [{{"trial_id": f"t{{n}}"}} for n in range(2)],
-            out_dir=Path({folder!r}) / f"{{share}}{{inner}}",
-            name="gpus",
-            parallel=2,
-            per_trial={{"cpu": 1.0, "gpu": share}},
+            TrialPlan(Path({folder!r}) / f"{{share}}{{inner}}", "gpus", parallel=2, gpus=share),
         )
         print("GPUs", [result["gpus"] for result in results])
 ray.shutdown()

@@ -96,7 +96,7 @@ def read_annotated(
     twins = {number for number, n in Counter(_ids_of(content, "videos", "id")).items() if n > 1}
     entries: list[Quarantined] = []
     loaded = parse_annotations(content, path, quarantined=entries)
-    _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
+    _refuse_unusable(loaded, entries, f"benchmark.{field}", path, form)
     found = Found(path.name, loaded, inputs={field: digest_file(path)})
     for entry in entries:
         number = re.match(r"annotations\[(\d+)\]", entry.entry)
@@ -127,14 +127,15 @@ def check_annotations(path: Path, field: str, form: Form = YOUTUBE_VIS) -> list[
     loaded = parse_annotations(
         form.convert(read_json(path), path), path, quarantined=entries, masks=False
     )
-    _refuse_unusable(loaded, entries, f"benchmark.{field}: {path}", form)
+    _refuse_unusable(loaded, entries, f"benchmark.{field}", path, form)
     return [form.said(f"{entry.entry}: {entry.reason}") for entry in entries]
 
 
 def _refuse_unusable(
-    annotations: Annotations, wrong: Sequence[Quarantined], place: str, form: Form
+    annotations: Annotations, wrong: Sequence[Quarantined], setting: str, path: Path, form: Form
 ) -> None:
     """Refuse annotations without a video, a category or an instance, or with mixed categories."""
+    place = f"{setting}: {path}"
     for section, read in (
         ("videos", annotations.videos),
         ("categories", annotations.categories),
@@ -145,21 +146,23 @@ def _refuse_unusable(
         name = form.said(f"{section}[").rstrip("[")
         mine = [one for one in wrong if one.entry.startswith(section)]
         if not mine:
-            raise UserError(f"{place}: {name}: the list is empty")
+            raise UserError(f"{place}: {name}: the list is empty", setting=setting)
         more = f" (and {len(mine) - 1} more)" if len(mine) > 1 else ""
         first = form.said(f"{mine[0].entry}: {mine[0].reason}")
-        raise UserError(f"{place}: none of its {name} can be read: {first}{more}")
+        raise UserError(f"{place}: none of its {name} can be read: {first}{more}", setting=setting)
     for one in wrong:
         if one.entry.startswith("categories") and one.reason.endswith(TAKEN):
             raise UserError(
                 f"{place}: {one.entry}: {one.reason}; give each category an id of its own, and its "
-                "annotations that id"
+                "annotations that id",
+                setting=setting,
             )
     for name, count in Counter(annotations.categories.values()).items():
         if count > 1:
             ids = [i for i, other in annotations.categories.items() if other == name]
             raise UserError(
-                f"{place}: categories {ids} are all named {name!r}; make them one category"
+                f"{place}: categories {ids} are all named {name!r}; make them one category",
+                setting=setting,
             )
 
 
@@ -205,7 +208,7 @@ def without_pixels(
     Args:
         annotations: of the videos.
         quarantined: receives each of them, with the reason.
-        on_message: is told how many there are.
+        on_message: receives how many there are.
 
     Raises:
         UserError: no instance has a pixel.
@@ -265,7 +268,7 @@ def same_files(files: Mapping[int, Sequence[str]]) -> list[tuple[int, int]]:
             holders.setdefault(file, []).append(video)
     shared: Counter[tuple[int, int]] = Counter()
     for videos in holders.values():
-        # What very many have is no mark of a video; if they are all alike, neighbours tell it.
+        # What very many have is no mark of a video; if they are all alike, neighbours show it.
         alike = combinations(videos, 2) if len(videos) <= FEW_HOLDERS else pairwise(videos)
         shared.update(alike)
     return [
@@ -303,11 +306,11 @@ def in_threads(
     work: Callable[[Item], Made], items: Sequence[Item], what: str, on_message: OnMessage
 ) -> Iterator[Made]:
     """Results in the order of the items; says how far it is when it takes long."""
-    told = time.monotonic()
+    said_at = time.monotonic()
     with ThreadPoolExecutor(thread_name_prefix="folder") as pool:
         for done, result in enumerate(pool.map(work, items), start=1):
-            if time.monotonic() - told > PROGRESS_EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() - said_at > PROGRESS_EVERY_S:
+                said_at = time.monotonic()
                 on_message(f"{what}: {done} of {len(items)}")
             yield result
 
@@ -318,7 +321,7 @@ def check_frames(found: Found, frames: Path, on_message: OnMessage) -> None:
     Args:
         found: whose videos; those that are faulty already are not looked at.
         frames: what their file names are relative to.
-        on_message: is told how far it is.
+        on_message: receives how far it is.
     """
     reader = FrameReader(frames)
 

@@ -1,4 +1,4 @@
-"""Annotated videos and clips → a benchmark folder: what the builders of filmed videos share."""
+"""Annotated videos and clips → a benchmark folder: what the builders of real videos share."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def assemble(
         split_of: the split of each class, or `UNSEEN`.
         one_source_of_same_files: videos of the same files, under two names, are of one source;
             otherwise they are a leak where the sources that they claim bring them apart.
-        on_message: is told what was found, a line at a time.
+        on_message: receives what was found, a line at a time.
 
     Raises:
         UserError: an input cannot be read, a split that is needed has nothing left, or it leaks.
@@ -85,7 +85,10 @@ def assemble(
     }
     for field, path in (("frames", frames), ("corpus", shared.corpus)):
         if not path.is_dir():
-            raise UserError(f"benchmark.{field}: {path} is no folder; give the path of one")
+            raise UserError(
+                f"benchmark.{field}: {path} is no folder; give the path of one",
+                setting=f"benchmark.{field}",
+            )
     on_message(
         f"{found.name}: {len(loaded.videos)} videos, {len(loaded.tracks)} instances of "
         f"{len(loaded.categories)} classes"

@@ -1,7 +1,7 @@
 """COCO's images as videos of one frame, with the class folds of Siamese Mask R-CNN.
 
 A fold leaves out every fourth of the 80 classes, in the order of their ids. It is for image →
-image (Table 12): an image that shows an unseen class asks once for each of them.
+image (Table 12): an image is a query once for each unseen class that it shows.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def build_coco_one_shot(
         annotations: COCO's instances JSON.
         frames: the images' folder.
         fold: from 1: which of every four classes is unseen.
-        on_message: is told what was found.
-        eval_annotations: another instances JSON, of the images that ask and help in val and test.
+        on_message: receives what was found.
+        eval_annotations: another instances JSON, of the query and support images of val and test.
             Those of the first then only train.
         eval_frames: their folder; none: the same one.
         **shared: corpus, corpus_labels, seed, height, width,

@@ -79,7 +79,7 @@ def gather_corpus(
         sources: of the val and test queries.
         files: SHA-256 of each file that those queries are read from.
         quarantined: receives what is no clip of the corpus, with the reason.
-        on_message: is told what was found.
+        on_message: receives what was found.
 
     Raises:
         UserError: there is no clip, none is left, the CSV cannot be used, or the clips of a

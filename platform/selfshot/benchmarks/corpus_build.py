@@ -88,7 +88,7 @@ def build_manifest(
         root: path or address that their URIs are relative to.
         out: folder of the manifest, or its address.
         made_from: what corpus.json says of where the items came from.
-        on_message: told how far it is.
+        on_message: receives how far it is.
         cutting: how they become clips.
         items_per_file: videos of one Parquet file, and of one step of a resume.
         workers: threads, each of which may have a decoding process for shots; None: two a core.
@@ -104,7 +104,7 @@ def build_manifest(
     storage.remove_partial()
     there = storage.sizes()
     counts = {"items": 0, "clips": 0, "bytes": 0, "seconds": 0.0, "unread": 0}
-    began = told = time.monotonic()
+    began = said_at = time.monotonic()
     kept = files = 0
     with _Workers(root, cutting, workers or 2 * len(os.sched_getaffinity(0))) as pool:
         portions = (
@@ -128,9 +128,9 @@ def build_manifest(
             counts["items"] += len(portion)
             for key, value in said.items():
                 counts[key] += value
-            if time.monotonic() - told > _PROGRESS_EVERY_S:
-                told = time.monotonic()
-                rate = counts["items"] / (told - began)
+            if time.monotonic() - said_at > _PROGRESS_EVERY_S:
+                said_at = time.monotonic()
+                rate = counts["items"] / (said_at - began)
                 on_message(f"{counts['items']} videos, {counts['clips']} clips, {rate:.0f}/s")
     for name in there:
         match = re.fullmatch(r"clips-(\d+)\.parquet", name)

@@ -120,9 +120,12 @@ def of_uris(path: Path) -> Iterator[Item]:
                     empty = False
                     yield Item(uri, stem(uri), stem(uri))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--uris: {path} cannot be read: {error}") from None
+        raise UserError(f"--uris: {path} cannot be read: {error}", setting="--uris") from None
     if empty:
-        raise UserError(f"--uris: {path} lists nothing; write a path or an address on each line")
+        raise UserError(
+            f"--uris: {path} lists nothing; write a path or an address on each line",
+            setting="--uris",
+        )
 
 
 def of_segments(
@@ -153,10 +156,13 @@ def of_segments(
             text = (row.get("end_s") or "").strip()
             end_s = _seconds(text, where, "end_s") if text else start_s + segment_s
             if not uri:
-                raise UserError(f"{where}: an empty {column}; name a file of the corpus")
+                raise UserError(
+                    f"{where}: an empty {column}; name a file of the corpus", setting="--segments"
+                )
             if end_s <= start_s:
                 raise UserError(
-                    f"{where}: end_s: {end_s:g} is not allowed (more than start_s: {start_s:g})"
+                    f"{where}: end_s: {end_s:g} is not allowed (more than start_s: {start_s:g})",
+                    setting="--segments",
                 )
             empty = False
             if root is not None and not is_address(uri) and not (root / uri).is_file():
@@ -165,7 +171,9 @@ def of_segments(
             source = (row.get("source") or "").strip() or stem(uri)
             yield Item(uri, stem(uri), source, start_s=start_s, end_s=end_s)
     if empty:
-        raise UserError(f"--segments: {path} lists no segment; add a line for each")
+        raise UserError(
+            f"--segments: {path} lists no segment; add a line for each", setting="--segments"
+        )
 
 
 def _seconds(text: str | None, where: str, column: str) -> float:
@@ -174,7 +182,10 @@ def _seconds(text: str | None, where: str, column: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{where}: {column}: {text!r} is not allowed (seconds, a number ≥ 0)")
+        raise UserError(
+            f"{where}: {column}: {text!r} is not allowed (seconds, a number ≥ 0)",
+            setting="--segments",
+        )
     return value
 
 

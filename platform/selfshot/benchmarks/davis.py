@@ -78,7 +78,7 @@ def build_davis(
             its end, and it is its own source.
         val_classes: unseen classes on which choices are made.
         test_classes: unseen classes that are scored.
-        on_message: is told what was found.
+        on_message: receives what was found.
         **shared: corpus, corpus_labels, seed, height, width and num_frames, as `Shared` has
             them.
 
@@ -88,7 +88,10 @@ def build_davis(
     """
     for field, root in (("frames", frames), ("masks", masks)):
         if not root.is_dir():
-            raise UserError(f"benchmark.{field}: {root} is no folder; give the path of one")
+            raise UserError(
+                f"benchmark.{field}: {root} is no folder; give the path of one",
+                setting=f"benchmark.{field}",
+            )
     named, sources = (None, {}) if classes is None else read_classes(classes)
     found = read_sequences(frames, masks, named, on_message, sources)
     if classes is not None:
@@ -121,20 +124,25 @@ def read_classes(path: Path) -> tuple[dict[tuple[str, int], str], dict[str, str]
             if not (number.isdecimal() and len(number) < 9 and 0 < int(number) < VOID):
                 raise UserError(
                     f"{where}: object {number!r} is not allowed (an integer from 1 to "
-                    f"{VOID - 1}: its number in the PNGs)"
+                    f"{VOID - 1}: its number in the PNGs)",
+                    setting="benchmark.classes",
                 )
             if not sequence or not name:
-                raise UserError(f"{where}: an empty sequence or class; fill it in")
+                raise UserError(
+                    f"{where}: an empty sequence or class; fill it in", setting="benchmark.classes"
+                )
             if found.setdefault((sequence, int(number)), name) != name:
                 raise UserError(
                     f"{where}: object {number} of {sequence} is a {name} here and a "
-                    f"{found[sequence, int(number)]} above; keep one line"
+                    f"{found[sequence, int(number)]} above; keep one line",
+                    setting="benchmark.classes",
                 )
             source = (row.get("source") or "").strip()
             if source and sources.setdefault(sequence, source) != source:
                 raise UserError(
                     f"{where}: {sequence} is of the source {source} here and of "
-                    f"{sources[sequence]} above; a sequence has one"
+                    f"{sources[sequence]} above; a sequence has one",
+                    setting="benchmark.classes",
                 )
     return found, sources
 

@@ -27,7 +27,9 @@ def fingerprint(files: Mapping[str, Path], roots: Sequence[Path]) -> str:
         try:
             digest.update(bytes.fromhex(digest_file(path)))
         except OSError as error:
-            raise UserError(f"benchmark.{field}: {path}: {error.strerror}") from None
+            raise UserError(
+                f"benchmark.{field}: {path}: {error.strerror}", setting=f"benchmark.{field}"
+            ) from None
     for root in roots:
         for name, facts in _states(root):
             digest.update(name + b"\0" + facts.encode() + b"\0")

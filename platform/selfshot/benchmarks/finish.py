@@ -55,7 +55,7 @@ def draw_pairs(benchmark: Benchmark, annotations: Annotations) -> tuple[Pairs, i
                 )
             rng = np.random.default_rng([benchmark.seed, 37, video, numbers[name]])
             drawn: dict[int, None] = {}
-            # Drawn one by one: a class of COCO has tens of thousands of videos, and as many ask.
+            # Drawn one by one: a class of COCO has tens of thousands of videos, each a query.
             while len(drawn) < min(available, PAIRED_SUPPORTS):
                 one = pool[int(rng.integers(len(pool)))]
                 if source[one] != own:

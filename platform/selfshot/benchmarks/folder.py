@@ -31,15 +31,15 @@ def build_folder(
 
     Every class that is not named is seen. A video that shows an unseen class never trains, and
     neither does another video of its source. The sources of an unseen class are dealt to queries
-    and oracle supports, so that no support comes from its query's source; a video asks for one
-    class only.
+    and oracle supports, so that no support comes from its query's source; a video is a query of
+    one class only.
 
     Args:
         folder: where the manifest is written.
         annotations: YouTube-VIS JSON.
         val_classes: unseen classes on which choices are made.
         test_classes: unseen classes that are scored.
-        on_message: is told what was found.
+        on_message: receives what was found.
         **shared: frames, corpus, corpus_labels, seed, height, width and num_frames, as `Shared`
             has them.
 
@@ -70,7 +70,7 @@ def name_splits(
     """
     split_of = dict.fromkeys(sorted(annotations.categories.values()), "train")
     folded = {name.casefold(): name for name in split_of}
-    problems = []
+    problems: dict[str, str] = {}
     for split, names in (("val", val_classes), ("test", test_classes)):
         for name in names:
             if name in split_of:
@@ -79,7 +79,11 @@ def name_splits(
             close = difflib.get_close_matches(name.casefold(), folded, 3, 0.5)
             nearest = " or ".join(repr(folded[one]) for one in close)
             hint = f" (did you mean {nearest}?)" if nearest else ""
-            problems.append(f"benchmark.{split}_classes: {name!r} is no class of it{hint}")
+            setting = f"benchmark.{split}_classes"
+            problems[f"{setting}: {name!r} is no class of it{hint}"] = setting
     if problems:
-        raise UserError("; ".join(problems) + f"; {source} has {', '.join(split_of)}")
+        raise UserError(
+            f"{'; '.join(problems)}; {source} has {', '.join(split_of)}",
+            setting=next(iter(problems.values())),
+        )
     return split_of

@@ -16,7 +16,7 @@ SHOWN = 5
 
 
 def used_videos(benchmark: Benchmark, split: str) -> set[int]:
-    """Videos that ask or help in a split."""
+    """Videos that are queries or supports in a split."""
     helpers = {video for videos in benchmark.supports[split].values() for video in videos}
     return helpers | {video for video, _ in benchmark.queries[split]}
 
@@ -54,7 +54,7 @@ def check_leakage(
             a clip of the corpus is of a query's source.
     """
     leaks = [
-        *_across_sides(benchmark, annotations),
+        *_across_splits(benchmark, annotations),
         *_seen_and_unseen(benchmark, annotations),
         *_within_pairs(benchmark, annotations),
         *_into_corpus(benchmark, annotations, corpus, files),
@@ -65,11 +65,12 @@ def check_leakage(
         raise UserError(
             "benchmark: it leaks, so its scores would mean nothing: "
             + "; ".join([*leaks[:SHOWN], *more])
-            + "; give videos that were cut from one recording the same source_id, or remove one"
+            + "; give videos that were cut from one recording the same source_id, or remove one",
+            setting="benchmark",
         )
 
 
-def _across_sides(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
+def _across_splits(benchmark: Benchmark, annotations: Annotations) -> Iterator[str]:
     used = {split: used_videos(benchmark, split) for split in SPLITS}
     sources = {split: {source_of(annotations, v) for v in used[split]} for split in SPLITS}
     # Two entries may name the same frames, whatever sources they claim.
@@ -107,8 +108,8 @@ def _within_pairs(benchmark: Benchmark, annotations: Annotations) -> Iterator[st
                     yield f"{label(annotations, query)} has a support of its own source"
                 if support not in members.get(name, ()):
                     yield (
-                        f"{label(annotations, support)} helps a {split} query of {name} and is no "
-                        f"{split} support of it"
+                        f"{label(annotations, support)} supports a {split} query of {name} and is "
+                        f"no {split} support of it"
                     )
 
 
@@ -130,7 +131,7 @@ def _into_corpus(
 def _same_files(
     benchmark: Benchmark, annotations: Annotations, files: Mapping[int, Sequence[str]]
 ) -> Iterator[str]:
-    """Videos of two splits, or two that may ask and help, of the same files."""
+    """Videos of two splits, or a query and its support, of the same files."""
     splits = {split: used_videos(benchmark, split) for split in SPLITS}
     used, sources = set().union(*splits.values()), annotations.sources
     for one, other in same_files({video: files[video] for video in files if video in used}):

@@ -1,4 +1,4 @@
-"""A benchmark folder: who is seen, who is asked, and who may help.
+"""A benchmark folder: its classes, queries and supports.
 
 Layout of a benchmark folder::
 
@@ -58,7 +58,7 @@ class Benchmark:
         supports: for each split and class, the annotated videos that may be oracle supports.
         frames_root: folder of the frames, relative to the benchmark folder or absolute.
         corpus_root: folder that the corpus URIs are relative to, likewise.
-        videos: of each split: those that ask or help.
+        videos: of each split: its queries and supports.
         pairs: for val and test, the labelled supports of each `query_key`, in an order that is
             fixed: the first k are those of k shots.
         counts: what was counted while building.
@@ -133,7 +133,7 @@ class Benchmark:
         fold_of: dict[int, int] = {}
         for name in sorted(by_class):
             for video in rng.permutation(by_class[name]).tolist():
-                # A video that asks for several classes does so in one fold.
+                # A video that is a query of several classes is so in one fold.
                 if video not in fold_of:
                     fold_of[video] = turn % count
                     turn += 1
@@ -152,7 +152,7 @@ class Benchmark:
 
 
 def query_key(video: int, name: str) -> str:
-    """What a query is called in files: one video may ask for several classes."""
+    """What a query is called in files: one video may be a query of several classes."""
     return f"{video}:{name}"
 
 

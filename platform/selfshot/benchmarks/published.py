@@ -88,6 +88,7 @@ def match_categories(
     if problems:
         raise UserError(
             f"benchmark.{field}: {file_name}: {'; '.join(problems)}; give the dataset's own "
-            "training JSON, or build other videos with the kind 'folder'"
+            "training JSON, or build other videos with the kind 'folder'",
+            setting=f"benchmark.{field}",
         )
     return matched

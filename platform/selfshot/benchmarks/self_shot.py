@@ -41,7 +41,7 @@ def build_self_vis(
         annotations: training JSON of YouTube-VIS 2021, or of 2019.
         extra_annotations: of the other edition. A video that both have is taken from the first,
             and from this one only if Table 7 does not list its class there.
-        on_message: is told what was found.
+        on_message: receives what was found.
         **shared: frames, corpus, corpus_labels, seed, height, width, num_frames and val_share,
             as `Shared` has them.
 
@@ -61,12 +61,12 @@ def build_self_ovis(
 ) -> Benchmark:
     """Write Self-OVIS's manifest into `folder`.
 
-    A video of seen and unseen classes is for val or test. It asks once for each unseen class.
+    A video of seen and unseen classes is for val or test, where it is a query of each unseen class.
 
     Args:
         folder: where the manifest is written.
         annotations: training JSON of OVIS.
-        on_message: is told what was found.
+        on_message: receives what was found.
         **shared: as in `build_self_vis`.
 
     Raises:

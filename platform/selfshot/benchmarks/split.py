@@ -1,4 +1,4 @@
-"""Who trains, who is asked and who may help, among videos that were filmed and not composed."""
+"""Which real videos train, which are queries and which are supports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNSEEN = "unseen"
 """In place of a split: a class that is unseen, and whose videos are dealt to val and test."""
 
 FEWEST_SOURCES = 2
-"""Of a class in a split: one asks, another helps."""
+"""Of a class in a split: one for queries, another for supports."""
 
 Members = dict[str, list[int]]
 """Videos by their source."""
@@ -76,8 +76,9 @@ def split_videos(
     video whose source belongs to a later split than itself is used on neither. A source that
     holds a class of `UNSEEN` belongs to val or test, whichever it is dealt to.
 
-    Half of the sources of a val or test class ask, once a video, and the others help. Every
-    video of an `UNSEEN` class asks, once for each of them, and helps those of other sources.
+    Half of the sources of a val or test class hold queries, each video of one class, and the
+    others supports. Every video of an `UNSEEN` class is a query of each of its unseen classes, and
+    a support of the queries of other sources.
 
     Args:
         reader: of the clips that queries and supports will be.
@@ -132,16 +133,16 @@ def split_videos(
         dict.fromkeys(name for (_, name), own_sources in members.items() if len(own_sources) > 1)
     )
 
-    # The rarest class first: a video may ask for one class only, and others have more to ask with.
+    # The rarest class first: a video is a query of one class only, and others have more videos.
     for split, name in sorted(members, key=lambda key: (len(members[key]), key[1], key[0])):
         if split == "train":
             _deal_seen(annotations, splits, name, members[split, name])
         elif split_of[name] == UNSEEN:
             if split == "test" or val_share:
-                _ask_all(annotations, splits, split, name, members[split, name])
+                _deal_all(annotations, splits, split, name, members[split, name])
         else:
             rng = np.random.default_rng([seed, 5, numbers[name]])
-            _ask_half(annotations, splits, split, name, members[split, name], rng)
+            _deal_half(annotations, splits, split, name, members[split, name], rng)
     for pairs in splits.queries.values():
         pairs.sort(key=lambda pair: (pair[1], pair[0]))
     return splits
@@ -152,8 +153,8 @@ def _sources_for_val(
 ) -> set[str]:
     """Sources for val, class by class and the rarest first; all others are for test.
 
-    A class of fewer than four sources is for test only, as in each split one must ask and another
-    must help.
+    A class of fewer than four sources is for test only, as each split needs one for queries and
+    another for supports.
     """
     val: set[str] = set()
     test: set[str] = set()
@@ -204,7 +205,7 @@ def _deal_seen(annotations: Annotations, splits: Splits, name: str, sources: Mem
     ]
 
 
-def _ask_half(
+def _deal_half(
     annotations: Annotations,
     splits: Splits,
     split: str,
@@ -212,27 +213,27 @@ def _ask_half(
     sources: Members,
     rng: np.random.Generator,
 ) -> None:
-    """Half of an unseen class's sources ask, the others help as oracle supports."""
+    """Half of an unseen class's sources hold queries, the others oracle supports."""
     if _too_few(annotations, splits, split, name, sources):
         return
-    asked = dict(splits.queries[split])
+    taken = dict(splits.queries[split])
     order = [sorted(sources)[i] for i in rng.permutation(len(sources))]
-    # Videos that ask for another class already can still help this one.
-    order.sort(key=lambda source: all(video in asked for video in sources[source]))
+    # Queries of another class can still be supports of this one.
+    order.sort(key=lambda source: all(video in taken for video in sources[source]))
     half = (len(order) + 1) // 2
     splits.supports[split][name] = sorted(v for source in order[half:] for v in sources[source])
     for video in sorted(v for source in order[:half] for v in sources[source]):
-        if video in asked:
+        if video in taken:
             what = f"{label(annotations, video)} as a {split} query of {name}"
-            splits.quarantined.append((what, f"it is a query of {asked[video]} already"))
+            splits.quarantined.append((what, f"it is a query of {taken[video]} already"))
         else:
             splits.queries[split].append((video, name))
 
 
-def _ask_all(
+def _deal_all(
     annotations: Annotations, splits: Splits, split: str, name: str, sources: Members
 ) -> None:
-    """Every video of an unseen class asks for it, and helps the others."""
+    """Every video of an unseen class is a query of it, and a support of the others."""
     if _too_few(annotations, splits, split, name, sources):
         return
     videos = sorted(video for members in sources.values() for video in members)
@@ -243,7 +244,7 @@ def _ask_all(
 def _too_few(
     annotations: Annotations, splits: Splits, split: str, name: str, sources: Members
 ) -> bool:
-    """Whether no video can ask, as none of another source would help; says so if it is so."""
+    """Whether no video can be a query, as no other source has a support; notes it if so."""
     if not sources:
         splits.quarantined.append((f"class {name}", f"no video of it is left for {split}"))
     elif len(sources) < FEWEST_SOURCES:

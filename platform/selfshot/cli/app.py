@@ -34,7 +34,7 @@ app = typer.Typer(
 benchmark_app = typer.Typer(help="Build a benchmark's videos and splits.", rich_markup_mode=None)
 corpus_app = typer.Typer(help="List the clips of a corpus.", rich_markup_mode=None)
 train_app = typer.Typer(help="Train one of the three networks.", rich_markup_mode=None)
-track_app = typer.Typer(help="What MLflow was told.", rich_markup_mode=None)
+track_app = typer.Typer(help="What MLflow has of the runs.", rich_markup_mode=None)
 cluster_app = typer.Typer(help="Look at a Ray cluster.", rich_markup_mode=None)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(corpus_app, name="corpus")
@@ -75,7 +75,7 @@ class Format(enum.StrEnum):
 def _checked(name: str, allowed: str, fits: Callable[[float], bool]) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if not fits(value):
-            raise UserError(f"{name}: {value:g} is not allowed ({allowed})")
+            raise UserError(f"{name}: {value:g} is not allowed ({allowed})", setting=name)
         return value
 
     return check
@@ -171,7 +171,7 @@ def _exit_code(error: BaseException) -> int:
         if isinstance(error.__cause__, KeyboardInterrupt):
             return EXIT_STOPPED
         raise error.__cause__  # The command parser makes an Abort of every EOFError.
-    # The reader has gone (`selfshot schema | head`): nobody is left to tell. Another pipe that
+    # The reader has gone (`selfshot schema | head`): nobody is left to read. Another pipe that
     # broke is the work's own, which is an error like any other.
     if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -70,7 +70,8 @@ def _load(what: Path, config: Path | None, overrides: Sequence[str] | None) -> E
         if config is None and word != "sprites":
             raise UserError(
                 f"--config: missing; benchmark build {word} needs a file with its settings (they "
-                "are in docs/guide/benchmarks.md)"
+                "are in docs/guide/benchmarks.md)",
+                setting="--config",
             )
         loaded = load_builder(word, config, overrides or ())
         check_inputs(loaded)
@@ -86,7 +87,8 @@ def _load(what: Path, config: Path | None, overrides: Sequence[str] | None) -> E
     if config is not None:
         raise UserError(
             f"--config: belongs to a KIND, and {what} is an experiment's file; name its kind, or "
-            "leave --config out"
+            "leave --config out",
+            setting="--config",
         )
     with opened(what, overrides) as study:
         return study.experiment
@@ -97,9 +99,13 @@ def _check_out(out: Path) -> None:
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be looked at: {error.strerror}") from None
+        raise UserError(
+            f"--out: {out} cannot be looked at: {error.strerror}", setting="--out"
+        ) from None
     if taken:
-        raise UserError(f"--out: {out} is there already (allowed: a new or an empty folder)")
+        raise UserError(
+            f"--out: {out} is there already (allowed: a new or an empty folder)", setting="--out"
+        )
 
 
 def _copy(made: Path, out: Path) -> None:
@@ -109,7 +115,9 @@ def _copy(made: Path, out: Path) -> None:
             shutil.copytree(made, partial, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--out: {out} cannot be written: {error.strerror or error}; the benchmark is in {made}"
+            f"--out: {out} cannot be written: {error.strerror or error}; the benchmark is in "
+            f"{made}",
+            setting="--out",
         ) from None
 
 

@@ -93,7 +93,9 @@ def build_command(
         )
     for name, value in (("--clip-s", clip_s), ("--segment-s", segment_s)):
         if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{name}: {value} is not allowed (seconds, a number above 0)")
+            raise UserError(
+                f"{name}: {value} is not allowed (seconds, a number above 0)", setting=name
+            )
     from selfshot.benchmarks.corpus_build import Cutting
     from selfshot.studies import corpus
     from selfshot.studies.progress import Progress
@@ -204,5 +206,7 @@ def _frame_size(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text)
     if match is None:
-        raise UserError(f"--size: {text!r} is not allowed (height × width, as 224x224)")
+        raise UserError(
+            f"--size: {text!r} is not allowed (height × width, as 224x224)", setting="--size"
+        )
     return int(match[1]), int(match[2])

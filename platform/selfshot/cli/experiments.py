@@ -26,7 +26,7 @@ def opened(
 ) -> Iterator[Study]:
     """An experiment whose input files are there, and if wanted every trial of its sweep.
 
-    Mistakes that the block finds are told with the lines of their settings.
+    Mistakes that the block finds get the lines of their settings.
     """
     from selfshot.config.messages import located
     from selfshot.config.paths import check_inputs
@@ -62,7 +62,8 @@ def check_resume(experiment: Experiment, path: Path, resume: bool) -> None:
     if resume and all(plan.status == "to do" for plan in run.plan_experiment(experiment)):
         raise UserError(
             f"--resume: no stage of {path} is begun in {experiment.output}; leave --resume out "
-            "to start it, or check --set and output, which decide what counts as the same run"
+            "to start it, or check --set and output, which decide what counts as the same run",
+            setting="--resume",
         )
 
 
@@ -72,7 +73,8 @@ def refuse_beside(experiment: Path, options: Mapping[str, object], instead: str)
         if value:
             raise UserError(
                 f"{name}: does not go with an experiment's file, here {experiment}; give either "
-                f"the file, with --set for its settings, or {instead}"
+                f"the file, with --set for its settings, or {instead}",
+                setting=name,
             )
 
 
@@ -89,7 +91,8 @@ def loose_settings(
     for change in overrides or ():
         if change.partition(".")[0] not in sections:
             raise UserError(
-                f"--set {change}: with {option} only settings of {' and '.join(sections)} are read"
+                f"--set {change}: with {option} only settings of {' and '.join(sections)} are read",
+                setting="--set",
             )
     joined = [] if address is None else [f"compute.address={address}"]
     return parse_experiment(f"name: {name}", "the defaults", [*(overrides or ()), *joined])
@@ -127,7 +130,8 @@ def run_whole_study(study: Study, path: Path, resume: bool) -> None:
         if not begun and len(plan.open_trials) == len(plan.trials):
             raise UserError(
                 f"--resume: no trial of {path} is begun in {study.experiment.output}; leave "
-                "--resume out to start it, or check --set and output"
+                "--resume out to start it, or check --set and output",
+                setting="--resume",
             )
     made = studies.run_study(study)
     print(made.report)
@@ -185,7 +189,7 @@ def path(
     with opened(experiment, overrides) as study:
         names = [one.name for one in STAGES if one.wanted(study.experiment)]
         if stage not in names:
-            raise UserError(f"STAGE: {stage} is not allowed ({', '.join(names)})")
+            raise UserError(f"STAGE: {stage} is not allowed ({', '.join(names)})", setting="STAGE")
         print(stage_folders(study.experiment, [stage])[stage])
 
 

@@ -15,7 +15,7 @@ def print_plan(study: Study) -> None:
     """Prints the plan of an experiment or of a study; starts nothing.
 
     Raises:
-        UserError: an input is missing, or the machines cannot place what is asked for.
+        UserError: an input is missing, or the machines cannot place what is requested.
     """
     from rich.console import Console
 

@@ -65,7 +65,9 @@ def predict(
 ) -> None:
     """Segment and track in a video what it has in common with its supports."""
     if supports and shots is not None:
-        raise UserError("predict: --shots counts what is retrieved; leave it, or --supports")
+        raise UserError(
+            "predict: --shots counts what is retrieved; leave it, or --supports", setting="--shots"
+        )
     from selfshot.studies.predicting import RESULTS, Wanted
     from selfshot.studies.predicting import predict as run
 

@@ -22,7 +22,7 @@ _STEPS = {"bytes": "reading", "parsing": "parsing"}
 
 
 class ReadingProgress:
-    """Shows what the readers tell it, on the error stream.
+    """Shows the progress of the readers, on the error stream.
 
     On a terminal each step has a bar, which goes away at the end. Elsewhere, as in a log, a line
     is written when a step begins and then every ten seconds.
@@ -51,7 +51,7 @@ class ReadingProgress:
             self.bars.stop()
 
     def watch(self, step: str, done: int, total: int) -> None:
-        """Is told how much of a step is done; a total of 0 is an unknown one."""
+        """Receives how much of a step is done; a total of 0 is an unknown one."""
         if step == "bytes":
             self.size = total
         now = time.monotonic()

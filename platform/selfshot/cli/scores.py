@@ -90,18 +90,21 @@ def evaluate(
         if given:
             raise UserError(
                 f"evaluate: EXPERIMENT.yaml and {', '.join(given)} exclude each other; give an "
-                "experiment, or two files"
+                "experiment, or two files",
+                setting=given[0],
             )
         run_until(experiment, overrides, resume, until="evaluation")
     elif ground_truth is None or results is None:
         missing = "--results" if ground_truth else "--ground-truth" if results else None
-        raise UserError(
-            f"evaluate: {missing} is missing; give both files"
-            if missing
-            else "evaluate: nothing to score; give EXPERIMENT.yaml, or --ground-truth and --results"
-        )
+        said = f"{missing} is missing; give both files"
+        if missing is None:
+            said = "nothing to score; give EXPERIMENT.yaml, or --ground-truth and --results"
+        raise UserError(f"evaluate: {said}", setting=missing)
     elif overrides or resume:
-        raise UserError("evaluate: --set and --resume belong to EXPERIMENT.yaml, not to two files")
+        raise UserError(
+            "evaluate: --set and --resume belong to EXPERIMENT.yaml, not to two files",
+            setting="--set" if overrides else "--resume",
+        )
     else:
         _check_files(ground_truth, results, compare, json_out)
         files = _read_files(ground_truth, results, compare, skip_invalid)
@@ -134,9 +137,13 @@ def _check_files(
     named = {"--ground-truth": ground_truth, "--results": results, "--compare": compare}
     for option, path in named.items():
         if path is not None and not path.is_file():
-            raise UserError(f"{option}: {path} is no file (allowed: a YouTube-VIS JSON)")
+            raise UserError(
+                f"{option}: {path} is no file (allowed: a YouTube-VIS JSON)", setting=option
+            )
     if json_out is not None and (json_out.is_dir() or not json_out.parent.is_dir()):
-        raise UserError(f"--json: {json_out} cannot be written (allowed: a file in a folder)")
+        raise UserError(
+            f"--json: {json_out} cannot be written (allowed: a file in a folder)", setting="--json"
+        )
 
 
 def _read_files(
@@ -194,4 +201,6 @@ def _write_json(path: Path, scores: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--json: {path} cannot be written: {error.strerror}") from None
+        raise UserError(
+            f"--json: {path} cannot be written: {error.strerror}", setting="--json"
+        ) from None

@@ -33,7 +33,7 @@ def search(
         typer.Option(
             "--corpus",
             metavar="MANIFEST",
-            help="Of --index: the corpus, so that paths are told and frames drawn; needless "
+            help="Of --index: the corpus, to print paths and draw frames; needless "
             "after selfshot embed of a folder of videos.",
         ),
     ] = None,
@@ -46,15 +46,22 @@ def search(
 ) -> None:
     """Print, and with --out draw, the clips of a corpus that are nearest to a query."""
     if not query:
-        raise UserError("--query: missing (allowed: a video, an image or a folder of frames)")
+        raise UserError(
+            "--query: missing (allowed: a video, an image or a folder of frames)", setting="--query"
+        )
     if (experiment is None) == (index is None):
         raise UserError("search: give an experiment's file, or --index; one of them")
     of_index = {"--encoder": encoder, "--corpus": corpus}
     for name, value in of_index.items():
         if experiment is not None and value is not None:
-            raise UserError(f"{name}: {value} goes with --index, not with an experiment's file")
+            raise UserError(
+                f"{name}: {value} goes with --index, not with an experiment's file", setting=name
+            )
     if index is not None and overrides:
-        raise UserError(f"--set {overrides[0]}: goes with an experiment's file, not with --index")
+        raise UserError(
+            f"--set {overrides[0]}: goes with an experiment's file, not with --index",
+            setting="--set",
+        )
     from selfshot.studies import searching
 
     if experiment is not None:

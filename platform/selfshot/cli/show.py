@@ -61,12 +61,14 @@ def show(
     """Draw annotations and results over their frames: videos, contact sheets and a page."""
     source, frames_root, manifest = _sources(annotations, frames, benchmark, supports)
     if results is not None and not results.is_file():
-        raise UserError(f"--results: {results} is no file (allowed: a YouTube-VIS JSON)")
+        raise UserError(
+            f"--results: {results} is no file (allowed: a YouTube-VIS JSON)", setting="--results"
+        )
 
     from selfshot.data.frames import FrameReader
     from selfshot.data.images import is_sorted_as_text
     from selfshot.data.ytvis import load_annotations, load_results
-    from selfshot.evaluation.rendering.videos import Selection, show_videos
+    from selfshot.evaluation.rendering.videos import Pictures, Selection, show_videos
 
     loaded = load_annotations(source)
     selection = None
@@ -87,13 +89,15 @@ def show(
         drawn, left_out = show_videos(
             loaded,
             FrameReader(frames_root),
-            out,
-            videos=wanted,
-            formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
-            fps=fps,
+            Pictures(
+                out,
+                [str(one) for one in formats or (Format.MP4, Format.PNG)],
+                fps,
+                title=" and ".join(str(path) for path in (benchmark or source, results) if path),
+            ),
+            wanted,
             results=selection,
             supports=chosen.rows if chosen else None,
-            title=" and ".join(str(path) for path in (benchmark or source, results) if path),
             on_video=lambda name: shown.update(task, advance=1, description=name),
         )
     if not drawn:
@@ -101,7 +105,8 @@ def show(
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise UserError(
             f"--frames: no video can be drawn from {frames_root}, which the file_names of {source} "
-            f"must be relative to: video {name}: {reason}{more}"
+            f"must be relative to: video {name}: {reason}{more}",
+            setting="--frames",
         )
     mixed = [number for number in wanted if is_sorted_as_text(loaded.videos[number].file_names)]
     if mixed:
@@ -121,29 +126,41 @@ def _sources(
     """The annotations, the folder of the frames, and the benchmark if they are one's."""
     if benchmark is None:
         if supports is not None:
-            raise UserError("show: --supports needs --benchmark, whose clips they are")
+            raise UserError(
+                "show: --supports needs --benchmark, whose clips they are", setting="--supports"
+            )
         if annotations is None or frames is None:
             missing = "--frames" if annotations else "--annotations" if frames else None
-            raise UserError(
-                f"show: {missing} is missing; give both, or --benchmark"
-                if missing
-                else "show: nothing to draw; give --annotations and --frames, or --benchmark"
-            )
+            said = f"{missing} is missing; give both, or --benchmark"
+            if missing is None:
+                said = "nothing to draw; give --annotations and --frames, or --benchmark"
+            raise UserError(f"show: {said}", setting=missing)
         if not annotations.is_file():
             raise UserError(
-                f"--annotations: {annotations} is no file (allowed: a YouTube-VIS JSON)"
+                f"--annotations: {annotations} is no file (allowed: a YouTube-VIS JSON)",
+                setting="--annotations",
             )
         if not frames.is_dir():
-            raise UserError(f"--frames: {frames} is no folder; give the folder of the frames")
+            raise UserError(
+                f"--frames: {frames} is no folder; give the folder of the frames",
+                setting="--frames",
+            )
         return annotations, frames, None
     if annotations is not None or frames is not None:
-        raise UserError("show: --benchmark brings its own --annotations and --frames; leave them")
+        raise UserError(
+            "show: --benchmark brings its own --annotations and --frames; leave them",
+            setting="--benchmark",
+        )
     if supports is not None and not supports.is_file():
-        raise UserError(f"--supports: {supports} is no file (allowed: a run's supports.json)")
+        raise UserError(
+            f"--supports: {supports} is no file (allowed: a run's supports.json)",
+            setting="--supports",
+        )
     if not (benchmark / "benchmark.json").is_file():
         raise UserError(
             f"--benchmark: {benchmark} holds no benchmark.json; give a folder that selfshot "
-            "benchmark build has made"
+            "benchmark build has made",
+            setting="--benchmark",
         )
     from selfshot.benchmarks.manifest import load_benchmark
 
@@ -152,29 +169,31 @@ def _sources(
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"--benchmark: {benchmark / 'benchmark.json'} cannot be read: {error}; build the "
-            "benchmark again"
+            "benchmark again",
+            setting="--benchmark",
         ) from None
     root = (benchmark / manifest.frames_root).resolve()
     if not root.is_dir():
         raise UserError(
-            f"--benchmark: the frames of {benchmark} are not in {root}; build the benchmark again"
+            f"--benchmark: the frames of {benchmark} are not in {root}; build the benchmark again",
+            setting="--benchmark",
         )
     return benchmark / "annotations.json", root, manifest
 
 
 def _wanted(
-    annotations: Annotations, asked: Sequence[str] | None, otherwise: list[int], source: Path
+    annotations: Annotations, words: Sequence[str] | None, otherwise: list[int], source: Path
 ) -> list[int]:
     """Ids of the videos to draw.
 
     Raises:
-        UserError: a video that was asked for is none of the file's, or the file has none.
+        UserError: a video that is wanted is none of the file's, or the file has none.
     """
     from selfshot.evaluation.rendering.videos import video_name
 
     if not otherwise:
         raise UserError(f"{source}: it has no videos; give annotations of some")
-    if not asked:
+    if not words:
         return otherwise
     by_word: dict[str, list[int]] = {}
     for number, video in annotations.videos.items():
@@ -182,10 +201,10 @@ def _wanted(
     # An id counts more than a name that looks like it.
     by_word |= {str(number): [number] for number in annotations.videos}
     wanted: list[int] = []
-    for word in asked:
+    for word in words:
         if word not in by_word or not word:
             close = difflib.get_close_matches(word, by_word, 3, 0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "give an id or a name of it"
-            raise UserError(f"--video: {word} is no video of {source} ({hint})")
+            raise UserError(f"--video: {word} is no video of {source} ({hint})", setting="--video")
         wanted += by_word[word]
     return list(dict.fromkeys(wanted))

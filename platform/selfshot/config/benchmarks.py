@@ -15,7 +15,7 @@ Side = Annotated[int, Field(ge=32, multiple_of=8)]
 
 
 class SpritesBenchmark(Section):
-    """Videos that the program composes itself; see docs/guide/sprites.md."""
+    """Synthetic videos, which the program renders; see docs/guide/sprites.md."""
 
     kind: Literal["sprites"] = "sprites"
     height: Side = 64
@@ -44,8 +44,8 @@ class SpritesBenchmark(Section):
         return self
 
 
-class FilmedVideos(Section):
-    """What every benchmark of videos that were filmed says."""
+class RealVideos(Section):
+    """What every benchmark of real videos says."""
 
     frames: FilePath = Field(description="folder of the frames")
     corpus: FilePath = Field(
@@ -60,7 +60,7 @@ class FilmedVideos(Section):
     num_frames: Count = 8
 
 
-class NamedSides(FilmedVideos):
+class NamedSplits(RealVideos):
     """The unseen classes are named; all others are seen."""
 
     val_classes: tuple[str, ...] = Field(
@@ -71,14 +71,14 @@ class NamedSides(FilmedVideos):
     )
 
     @model_validator(mode="after")
-    def _disjoint(self) -> NamedSides:
+    def _disjoint(self) -> NamedSplits:
         both = sorted(set(self.val_classes) & set(self.test_classes))
         if both:
             raise ValueError(f"val_classes and test_classes share {both}; a class has one split")
         return self
 
 
-class DealtSides(FilmedVideos):
+class DealtSplits(RealVideos):
     """The unseen classes are published; their videos are dealt to val and test."""
 
     val_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -86,14 +86,14 @@ class DealtSides(FilmedVideos):
     )
 
 
-class FolderBenchmark(NamedSides):
+class FolderBenchmark(NamedSplits):
     """Real annotated videos (YouTube-VIS JSON + frames) and a folder of real clips."""
 
     kind: Literal["folder"]
     annotations: FilePath = Field(description="YouTube-VIS JSON")
 
 
-class DavisBenchmark(NamedSides):
+class DavisBenchmark(NamedSplits):
     """A folder of frames and one of indexed PNG masks for each sequence."""
 
     kind: Literal["davis"]
@@ -103,7 +103,7 @@ class DavisBenchmark(NamedSides):
     )
 
 
-class SelfVisBenchmark(DealtSides):
+class SelfVisBenchmark(DealtSplits):
     """Self-VIS: YouTube-VIS's training videos of one class each."""
 
     kind: Literal["self_vis"]
@@ -111,14 +111,14 @@ class SelfVisBenchmark(DealtSides):
     extra_annotations: FilePath | None = Field(None, description="the other edition's JSON")
 
 
-class SelfOvisBenchmark(DealtSides):
+class SelfOvisBenchmark(DealtSplits):
     """Self-OVIS: OVIS's training videos."""
 
     kind: Literal["self_ovis"]
     annotations: FilePath = Field(description="OVIS training JSON")
 
 
-class CocoOneShotBenchmark(DealtSides):
+class CocoOneShotBenchmark(DealtSplits):
     """COCO's images as videos of one frame, a quarter of the classes unseen."""
 
     kind: Literal["coco_one_shot"]

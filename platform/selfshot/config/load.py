@@ -82,7 +82,8 @@ def load_builder(kind: str, path: Path | None, overrides: Sequence[str] = ()) ->
     if experiment.benchmark.kind != kind:
         raise UserError(
             f"--config: {source} is about a benchmark of kind {experiment.benchmark.kind}, not "
-            f"{kind}; name that kind, or give another file"
+            f"{kind}; name that kind, or give another file",
+            setting="--config",
         )
     return experiment
 
@@ -168,12 +169,14 @@ def parse_override(override: str) -> dict[str, Any]:
     key, text = key.strip(), text.strip()
     if not equals:
         raise UserError(
-            f"--set {override}: no '=' in it (write --set key=value, as in --set vis.heads=4)"
+            f"--set {override}: no '=' in it (write --set key=value, as in --set vis.heads=4)",
+            setting="--set",
         )
     if not _KEY.fullmatch(key):
         raise UserError(
             f"--set {override}: {key!r} is not a key (words joined by dots, as in "
-            "vis.optimiser.steps; a list is set whole, as in supports.shots=[1,5])"
+            "vis.optimiser.steps; a list is set whole, as in supports.shots=[1,5])",
+            setting="--set",
         )
     place = Place(f"--set {override if len(override) <= 80 else override[:79] + '…'}")
     try:
@@ -183,7 +186,9 @@ def parse_override(override: str) -> dict[str, Any]:
         if text[:1] in ("[", "{", "'", '"', "!", "&"):
             raise
         if not text.isprintable():
-            raise UserError(f"the value holds characters that cannot be printed; {place}") from None
+            raise UserError(
+                f"the value holds characters that cannot be printed; {place}", setting="--set"
+            ) from None
         value = text
     if isinstance(value, dict | list) and text[:1] not in ("{", "["):
         value = text

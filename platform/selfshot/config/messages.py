@@ -65,9 +65,9 @@ def located(data: Any) -> Iterator[None]:
         yield
     except Reported as error:
         inner = reported_error(error) or error
-        if (told := placed(inner, data)) is inner:
+        if (located_error := placed(inner, data)) is inner:
             raise
-        raise told from error
+        raise located_error from error
 
 
 def placed(error: UserError | StorageError, data: Any) -> UserError | StorageError:

@@ -21,7 +21,7 @@ def check_inputs(*experiments: Experiment, data: Any = None) -> None:
     """Looks for the files that experiments read and the folders that they write.
 
     Args:
-        experiments: those of one file; what several of them name is told once.
+        experiments: those of one file; what several of them name is reported once.
         data: the file's, for the lines of the settings.
 
     Raises:
@@ -40,7 +40,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str | None]]:
     yield "output", _output_problem(experiment.output, "output")
     storage = experiment.storage
     if storage is not None:
-        # Whether an address answers is asked when the run begins.
+        # Whether an address answers is tried when the run begins.
         there = is_address(storage)
         yield "storage", (
             scheme_problem(storage) if there else _output_problem(Path(storage), "storage")

@@ -15,7 +15,7 @@ from selfshot.config.fields import Count, NonNegative, Section, Share
 
 @dataclasses.dataclass(frozen=True)
 class SupportKind:
-    """A row of the table: what helps a query.
+    """A row of the table: the supports of a query.
 
     Attributes:
         label: in the report.

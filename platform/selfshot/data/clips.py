@@ -38,7 +38,7 @@ class ClipReader:
     """Reads clips of `num_frames` frames of one size from annotated videos.
 
     A longer video is sampled evenly, a shorter one is padded with its last frame; the
-    padding is told by `valid_frames`.
+    `valid_frames` marks the padding.
     """
 
     def __init__(

@@ -180,7 +180,7 @@ def _open(path: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _storage(host: str) -> Storage:
-    """Opened once for a scheme and a host: an object store is asked where its bucket is."""
+    """Opened once for a scheme and a host: an object store is queried for where its bucket is."""
     from selfshot.data.storage import Storage
 
     return Storage(host, "uri")

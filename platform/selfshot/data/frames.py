@@ -20,7 +20,7 @@ CHECK_SIDE = 8
 """Frames are decoded this small, only to see that they can be: a JPEG then costs a millisecond."""
 
 CHECKED_AT_ONCE = 256
-"""Frames of a video file that are asked for at a time to see the same."""
+"""Frames of a video file that are requested at a time to see the same."""
 
 
 class FrameReader:
@@ -29,15 +29,14 @@ class FrameReader:
     A video file is decoded in a process of its own, which starts at the first one.
     """
 
-    def __init__(self, frames_root: Path, *, time_limit_s: float = 20.0) -> None:
+    def __init__(self, frames_root: Path) -> None:
         """Nothing is opened yet.
 
         Args:
             frames_root: what the videos' file names are relative to.
-            time_limit_s: of reading from a video file once.
         """
         self.frames_root = frames_root
-        self._decoder = GuardedDecoder(time_limit_s=time_limit_s, decode=DECODE_AT)
+        self._decoder = GuardedDecoder(decode=DECODE_AT)
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def read(
@@ -82,8 +81,8 @@ class FrameReader:
                 yield images
             return
         path = str(resolve_frame(self.frames_root, video.video_file))
-        asked = (FileFrames(path, tuple(part), video.length, height, width) for part in parts)
-        for frames in self._decoder.decode_many(asked):
+        requested = (FileFrames(path, tuple(part), video.length, height, width) for part in parts)
+        for frames in self._decoder.decode_many(requested):
             if isinstance(frames, VideoError):
                 raise frames
             self._check_size(path, video)

@@ -118,7 +118,7 @@ class GuardedDecoder:
             memory_limit_bytes: of address space that clips may take of the child: a header may
                 ask for frames that no machine holds. None: no limit.
             decode: `module:function` with the signature of `sample_clip`, or of `frames_at` if
-                it is asked for `FileFrames`.
+                it is given `FileFrames`.
             least_frames: a `Clip` with fewer is refused; none: any number is taken, some more
                 than once.
             decoder: `decord`, then `pyav` where it fails; or `pyav` alone.
@@ -158,28 +158,28 @@ class GuardedDecoder:
             RuntimeError: the child does not start at all.
         """
         waiting = iter(clips)
-        asked: deque[_Asked] = deque()
+        requested: deque[_Requested] = deque()
         child = self._take_child()
         try:
             while True:
-                for clip in itertools.islice(waiting, _AHEAD - len(asked)):
+                for clip in itertools.islice(waiting, _AHEAD - len(requested)):
                     clip = Clip(str(clip)) if isinstance(clip, Path | str) else clip
-                    asked.append(_Asked(self._request(clip), self._shape(clip)))
+                    requested.append(_Requested(self._request(clip), self._shape(clip)))
                     if child.is_usable():
-                        child.send([asked[-1].request])
-                if not asked:
+                        child.send([requested[-1].request])
+                if not requested:
                     return
                 if not child.is_usable():  # It is new, or forked: it has received none of them.
                     child = self._start_child()
-                    child.send([one.request for one in asked])
-                answer = self._answer(child, asked[0])
-                if not child.is_usable() and asked[0].request["decoder"] == "decord":
-                    asked[0].request["decoder"] = "pyav"
+                    child.send([one.request for one in requested])
+                answer = self._answer(child, requested[0])
+                if not child.is_usable() and requested[0].request["decoder"] == "decord":
+                    requested[0].request["decoder"] = "pyav"
                     continue
-                asked.popleft()
+                requested.popleft()
                 yield answer
         finally:
-            if asked:  # Left early: the child still has answers that nobody wants.
+            if requested:  # Left early: the child still has answers that nobody wants.
                 child.close()
             elif child.is_usable():
                 self._idle.append(child)
@@ -247,17 +247,17 @@ class GuardedDecoder:
             return (clip.most, 8)
         return (len(clip.indices), clip.height, clip.width, 3)
 
-    def _answer(self, child: _Child, asked: _Asked) -> Sampled | VideoError:
+    def _answer(self, child: _Child, requested: _Requested) -> Sampled | VideoError:
         """What the child says of the oldest clip, or what became of the child."""
         deadline = time.monotonic() + self.time_limit_s
-        path = asked.request["path"]
+        path = requested.request["path"]
         try:
             kind, length, *counts = HEADER.unpack(child.read(HEADER.size, deadline))
             if kind == REASON:
                 return VideoError(child.read(length, deadline).decode(), path)
             if kind == AWAY:
                 raise StorageError(child.read(length, deadline).decode())
-            frames = np.empty(asked.shape, dtype=np.uint8)
+            frames = np.empty(requested.shape, dtype=np.uint8)
             if kind != FRAMES or length != frames.nbytes:
                 raise EOFError
             child.fill(frames.reshape(-1).data, deadline)
@@ -272,7 +272,7 @@ class GuardedDecoder:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
+class _Requested:
     """What a child is to decode, and the shape of its answer."""
 
     request: dict[str, Any]
@@ -323,7 +323,7 @@ class _Child:
         """Send clips, a line each."""
         assert self._process is not None and self._process.stdin is not None
         lines = "".join(json.dumps(request) + "\n" for request in requests)
-        with contextlib.suppress(BrokenPipeError):  # It died: reading will tell.
+        with contextlib.suppress(BrokenPipeError):  # It died: reading will show it.
             os.write(self._process.stdin.fileno(), lines.encode())
 
     def read(self, size: int, deadline: float) -> bytes:

@@ -19,7 +19,7 @@ TAKEN = "is already used by another entry"
 _ENTRIES_AT_ONCE = 64
 
 Watch = Callable[[str, int, int], None]
-"""Is told of a file being read: the step, how much of it is done, and how much there is.
+"""Receives the progress of reading a file: the step, how much of it is done, and of how much.
 
 Steps are `bytes`, `parsing` (of unknown length: 0 of 0) and the sections of entries.
 """
@@ -72,7 +72,7 @@ def read_json(path: Path | str, watch: Watch | None = None) -> Any:
 
     Args:
         path: the file.
-        watch: is told how far the reading is.
+        watch: receives how far the reading is.
 
     Raises:
         UserError: it cannot be opened, or is not JSON.

@@ -1,6 +1,6 @@
 """Where one shot of a video ends and the next begins, by how much its frames differ.
 
-Every frame is decoded small and told by its colours: a histogram of each quarter of it. A cut is
+Every frame is decoded small and described by a histogram of the colours of each quarter. A cut is
 where two neighbours differ by more than a threshold, and by several times as much as the frames
 around them do, so that fast motion and shaking are none. Fades are not found.
 """

@@ -201,7 +201,7 @@ class Storage:
         """
         bucket = self.root.split("/")[0]
         if self._appear_whole:
-            # Once: the store's own client asks several times, for some ten seconds.
+            # Once: the store's own client tries several times, for some ten seconds.
             info = self.tried("read", lambda: self.filesystem.get_file_info(bucket), attempts=1)
             if info.type == pafs.FileType.NotFound:
                 raise StorageError(

@@ -1,4 +1,4 @@
-"""Supports: what helps a query, and its frames.
+"""The supports of a query, and their frames.
 
 A support is named by what it is: the id of a corpus clip (str), the id of an annotated video (int),
 or a part of an annotated video (a dict): `{"video", "start", "end"}` of its length, or `{"video",

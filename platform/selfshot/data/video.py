@@ -84,7 +84,7 @@ def probe(path: Path | str) -> VideoFacts:
 def duration_s(path: Path | str) -> float | None:
     """Seconds from the start of the first frame to the end of the last; None if it has none.
 
-    Nothing is decoded. A broken file is told when its frames are read.
+    Nothing is decoded. A broken file is found when its frames are read.
     """
     try:
         return float(PyavReader(path).times[-1, 1])

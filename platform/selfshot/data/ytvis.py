@@ -1,6 +1,6 @@
 """The YouTube-VIS format: annotations and results, read with care and written.
 
-Masks stay run lengths until someone asks for a frame, so memory is bounded by the file.
+Masks stay run lengths until someone reads a frame, so memory is bounded by the file.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def load_annotations(
         path: the JSON file.
         quarantined: where given, an entry that cannot be used is appended here with its reason,
             and reading goes on without it and without what refers to it.
-        watch: is told how far the reading is.
+        watch: receives how far the reading is.
 
     Raises:
         UserError: the file is not such a file; or, without `quarantined`, an entry of it is wrong.

@@ -22,7 +22,7 @@ class BestExport:
     """
 
     def __init__(self, work_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Build it; on every rank, as `due` is asked on each.
+        """Build it; on every rank, as `due` is called on each.
 
         Args:
             work_dir: of the training.

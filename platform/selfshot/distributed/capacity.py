@@ -12,7 +12,7 @@ def gpu_share(session: Session, parallel: int, *, autoscales: bool) -> float:
     Args:
         session: the running Ray.
         parallel: trials at a time.
-        autoscales: whether nodes with GPUs come when they are asked for.
+        autoscales: whether nodes with GPUs come when they are requested.
     """
     if not session.num_gpus:
         return 1.0 if autoscales else 0.0

@@ -35,15 +35,15 @@ class CheckpointDigests:
     training's. That one can give false weights but run no code, for `weights_only` loads it.
     """
 
-    def __init__(self, work_dir: Path, attempt: str, mirror: RemoteFolder | None) -> None:
+    def __init__(self, work_dir: Path, attempt: str, remote: RemoteFolder | None) -> None:
         """Requests nothing yet.
 
         Args:
             work_dir: of the training on this node.
             attempt: name of this call of `train`.
-            mirror: the counterpart of `work_dir` in storage; None: there is none.
+            remote: the counterpart of `work_dir` in storage; None: there is none.
         """
-        self.folder, self.attempt, self.mirror = work_dir / "scratch/digests", attempt, mirror
+        self.folder, self.attempt, self.remote = work_dir / "scratch/digests", attempt, remote
 
     def note(self, folder: Path, step: int) -> None:
         """Write and record the digests of a checkpoint that all ranks have written; collective.
@@ -67,10 +67,10 @@ class CheckpointDigests:
         made = json.loads(record.read_text()) if record.exists() else []
         made.append({"step": step, "sha256": digest_bytes(content.encode())})
         write_atomically(record, json.dumps(made[-_KEPT:]))
-        if self.mirror is not None:
-            self.mirror.push(f"scratch/digests/{record.name}")
+        if self.remote is not None:
+            self.remote.push(f"scratch/digests/{record.name}")
 
-    def complaint_about(self, folder: Path) -> str | None:
+    def damage_of(self, folder: Path) -> str | None:
         """Why a checkpoint may not be loaded, or None; the same on every rank, and collective.
 
         Args:
@@ -82,12 +82,12 @@ class CheckpointDigests:
         import torch.distributed
 
         answers: list[str | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(answers, self._complaint_here(folder))
+        torch.distributed.all_gather_object(answers, self._damage_here(folder))
         return next(filter(None, answers), None)
 
-    def _complaint_here(self, folder: Path) -> str | None:
-        if self.mirror is not None:
-            self.mirror.pull_folder("scratch/digests")
+    def _damage_here(self, folder: Path) -> str | None:
+        if self.remote is not None:
+            self.remote.pull_folder("scratch/digests")
         known = {
             one["sha256"]
             for record in self.folder.glob("*.json")

@@ -107,7 +107,7 @@ def check_cluster(output: Path, storage: str | None = None) -> list[Finding]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     look = ray.remote(num_cpus=0)(_look)
     answers: dict[str, Any] = {}
-    asked = {
+    looks = {
         node["NodeID"]: look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(shared, token, str(output))
@@ -115,7 +115,7 @@ def check_cluster(output: Path, storage: str | None = None) -> list[Finding]:
     }
     findings = []
     names = {node["NodeID"]: f"node {node['NodeManagerAddress']}" for node in alive}
-    for node_id, reference in asked.items():
+    for node_id, reference in looks.items():
         try:
             answers[node_id] = ray.get(reference, timeout=120)
         except Exception as error:

@@ -122,7 +122,7 @@ def embed_corpus(
         sharing: fetches a manifest and videos that lie in a run's output folder to nodes that have
             not got them.
         on_progress: called about once a second with done, clips, quarantined, clips_per_s, eta_s.
-        on_message: told what is worth a line.
+        on_message: receives what is worth a line.
 
     Returns:
         what summary.json holds: clips, embedded, quarantined, salvaged (embedded clips of which a

@@ -28,7 +28,7 @@ def run_graph(
         parallel: units at one time.
         max_failures: times that a unit is tried again whose process died. What the function raises
             is not tried again: the work that it starts has retries of its own.
-        on_end: told the id of each unit that ends, with its error or None.
+        on_end: receives the id of each unit that ends, with its error or None.
 
     Returns:
         id → the last line of the error of each unit that failed, or that needs one that did.

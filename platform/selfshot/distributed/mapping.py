@@ -19,7 +19,7 @@ def parallel_map(
     """A map over units on the running Ray, one core each, in the order in which they end.
 
     Args:
-        on_done: told how many units are done, and of how many.
+        on_done: receives how many units are done, and of how many.
         max_failures: times that a unit is tried again whose process died.
         carried: the units' `folder` and `path` are on this machine alone: a worker writes
             elsewhere, and what it wrote comes back through Ray.

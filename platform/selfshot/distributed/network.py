@@ -15,16 +15,16 @@ from typing import Any
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-_ASK_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
+_GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 
 
 def interface_of(address: str) -> str | None:
     """The network interface that has an IPv4 address; None: none has, or nobody can say."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(
-                    asked.fileno(), _ASK_ADDRESS, struct.pack("256s", name.encode()[:15])
+                    probe.fileno(), _GET_ADDRESS, struct.pack("256s", name.encode()[:15])
                 )
             except OSError:
                 continue  # It has no IPv4 address.
@@ -34,7 +34,7 @@ def interface_of(address: str) -> str | None:
 
 
 def choose_interface() -> None:
-    """In a worker: let gloo use the address at which Ray knows its node, unless told otherwise."""
+    """In a worker: let gloo use its node's address in Ray, unless the environment names another."""
     import ray.util
 
     name = interface_of(ray.util.get_node_ip_address())

@@ -45,11 +45,11 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # A worker that changes its folder breaks every relative path that it was given.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Train asks its workers every 2 s by default: 2 to 4 s lost at both ends of a short training.
+    # Train polls its workers every 2 s by default: 2 to 4 s lost at both ends of a short training.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Workers that wait for cores, or for nodes to come, are given up after a minute by default, and
-    # what they had is free for others until they ask again.
+    # what they had is free for others until they request them again.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
 }
 ONE_MACHINE = {
@@ -77,7 +77,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Iterator[Session]:
+def ray_session(address: str | None = None) -> Iterator[Session]:
     """Run a block with Ray; it stops afterwards if it was started here.
 
     Inside another session, or where `ray.init` was called before, that one is used. Inside
@@ -86,7 +86,6 @@ def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Ite
     Args:
         address: "host:port" of a cluster, "auto" for the one on this machine, or None for a Ray
             of our own that ends with this process.
-        worker_logs: print what workers print.
 
     Raises:
         UserError: nothing answers at the address, or it is of a kind that cannot be used.
@@ -109,10 +108,10 @@ def ray_session(address: str | None = None, *, worker_logs: bool = False) -> Ite
         if given is None:
             folder = stack.enter_context(_temp_dir())
             stack.callback(_shut_down)
-            _start_embedded(folder, worker_logs)
+            _start_embedded(folder)
         else:
             stack.callback(_shut_down)
-            _join(given, setting, worker_logs)
+            _join(given, setting)
         quieten()
         yield current_session()
 
@@ -136,7 +135,7 @@ def _shut_down() -> None:
     """End Ray in this process, and nothing else of it.
 
     Ray ends the whole process, with exit code 1 and without a word, if one of its references is
-    dropped in another thread just then; the thread that tells MLflow would drop those in cycles
+    dropped in another thread just then; the thread that logs to MLflow would drop those in cycles
     whenever it collects garbage. They are dropped here, before.
     """
     import ray
@@ -222,7 +221,7 @@ def current_session() -> Session:
     )
 
 
-def _start_embedded(folder: Path, worker_logs: bool) -> None:
+def _start_embedded(folder: Path) -> None:
     import ray
 
     cores = len(os.sched_getaffinity(0))
@@ -239,7 +238,7 @@ def _start_embedded(folder: Path, worker_logs: bool) -> None:
             num_cpus=max(2, cores),
             include_dashboard=False,
             logging_level=logging.ERROR,
-            log_to_driver=worker_logs,
+            log_to_driver=False,
             object_store_memory=int(min(2 * 2**30, max(2**27, memory // 10))),
             _temp_dir=str(folder),
             # Reachable from this machine only, and a change of network does not break a run.
@@ -247,7 +246,7 @@ def _start_embedded(folder: Path, worker_logs: bool) -> None:
         )
 
 
-def _join(address: str, setting: str, worker_logs: bool) -> None:
+def _join(address: str, setting: str) -> None:
     import ray
 
     here = "unset it" if setting == "RAY_ADDRESS" else "leave it out"
@@ -271,7 +270,7 @@ def _join(address: str, setting: str, worker_logs: bool) -> None:
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,
-                log_to_driver=worker_logs,
+                log_to_driver=False,
                 # A submitted job brings its own runtime environment, which must not be
                 # contradicted.
                 runtime_env=None if inside_job else {"env_vars": variables},

@@ -76,7 +76,7 @@ class Sharing:
             found = [self.local(one) for one in value]
         return found
 
-    def mirror(self, path: Path) -> RemoteFolder:
+    def remote(self, path: Path) -> RemoteFolder:
         """The counterpart of a folder of this process's output folder or of the sender's."""
         relative = self._relative(str(path))
         if relative is None:
@@ -126,15 +126,15 @@ def take_turn(name: str, say: Callable[[str], None]) -> Iterator[None]:
             """Answers once it is there."""
 
     made: Any = ray.remote(num_cpus=0)(Turn)
-    told = False
+    waits = False
     while True:
         try:
             holder = made.options(name=f"turn-{name}", namespace=NAMESPACE).remote()
             break
         except ValueError:  # The name is taken.
-            if not told:
+            if not waits:
                 say(f"{name}: another node works on it; waiting until it ends")
-                told = True
+                waits = True
             time.sleep(TURN_ATTEMPT_S)
     try:
         ray.get(holder.ping.remote())

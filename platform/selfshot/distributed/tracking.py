@@ -132,18 +132,18 @@ def locked(folder: Path) -> BaseFileLock | None:
     return try_lock(folder / "lock")
 
 
-def token_of(folder: Path, mirror: RemoteFolder | None = None) -> str:
+def token_of(folder: Path, remote: RemoteFolder | None = None) -> str:
     """What finds the run of an output again, made at its first start.
 
     Args:
         folder: of this run.
-        mirror: of it in storage, from which another machine takes the token.
+        remote: of it in storage, from which another machine takes the token.
     """
     path = folder / "token"
-    if mirror is not None:
-        mirror.pull(path.name, missing=True)
+    if remote is not None:
+        remote.pull(path.name, missing=True)
     if not path.exists():
         write_atomically(path, f"{uuid.uuid4().hex}\n")
-    if mirror is not None:
-        mirror.push(path.name)
+    if remote is not None:
+        remote.push(path.name)
     return path.read_text().strip()

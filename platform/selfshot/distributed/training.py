@@ -99,15 +99,15 @@ def train(
     work_dir = work_dir.resolve()
     scratch = work_dir / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    mirror = None if sharing is None else sharing.mirror(work_dir)
+    remote = None if sharing is None else sharing.remote(work_dir)
     attempt = uuid.uuid4().hex[:8]
     # A folder apart: a worker on this machine writes to the other one meanwhile.
-    sent = None if mirror is None else mirror.attempt(attempt, scratch / f"sent-{attempt}")
+    sent = None if remote is None else remote.attempt(attempt, scratch / f"sent-{attempt}")
     for stale in (FAILURE, START):
         (scratch / stale).unlink(missing_ok=True)
     threads, resources = _resources(session, fleet)
-    checkpoints = Storage(str(scratch / "ray")) if mirror is None else mirror.storage
-    place = "" if mirror is None else f"{mirror.place}/scratch/ray"
+    checkpoints = Storage(str(scratch / "ray")) if remote is None else remote.storage
+    place = "" if remote is None else f"{remote.place}/scratch/ray"
     _drop_unreadable(checkpoints, f"{place}/train".lstrip("/"))
     began = time.monotonic()
 
@@ -138,7 +138,7 @@ def train(
             # Ray finds the checkpoints of a killed run by these two.
             name="train",
             storage_path=checkpoints.path(place),
-            storage_filesystem=None if mirror is None else retried_filesystem(checkpoints),
+            storage_filesystem=None if remote is None else retried_filesystem(checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=fleet.max_failures),
         ),
@@ -149,7 +149,7 @@ def train(
             _fit(trainer, fleet.max_failures)
         except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:
             if sent is not None:
-                sent.storage.check()  # If storage is away, that is the reason to be told.
+                sent.storage.check()  # If storage is away, that is the reason to report.
             _raise_reported_error(task.name, error)
             raise TrainingFailedError(f"{task.name}: {_last_line(error)}") from error
     if sent is not None:
@@ -189,7 +189,7 @@ def _fit(trainer: Any, restarts: int) -> None:
 def _free_workers() -> None:
     """Give back what a dead controller had reserved, which Ray holds until the job ends.
 
-    Ray Train's own cleaner asks the dashboard, which an embedded Ray has not.
+    Ray Train's own cleaner queries the dashboard, which an embedded Ray has not.
     """
     import ray
     from ray._private.state import state
@@ -204,7 +204,7 @@ def _free_workers() -> None:
 
 
 def _resources(session: Session, fleet: Fleet) -> tuple[int, dict[str, float]]:
-    """Threads of a worker, and what it asks of Ray."""
+    """Threads of a worker, and what it requests of Ray."""
     num_workers = fleet.num_workers
     if fleet.use_gpu and session.num_gpus < num_workers and not fleet.autoscales:
         raise UserError(
@@ -222,7 +222,7 @@ def _resources(session: Session, fleet: Fleet) -> tuple[int, dict[str, float]]:
 
 
 def _wanted_workers(fleet: Fleet) -> Any:
-    """A number, or the bounds between which Ray Train starts as many as there is room for."""
+    """A number, or the bounds between which Ray Train starts as many as fit."""
     most, least = fleet.num_workers, fleet.min_workers
     return most if least is None else (least, most)
 
@@ -269,7 +269,7 @@ def _take(sent: Path, work_dir: Path) -> None:
 
 def _raise_user_error(scratch: Path) -> None:
     if (scratch / FAILURE).exists():
-        raise UserError(json.loads((scratch / FAILURE).read_text())["message"])
+        raise UserError(**json.loads((scratch / FAILURE).read_text()))
 
 
 def _raise_reported_error(name: str, error: Exception) -> None:
@@ -296,7 +296,7 @@ def _last_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _followed(
-    work_dir: Path, stage: str, steps: int, on_log: OnLog | None, mirror: RemoteFolder | None
+    work_dir: Path, stage: str, steps: int, on_log: OnLog | None, remote: RemoteFolder | None
 ) -> Iterator[None]:
     """Hand over each point of the history as the worker writes it, or sends it."""
     if on_log is None:
@@ -305,15 +305,15 @@ def _followed(
     follower = _Follower(work_dir, stage, steps, on_log)
 
     def bring() -> None:
-        if mirror is not None:
+        if remote is not None:
             # The next one comes, or the end of the training does.
             with contextlib.suppress(StorageError):
-                mirror.pull(f"scratch/{START}")
-                mirror.pull(HISTORY)
+                remote.pull(f"scratch/{START}")
+                remote.pull(HISTORY)
 
         follower.read()
 
-    with repeated(bring, FOLLOW_S if mirror is None else FOLLOW_AWAY_S, "progress"):
+    with repeated(bring, FOLLOW_S if remote is None else FOLLOW_AWAY_S, "progress"):
         yield
     bring()
 

@@ -114,21 +114,23 @@ def train_worker(config: dict[str, Any]) -> None:
     import torch.distributed
 
     config, place = _on_this_node(config)
-    mirror = None if place is None else place.attempt(config["attempt"])
+    remote = None if place is None else place.attempt(config["attempt"])
     digests = CheckpointDigests(Path(config["work_dir"]), config["attempt"], place)
     scratch = Path(config["work_dir"]) / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        _train(config, scratch, mirror, digests)
+        _train(config, scratch, remote, digests)
     except UserError as error:
         from selfshot.training.loop import NonFiniteLossError
 
         # Every rank sees a loss that is not finite.
         if torch.distributed.get_world_size() > 1 and not isinstance(error, NonFiniteLossError):
             raise
-        write_atomically(scratch / FAILURE, json.dumps({"message": str(error)}))
-        if mirror is not None:
-            mirror.push(f"scratch/{FAILURE}")
+        write_atomically(
+            scratch / FAILURE, json.dumps({"message": str(error), "setting": error.setting})
+        )
+        if remote is not None:
+            remote.push(f"scratch/{FAILURE}")
 
 
 def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], RemoteFolder | None]:
@@ -136,12 +138,12 @@ def _on_this_node(config: dict[str, Any]) -> tuple[dict[str, Any], RemoteFolder 
     if config["sharing"] is None:
         return config, None
     sharing = Sharing(**config["sharing"])
-    place = sharing.mirror(Path(config["work_dir"]))
+    place = sharing.remote(Path(config["work_dir"]))
     return {**config, **sharing.local({k: config[k] for k in PLACED})}, place
 
 
 def _train(
-    config: dict[str, Any], scratch: Path, mirror: RemoteFolder | None, digests: CheckpointDigests
+    config: dict[str, Any], scratch: Path, remote: RemoteFolder | None, digests: CheckpointDigests
 ) -> None:
     fleet = Fleet(**config["fleet"])
     os.environ["DS_ACCELERATOR"] = "cuda" if fleet.use_gpu else "cpu"
@@ -161,7 +163,7 @@ def _train(
     work_dir = Path(config["work_dir"])
     meter = loop.Meter()
     parts = engine.gradient_accumulation_steps()
-    kept_to = work_dir if mirror is not None and rank == 0 else None
+    kept_to = work_dir if remote is not None and rank == 0 else None
     start, refused = _restore(engine, meter, kept_to, digests)
     best = BestExport(work_dir, config["validation"]) if config["validation"] else None
     history: IO[str] | None = None
@@ -172,8 +174,8 @@ def _train(
         if history is not None:
             history.write(json.dumps({**point, "time": time.time()}) + "\n")
             history.flush()
-            if mirror is not None and time.monotonic() - sent_at > SEND_EVERY_S:
-                mirror.push(HISTORY)
+            if remote is not None and time.monotonic() - sent_at > SEND_EVERY_S:
+                remote.push(HISTORY)
                 sent_at = time.monotonic()
 
     def judged(done: int) -> bool:
@@ -196,8 +198,8 @@ def _train(
         write_atomically(scratch / START, json.dumps(began))
         if best is not None:
             best.start(start)
-        if mirror is not None:
-            mirror.push(HISTORY, f"scratch/{START}")
+        if remote is not None:
+            remote.push(HISTORY, f"scratch/{START}")
     if start == 0:
         _start(task, fleet.zero_stage, rank)
     if start == 0 and (before := probe(0)):
@@ -244,15 +246,15 @@ def _train(
                 batches_made, since = 0, time.monotonic()
             if done % plan.checkpoint_every == 0 or done == plan.steps:
                 # On another machine it is all that there is of this run.
-                kept = work_dir if mirror is not None and rank == 0 else None
+                kept = work_dir if remote is not None and rank == 0 else None
                 _checkpoint(engine, meter, done, scratch, kept, digests)
     with _whole_weights(task.module, fleet.zero_stage, change=False):
         if rank == 0 and best is None:
             _export(task, work_dir / EXPORT)
         elif rank == 0 and best is not None:
             best.export(task, _export)
-        if rank == 0 and mirror is not None:
-            mirror.push(HISTORY, EXPORT, LAST, SCORES)
+        if rank == 0 and remote is not None:
+            remote.push(HISTORY, EXPORT, LAST, SCORES)
 
 
 def _start(task: Any, zero_stage: int, rank: int) -> None:
@@ -343,9 +345,9 @@ def _restore(
     refused: list[str] = []
     for checkpoint in _checkpoints():
         with checkpoint.as_directory() as folder:
-            complaint = digests.complaint_about(Path(folder))
-            if complaint is not None:
-                refused.append(f"{checkpoint.path} is not loaded: {complaint}")
+            damage = digests.damage_of(Path(folder))
+            if damage is not None:
+                refused.append(f"{checkpoint.path} is not loaded: {damage}")
                 continue
             with weights_only():
                 _, state = engine.load_checkpoint(str(folder), tag="state")

@@ -89,7 +89,7 @@ class _KeptRow:
     """A row of a fold in the store: scores and result file, found by whatever experiment.
 
     It depends on the networks, the fold's queries and its own supports, and on nothing else. The
-    trials of a study that changes the corpus ask for the same labelled supports again and again.
+    trials of a study that changes the corpus need the same labelled supports again and again.
     """
 
     STAGE = "evaluated_rows"
@@ -103,16 +103,16 @@ class _KeptRow:
         chosen: dict[str, Any],
     ) -> None:
         """Nothing is looked for yet; arguments as `evaluate_fold` has them."""
-        asked: list[Any] = []
+        used: list[Any] = []
         power = config.get("confidence", 0.0)
         if reads_supports(row):
             for video, name in fold:
                 trust = support_confidence(chosen, video, name, row) ** power if power else 1.0
-                asked.append([query_key(video, name), _supports(chosen, video, name, row), trust])
+                used.append([query_key(video, name), _supports(chosen, video, name, row), trust])
         facts = ("fold", "folds", "split", "max_queries", "support_frames")
         self.settings = {name: config.get(name) for name in facts} | {
             "row": dict(row),
-            "supports": digest_bytes(canonical_json(asked).encode()),
+            "supports": digest_bytes(canonical_json(used).encode()),
         }
         kept = config.get("kept")
         self.store = kept and Store(Path(kept["store"]))
@@ -149,7 +149,7 @@ def predict_rows(
     """Predictions of each row of the table, by its name.
 
     Args:
-        models: `vis`, and `no_fuser` where a row asks for it; in evaluation mode, on any device.
+        models: `vis`, and `no_fuser` where a row needs it; in evaluation mode, on any device.
         fold: the queries, each a video and the name of a class.
         rows: of {supports, shots, extra}.
         chosen: query → kind → supports.
@@ -240,7 +240,7 @@ def _encode_supports(
 ) -> dict[str, ClipFeatures]:
     """Features of every support that any row of these episodes needs, each a batch of one.
 
-    Each is encoded once, however many rows and queries it helps.
+    Each is encoded once, however many rows and queries it supports.
     """
     needed = {
         key

@@ -55,11 +55,11 @@ class LinkedTrack:
         number: of the track, in the order of appearance.
         weighted: sum over windows of score × frames.
         frames: of the windows that it was found in.
-        spool: where its masks are, one line a frame that has one.
+        masks_file: where its masks are, one line a frame that has one.
     """
 
     number: int
-    spool: Path
+    masks_file: Path
     weighted: float = 0.0
     frames: int = 0
 
@@ -122,11 +122,11 @@ class TrackLinker:
                 self.tracks.append(track)
             track.weighted += score * len(window)
             track.frames += len(window)
-            with track.spool.open("a") as spool:
+            with track.masks_file.open("a") as masks:
                 for frame, rle in zip(window, rles[instance], strict=True):
                     # Shared frames are written by the window that came first.
                     if frame >= self._end and rle is not None:
-                        spool.write(f"{frame}\t{json.dumps(rle)}\n")
+                        masks.write(f"{frame}\t{json.dumps(rle)}\n")
             active.append((track, instance))
         kept = [instance for _, instance in active]
         self._active = [track for track, _ in active]
@@ -152,13 +152,7 @@ class TrackLinker:
         }
 
     def write_results(
-        self,
-        file: IO[str],
-        *,
-        video_id: int,
-        category_id: int,
-        nearest: Sequence[int],
-        first: bool = True,
+        self, file: IO[str], *, video_id: int, category_id: int, nearest: Sequence[int]
     ) -> int:
         """Write the tracks as entries of a YouTube-VIS results list, best first, one at a time.
 
@@ -167,17 +161,16 @@ class TrackLinker:
             video_id: of the entries.
             category_id: of the entries.
             nearest: for each frame of the video the frame that was predicted, in ascending order.
-            first: whether the list has no entry yet.
 
         Returns:
             how many were written.
         """
         ordered = sorted(self.tracks, key=lambda track: (-track.score, track.number))
         for place, track in enumerate(ordered):
-            file.write("" if first and not place else ",\n")
+            file.write(",\n" if place else "")
             head = {"video_id": video_id, "category_id": category_id, "score": track.score}
             file.write(json.dumps(head)[:-1] + ', "segmentations": [')
-            masks = _spooled(track.spool)
+            masks = _read_masks(track.masks_file)
             at, text = next(masks, (-1, "null"))
             for frame, wanted in enumerate(nearest):
                 while 0 <= at < wanted:
@@ -187,7 +180,7 @@ class TrackLinker:
         return len(ordered)
 
 
-def _spooled(path: Path) -> Iterator[tuple[int, str]]:
+def _read_masks(path: Path) -> Iterator[tuple[int, str]]:
     with path.open() as file:
         for line in file:
             frame, _, text = line.rstrip("\n").partition("\t")

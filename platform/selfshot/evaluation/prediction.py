@@ -25,7 +25,7 @@ CATEGORY = 1
 
 
 class SupportCache:
-    """Encoded supports by name: each is encoded once, however many videos it helps."""
+    """Encoded supports by name: each is encoded once, however many videos it supports."""
 
     def __init__(self, model: VisModel) -> None:
         self.model = model
@@ -93,7 +93,7 @@ def predict_video(
         supports: its supports.
         results: the file to write.
         windows: how it is looked at.
-        on_window: told how many windows of how many are done.
+        on_window: receives how many windows of how many are done.
 
     Returns:
         the number of tracks.

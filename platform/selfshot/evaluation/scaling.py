@@ -6,10 +6,10 @@ Two laws of a score against the number of clips n:
     saturating power law    score = c − a · n^−b,  a ≥ 0, c at most 100
 
 They are compared by what they say of sizes that they were not fitted to. Bands and intervals come
-from a bootstrap that draws repeats and folds of the queries, each by itself, as repeats ask the
+from a bootstrap that draws repeats and folds of the queries, each by itself, as repeats use the
 same queries; and it draws them for all sizes together, as one fold's scores at two sizes belong to
 each other. What lies beyond the largest collection is shown
-with the envelope of both laws: the measured sizes alone cannot tell which of them goes on.
+with the envelope of both laws: the measured sizes alone cannot show which of them goes on.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class SupportsFile:
 
         Args:
             path: query → kind → supports: clip ids of the corpus, ids of annotated videos, or
-                parts of those. A query is a video's id, with `:` and the class that it asks for
-                where it may ask for several.
+                parts of those. A query is a video's id, with `:` and its class where it may have
+                several.
             folder: of the benchmark.
             benchmark: the benchmark.
             reader: of its annotated videos.
@@ -58,25 +58,26 @@ class SupportsFile:
 
     @property
     def queries(self) -> list[int]:
-        """Ids of the videos that ask, in the file's order."""
+        """Ids of the queries, in the file's order."""
         return list(self._chosen)
 
     def rows(self, video_id: int) -> list[SupportRow]:
         """The supports of a query, a row a kind; none for a video that is no query."""
         rows = []
-        for asked, kinds in self._chosen.get(video_id, ()):
+        for query_class, kinds in self._chosen.get(video_id, ()):
             for name, (supports, scores) in kinds.items():
                 clips = tuple(
-                    self._clip(asked, support, scores[place] if place < len(scores) else None)
+                    self._clip(query_class, support, scores[place] if place < len(scores) else None)
                     for place, support in enumerate(supports[:MOST_SUPPORTS])
                 )
-                caption = f"{name.replace('_', '-')} supports" + (f" of {asked}" if asked else "")
+                caption = f"{name.replace('_', '-')} supports"
+                caption += f" of {query_class}" if query_class else ""
                 rows += [SupportRow(caption, clips)] if clips else []
         return rows
 
-    def _clip(self, asked: str | None, support: Support, score: float | None) -> SupportClip:
+    def _clip(self, query_class: str | None, support: Support, score: float | None) -> SupportClip:
         """One support; its class is known by the query's for annotated ones, else by a label."""
-        name = self.labels.get(support) if isinstance(support, str) else asked
+        name = self.labels.get(support) if isinstance(support, str) else query_class
         caption = name or str(support)
         if score is not None:
             caption += f" {score:.2f}"
@@ -84,11 +85,11 @@ class SupportsFile:
             frames = self.reader.frames(support)
         except VideoError:
             frames, caption = None, f"{support} cannot be read"
-        right = None if name is None or asked is None else name == asked
+        right = None if name is None or query_class is None else name == query_class
         return SupportClip(caption, frames, right)
 
     def _query(self, text: str) -> tuple[int, str | None]:
-        """The video that asks, and for which class if that is known."""
+        """The query's video, and its class if that is known."""
         number, _, name = text.partition(":")
         if number not in self._video_ids:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Boxes: their two forms, the boxes of masks, and the generalised IoU of Eq. 9.
+"""Boxes: their two forms, and the generalised IoU of Eq. 9.
 
 `cxcywh` is centre, width and height; `xyxy` is the first and the last corner. Both are shares of
 the frame, in [0, 1], unless a name says pixels.
@@ -7,7 +7,7 @@ the frame, in [0, 1], unless a name says pixels.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 # Below any area that a box of a real frame can have; it only keeps 0/0 away.
@@ -25,20 +25,6 @@ def xyxy_to_cxcywh(boxes_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*sha
     """Corners to centre and size."""
     first, last = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([(first + last) / 2, last - first], dim=-1)
-
-
-def boxes_of_masks(masks: Bool[Tensor, "*shape height width"]) -> Float[Tensor, "*shape 4"]:
-    """The tightest boxes around masks, as cxcywh shares of the frame.
-
-    A box reaches from the first pixel's first edge to the last pixel's last edge, so a full mask
-    gives (0.5, 0.5, 1, 1). An empty mask gives zeros.
-    """
-    first_y, last_y = _extent(masks.any(dim=-1))
-    first_x, last_x = _extent(masks.any(dim=-2))
-    boxes = torch.stack(
-        [(first_x + last_x) / 2, (first_y + last_y) / 2, last_x - first_x, last_y - first_y], -1
-    )
-    return boxes * masks.flatten(-2).any(dim=-1, keepdim=True)
 
 
 def giou(
@@ -59,14 +45,3 @@ def giou(
     union_area = size[..., 0] * size[..., 1] + other_size[..., 0] * other_size[..., 1] - inter_area
     iou = inter_area / union_area.clamp(min=_TINY)
     return iou - (hull_area - union_area) / hull_area.clamp(min=_TINY)
-
-
-def _extent(
-    occupied: Bool[Tensor, "*shape length"],
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """First edge and last edge of what is occupied on one axis, as shares of its length."""
-    length = occupied.shape[-1]
-    marks = occupied.to(torch.uint8)
-    first = marks.argmax(dim=-1)
-    last = length - marks.flip(-1).argmax(dim=-1)
-    return first / length, last / length

@@ -140,9 +140,9 @@ def _class_terms(
     is_object = logits.new_zeros(logits.shape[:3], dtype=torch.bool)
     layer, track = (matched >= 0).nonzero(as_tuple=True)
     is_object[layer, clip[track], matched[layer, track]] = True
-    surprise = -logits.log_softmax(dim=-1)
+    nll = -logits.log_softmax(dim=-1)
     weight = torch.where(is_object, 1.0, no_object)[..., None] * valid[:, None]
-    cost = torch.where(is_object[..., None], surprise[..., FOREGROUND], surprise[..., NO_OBJECT])
+    cost = torch.where(is_object[..., None], nll[..., FOREGROUND], nll[..., NO_OBJECT])
     total = weight.sum(dim=(1, 2, 3)).clamp(min=1e-9) if class_weight is None else class_weight
     return (cost * weight).sum(dim=(1, 2, 3)) / total
 

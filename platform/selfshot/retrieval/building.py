@@ -131,7 +131,7 @@ def build_from_embeddings(
         folder: written to; it is there already.
         scratch: of what a killed build goes on from; deleted by the caller at the end.
         settings: how.
-        on_message: told what is done.
+        on_message: receives what is done.
 
     Returns:
         The metadata, as written.
@@ -280,7 +280,7 @@ def measure(
 
     Queries are made of clips of the corpus and their neighbours (`made_queries`), for a clip itself
     would be found too easily. `nprobe` is raised by steps of √2 on every second of them, and
-    everything told is measured on the others.
+    all reported figures are measured on the others.
 
     Returns:
         `nprobe`, `recall` and `queries_per_second` at it; `exact_queries_per_second` of comparing

@@ -71,11 +71,11 @@ class CorpusSearch:
         """self-shot(q) = kNN(Φ(q), Φ(S)), for a query of one vector or of several windows.
 
         With several windows a clip's score is its best: the maximum over windows of
-        cosine − penalty. Every window asks the index for enough neighbours that the result is that
-        of scoring the whole corpus.
+        cosine − penalty. Every window queries the index for enough neighbours that the result is
+        that of scoring the whole corpus.
         """
         own = self.rows_of(own_source)
-        # Duplicates are rare, so a few spare neighbours mostly do; ask again when they do not.
+        # Duplicates are rare, so a few spare neighbours mostly do; search again when they do not.
         spare = 8
         while len(self):
             k = min(len(self), count + spare + len(own))

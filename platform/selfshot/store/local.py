@@ -176,7 +176,7 @@ class Store:
 
         Args:
             root: the folder, made when needed.
-            on_message: who is told of waits and damage.
+            on_message: receives waits and damage.
             shared: what this folder is a cache of; None: nothing.
         """
         self.root, self.shared = Path(root), shared
@@ -234,7 +234,7 @@ class Store:
     def find(self, stage: str, key: str) -> Path | None:
         """The folder of a finished stage, fetched if it is only in storage; None: there is none."""
         final = self.root / stage / key
-        if final.exists() and complaint_about(final) is None:
+        if final.exists() and damage_of(final) is None:
             return final
         if self.shared is None or self.shared.pointer(stage, key) is None:
             return None
@@ -299,12 +299,12 @@ class Store:
     def _reusable(self, final: Path) -> bool:
         if not final.exists():
             return False
-        complaint = complaint_about(final)
-        if complaint is None:
+        damage = damage_of(final)
+        if damage is None:
             return True
         moved = _quarantine(final, "damaged")
         self._say(
-            f"{final} cannot be reused: {complaint}; quarantined as {moved.name}, making it again"
+            f"{final} cannot be reused: {damage}; quarantined as {moved.name}, making it again"
         )
         return False
 
@@ -328,7 +328,7 @@ def _heartbeat(folder: StageFolder) -> Iterator[None]:
             folder._note_seconds()
 
 
-def complaint_about(folder: Path) -> str | None:
+def damage_of(folder: Path) -> str | None:
     """Why a finished folder cannot be reused, by its manifest and its files' sizes; or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -352,9 +352,9 @@ def verify(folder: Path) -> list[str]:
     Returns:
         one line for each file that is missing, changed, or not in the manifest.
     """
-    complaint = complaint_about(folder)
-    if complaint is not None and complaint in _UNREADABLE:
-        return [complaint]
+    damage = damage_of(folder)
+    if damage is not None and damage in _UNREADABLE:
+        return [damage]
     listed: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
     found = hash_files(folder)
     lines = [f"{name} is missing" for name in listed if name not in found]
@@ -364,14 +364,14 @@ def verify(folder: Path) -> list[str]:
     return sorted(lines)
 
 
-def hash_files(folder: Path, threads: int = 4) -> dict[str, dict[str, Any]]:
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below a folder, manifest apart, sorted by name."""
     entries = sorted(entry for entry in _walk(folder) if entry[0] != MANIFEST)
 
     def digests(part: Sequence[tuple[str, int]]) -> list[str]:
         return [digest_file(folder / name) for name, _ in part]
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(4) as pool:
         # Many files a task: handing over 40,000 single files costs more than hashing them.
         slices = (entries[start : start + 256] for start in range(0, len(entries), 256))
         parts = pool.map(digests, slices)

@@ -66,7 +66,7 @@ class SharedStore:
     """The stages of one address."""
 
     def __init__(self, storage: Storage, on_message: Message | None = None) -> None:
-        """Args: the files, and who is told of damage and waits."""
+        """Args: the files, and what receives damage and waits."""
         self.storage = storage
         self._say: Message = on_message or (lambda message: None)
         self._damaged: set[str] = set()

@@ -24,7 +24,7 @@ BUILDERS = {
     "self_ovis": "selfshot.benchmarks.self_shot:build_self_ovis",
     "coco_one_shot": "selfshot.benchmarks.coco:build_coco_one_shot",
 }
-"""Builders of what was filmed. Each takes the settings of its section by their names."""
+"""Builders of real videos. Each takes the settings of its section by their names."""
 
 _DIGESTS: ContextVar[dict[str, str] | None] = ContextVar("digests", default=None)
 
@@ -37,8 +37,8 @@ def build_benchmark(
     Args:
         experiment: whose `benchmark` and `seed`.
         made_in: where the manifest is written; its scratch notes what is done of it.
-        progress: is told what was found.
-        carried: whether workers send what they compose, as their disks may be others.
+        progress: receives what was found.
+        carried: whether workers send what they render, as their disks may be others.
 
     Raises:
         UserError: it cannot be built from these inputs.
@@ -49,7 +49,7 @@ def build_benchmark(
         from selfshot.distributed.mapping import parallel_map
 
         units = parallel_map(
-            progress.every("units composed"),
+            progress.every("units rendered"),
             max_failures=experiment.compute.max_failures,
             carried=carried,
         )
@@ -66,7 +66,7 @@ def known_digests(known: dict[str, str] | None = None) -> Iterator[dict[str, str
     """Walk over each benchmark's files once, however many trials of a study are made of them.
 
     Args:
-        known: benchmark's section as JSON → digest, where it was asked for elsewhere.
+        known: benchmark's section as JSON → digest, where it was computed elsewhere.
     """
     token = _DIGESTS.set(dict(known or {}))
     try:

@@ -59,7 +59,7 @@ def build(
             of a CSV of segments.
         where: that folder, its address, or that file.
         out: folder of the manifest, or its address.
-        progress: told how far it is.
+        progress: receives how far it is.
         root: what the paths of a list or CSV start at; None: the folder that the file is in.
         segment_s: length of a segment whose line names no end.
         **how: cutting, items_per_file and workers, as `build_manifest` takes them.
@@ -90,7 +90,7 @@ def build(
     for what, reason in quarantined[:5]:
         progress.note(f"quarantined {what}: {reason}")
     if not facts["clips"]:
-        raise UserError(f"--{made_from}: holds no video; nothing was listed")
+        raise UserError(f"--{made_from}: holds no video; nothing was listed", setting=f"--{kind}")
     progress.note(
         f"{facts['clips']} clips of {facts['items']} videos, {facts['bytes'] / 1e6:.1f} MB, "
         f"{len(quarantined)} quarantined, {facts['unread']} cannot be read"
@@ -144,7 +144,8 @@ def embed(
     if height is None or width is None:
         raise UserError(
             f"--size: {encoder} does not say the size of its frames; give it, as --size 64x96 "
-            "(height × width)"
+            "(height × width)",
+            setting="--size",
         )
     progress.note(
         f"{manifest.clips} clips of {len(manifest.files)} manifest files; videos below "
@@ -200,10 +201,13 @@ def index(experiment: Experiment, *, embeddings: Path, out: Path) -> dict[str, A
     if not shard_paths(embeddings):
         raise UserError(
             f"--embeddings: {embeddings} has no shard-*.parquet (allowed: a local folder that "
-            "selfshot embed wrote)"
+            "selfshot embed wrote)",
+            setting="--embeddings",
         )
     if out.exists():
-        raise UserError(f"--out: {out} is there already; take it away or give another folder")
+        raise UserError(
+            f"--out: {out} is there already; take it away or give another folder", setting="--out"
+        )
     settings = BuildSettings(
         **experiment.index.model_dump(),
         seed=experiment.seed,

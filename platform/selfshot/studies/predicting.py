@@ -19,7 +19,7 @@ from selfshot.errors import UserError
 from selfshot.evaluation.prediction import CATEGORY, SupportCache, Windows, predict_video
 from selfshot.evaluation.rendering.heatmaps import draw_attention
 from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
-from selfshot.evaluation.rendering.videos import Selection, show_videos
+from selfshot.evaluation.rendering.videos import Pictures, Selection, show_videos
 from selfshot.models.device import device_for
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
@@ -52,17 +52,22 @@ def open_video(path: Path) -> tuple[Video, FrameReader]:
         try:
             return _folder_of_frames(path), FrameReader(path)
         except VideoError as error:
-            raise UserError(f"--video: {error}") from None
+            raise UserError(f"--video: {error}", setting="--video") from None
     if not path.is_file():
-        raise UserError(f"--video: {path} does not exist (allowed: a video, a folder of frames)")
+        raise UserError(
+            f"--video: {path} does not exist (allowed: a video, a folder of frames)",
+            setting="--video",
+        )
     if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UserError(f"--video: {path} is no video (allowed: {', '.join(VIDEO_SUFFIXES)})")
+        raise UserError(
+            f"--video: {path} is no video (allowed: {', '.join(VIDEO_SUFFIXES)})", setting="--video"
+        )
     try:
         # First in a process of its own: a broken file can end the one that decodes it.
         _decoder(1, (8, 8)).decode(Clip(str(path)))
         facts = probe(path)
     except VideoError as error:
-        raise UserError(f"--video: {path}: {error.reason}") from None
+        raise UserError(f"--video: {path}: {error.reason}", setting="--video") from None
     video = Video(1, facts.width, facts.height, facts.num_frames, (path.name,))
     return video, FrameReader(path.parent)
 
@@ -109,7 +114,8 @@ def read_clips(
         if not path.exists():
             raise UserError(
                 f"{option}: {path} does not exist (allowed: a video, an image or a folder of "
-                "frames)"
+                "frames)",
+                setting=option,
             )
         try:
             if path.is_dir():
@@ -123,7 +129,9 @@ def read_clips(
                 allowed = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
                 raise VideoError(f"it is neither an image nor a video (allowed: {allowed})", path)
         except VideoError as error:
-            raise UserError(f"{option}: {error}; leave it out, or replace it") from None
+            raise UserError(
+                f"{option}: {error}; leave it out, or replace it", setting=option
+            ) from None
         found.append(NamedClip(path.name, frames))
     decoder.close()
     return found
@@ -149,12 +157,13 @@ def retrieve_supports(
     try:
         clip = frames.read(video, middles, benchmark.height, benchmark.width)
     except VideoError as error:
-        raise UserError(f"--video: {error}") from None
+        raise UserError(f"--video: {error}", setting="--video") from None
     (found,) = retrieve_clips(experiment, folders, clip[None], count, device)
     if not found.clip_ids:
         raise UserError(
             f"--video: {path}: the corpus of {experiment.name} holds nothing but near duplicates "
-            "of it; give --supports, or raise supports.duplicate_cosine"
+            "of it; give --supports, or raise supports.duplicate_cosine",
+            setting="--video",
         )
     folder = folders["benchmark"]
     reader = benchmark.support_reader(
@@ -210,7 +219,7 @@ def predict(
         supports: files or folders of supports; none: they are retrieved from the experiment's
             corpus.
         shots: how many are retrieved; none: the largest of `supports.shots`.
-        on_message: told what is done.
+        on_message: receives what is done.
 
     Returns:
         the number of tracks in `results.json`.
@@ -237,7 +246,8 @@ def predict(
     if wanted.attention and not isinstance(model, SelfShotVIS):
         raise UserError(
             f"--attention: vis.method: {experiment.vis.method} has no fuser whose attention could "
-            "be drawn; leave --attention out"
+            "be drawn; leave --attention out",
+            setting="--attention",
         )
     overlap = max(1, benchmark.num_frames // 4) if wanted.overlap is None else wanted.overlap
     by_name = {f"{number}": one.frames for number, one in enumerate(chosen)}
@@ -260,9 +270,11 @@ def predict(
             on_window=lambda done, all_: on_message(f"window {done} of {all_}"),
         )
     except VideoError as error:
-        raise UserError(f"--video: {error}") from None
+        raise UserError(f"--video: {error}", setting="--video") from None
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+        raise UserError(
+            f"--out: {out} cannot be written: {error.strerror}", setting="--out"
+        ) from None
     if wanted.attention and isinstance(model, SelfShotVIS):
         first = np.arange(0, video.length, wanted.every)[: benchmark.num_frames]
         draw_attention(model, frames.read(video, first, *size), features, out / "attention")
@@ -271,13 +283,10 @@ def predict(
     show_videos(
         annotations,
         frames,
-        out,
-        videos=[video.id],
-        formats=wanted.formats,
-        fps=wanted.fps,
+        Pictures(out, wanted.formats, wanted.fps, title=f"{path.name}, by {experiment.name}"),
+        [video.id],
         results=Selection(load_results(out / RESULTS, annotations), wanted.min_score, wanted.top),
         supports=lambda _: [row],
-        title=f"{path.name}, by {experiment.name}",
     )
     frames.close()
     return count

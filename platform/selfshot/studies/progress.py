@@ -1,4 +1,4 @@
-"""Lines that tell a person, in a terminal or in a job's log, what is going on."""
+"""Lines of progress for a person, in a terminal or in a job's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether machines can place what an experiment asks for, before anything is made."""
+"""Whether machines can place what an experiment requests, before anything is made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GPU_STAGES = ("backbone", "encoder", "embeddings", "vis", "vis_no_fuser")
 WAITED = "what is missing is waited for"
 
 
-def refuse_without_room(experiment: Experiment, missing: Collection[str]) -> str | None:
+def refuse_without_capacity(experiment: Experiment, missing: Collection[str]) -> str | None:
     """Refuse a run that would come to a training which nothing can place.
 
     Args:
@@ -20,7 +20,7 @@ def refuse_without_room(experiment: Experiment, missing: Collection[str]) -> str
         missing: stages that are to be made.
 
     Returns:
-        what a person should know of a cluster that has no room yet; None: nothing.
+        what a person should know of a cluster that lacks the capacity yet; None: nothing.
 
     Raises:
         UserError: it cannot be placed, and no nodes come by themselves.
@@ -51,7 +51,7 @@ def refuse_without_faiss(missing: Collection[str]) -> None:
 
 
 def check_resources(experiment: Experiment) -> str:
-    """Whether what the experiment asks for can be placed, in words.
+    """Whether what the experiment requests can be placed, in words.
 
     Raises:
         UserError: it cannot, and no nodes come by themselves.

@@ -70,11 +70,11 @@ def make_seen(context: Context, folder: StageFolder) -> Metrics:
             setting="evaluation.supports",
         )
     encoder = _encoder(context)
-    told = context.progress.every("labelled clips of seen classes")
+    report = context.progress.every("labelled clips of seen classes")
     vectors: list[np.ndarray] = []
     for _, frames in batches_of(videos, benchmark.reader(source).frames):
         vectors += [*encoder.embed(frames)]
-        told(len(vectors), len(videos))
+        report(len(vectors), len(videos))
     save_file({"vectors": np.stack(vectors).astype(np.float32)}, folder.path / SEEN_FILE)
     (folder.path / "seen.json").write_text(json.dumps({"videos": videos, "classes": by_class}))
     return {"clips": len(videos), "classes": len(by_class)}

@@ -22,13 +22,13 @@ from selfshot.files import file_lock, write_atomically
 from selfshot.store.local import (
     StageFolder,
     Store,
-    complaint_about,
+    damage_of,
     stage_key,
     verify,
 )
 from selfshot.store.remote import SharedStore
 from selfshot.studies.progress import Progress
-from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
+from selfshot.studies.resources import refuse_without_capacity, refuse_without_faiss
 from selfshot.studies.stages import STAGES, Context, Stage
 from selfshot.studies.tracking import results_of_experiment, tracked
 
@@ -106,11 +106,11 @@ def stage_status(store: Store, known: dict[str, set[str]], stage: str, key: str)
 
     Args:
         store: where.
-        known: stage → keys that storage has, asked for once.
+        known: stage → keys that storage has, listed once.
         stage, key: which.
     """
     final = store.root / stage / key
-    if final.exists() and complaint_about(final) is None:
+    if final.exists() and damage_of(final) is None:
         return StagePlan(stage, key, "done", final)
     if store.shared is not None:
         if stage not in known:
@@ -141,7 +141,7 @@ def _inputs(stage: Stage, keys: dict[str, str]) -> dict[str, str]:
 
 
 def stage_settings(stages: list[Stage], experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Each stage's settings, asked for once: those of a folder take a walk over its files."""
+    """Each stage's settings, made once: those of a folder take a walk over its files."""
     return {stage.name: stage.settings(experiment) for stage in stages}
 
 
@@ -190,7 +190,7 @@ def run_experiment(
     plans = _statuses(open_store(experiment), stages, keys)
     missing = [plan.stage for plan in plans if plan.status != "done"]
     refuse_without_faiss(missing)
-    waits = refuse_without_room(experiment, missing)
+    waits = refuse_without_capacity(experiment, missing)
     if waits is not None:
         progress.note(waits)
     output = experiment.output / experiment.name
@@ -230,7 +230,7 @@ def run_experiment(
             publish(report, functools.partial(make_page, context))
             write_atomically(of_settings, ids.name)
             if sharing is not None:
-                sharing.mirror(output.resolve()).push("report", "experiment.yaml")
+                sharing.remote(output.resolve()).push("report", "experiment.yaml")
         rows = json.loads((report / "results.json").read_text())
         run.write(**results_of_experiment(rows))
     progress.note(f"the report is {report / 'report.html'}")

@@ -82,13 +82,15 @@ def search_index(
     except (OSError, ValueError, KeyError):
         raise UserError(
             f"--index: {folder} is no index of selfshot index --embeddings (or of an earlier "
-            "version); make it with that command"
+            "version); make it with that command",
+            setting="--index",
         ) from None
     opened = open_encoder(encoder, precision=precision_of(vectors["encoder"]))
     if opened.digest != vectors["encoder"]:
         raise UserError(
             f"--encoder: {encoder} ({opened.digest}) did not embed this corpus "
-            f"({vectors['encoder']} did); give the encoder that did"
+            f"({vectors['encoder']} did); give the encoder that did",
+            setting="--encoder",
         )
     index = load_index(folder)
     size = (vectors["height"], vectors["width"])
@@ -114,7 +116,7 @@ def search_experiment(
         experiment: whose encoder and index are made.
         queries: see `search_index`.
         count: see `search_index`.
-        on_message: told of the device.
+        on_message: receives the name of the device.
 
     Returns:
         see `search_index`.

@@ -143,7 +143,7 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
         "checkpointing": experiment.compute.activation_checkpointing,
     }
     if section.trains_nothing or section.weights is not None:
-        # Built here: weights of another network are told before Ray starts a worker.
+        # Built here: weights of another network are refused before Ray starts a worker.
         from selfshot.training.encoder import EncoderTask
 
         fixed = EncoderTask(**kwargs)
@@ -174,7 +174,7 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
     )
     tell_licences(opened.encoder, context.progress)
     # Shards go where a run on another machine finds them.
-    away = None if context.sharing is None else context.sharing.mirror(folder.path)
+    away = None if context.sharing is None else context.sharing.remote(folder.path)
     summary = embed_corpus(
         open_manifest(
             str(source / "corpus.parquet"), root=str((source / benchmark.corpus_root).resolve())
@@ -243,7 +243,7 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
         if section.initial is not None:
             from selfshot.training.vis import VisTask
 
-            # Built here: weights of other settings are told before Ray starts a worker.
+            # Built here: weights of other settings are refused before Ray starts a worker.
             VisTask(**kwargs)
             context.progress.note(f"goes on from {section.initial}")
         validation = None
@@ -267,7 +267,7 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
 def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     from selfshot.distributed.capacity import gpu_share
     from selfshot.distributed.session import current_session
-    from selfshot.distributed.trials import run_trials
+    from selfshot.distributed.trials import TrialPlan, run_trials
     from selfshot.studies.scores import aggregate, figure_name
 
     experiment = context.experiment
@@ -281,7 +281,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     models = {"vis": str(context.folders["vis"] / "export")}
     if "vis_no_fuser" in context.folders:
         models["no_fuser"] = str(context.folders["vis_no_fuser"] / "export")
-    # Trials of a study ask for the same labelled supports. With storage, nodes have only their own.
+    # Trials of a study need the same labelled supports. With storage, nodes have only their own.
     names = ("benchmark", *(name for name in ("vis", "vis_no_fuser") if name in context.folders))
     keys = {"version": EVALUATION_VERSION, **{n: context.keys[n] for n in names}}
     store = str(folder.path.resolve().parents[1])
@@ -317,14 +317,16 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     trials = run_trials(
         "selfshot.evaluation.episodes:evaluate_fold",
         configs,
-        out_dir=folder.path / "trials",
-        name=f"{experiment.name}-evaluation",
-        parallel=compute.parallel_trials,
-        per_trial={"cpu": 1.0, "gpu": gpus},
-        max_failures=compute.max_failures,
+        TrialPlan(
+            out_dir=folder.path / "trials",
+            name=f"{experiment.name}-evaluation",
+            parallel=compute.parallel_trials,
+            gpus=gpus,
+            max_failures=compute.max_failures,
+            sharing=context.sharing,
+            carry=folder.path / "predictions",
+        ),
         on_result=report,
-        sharing=context.sharing,
-        carry=folder.path / "predictions",
     )
     rows = aggregate(trials)
     (folder.path / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -341,7 +343,7 @@ def _never(experiment: Experiment) -> bool:
 STAGES: tuple[Stage, ...] = (
     Stage(
         "benchmark", 3, (), benchmark_settings, _make_benchmark,
-        # Only what is composed is worth spreading; reading what was filmed takes threads.
+        # Only synthetic videos are worth spreading; reading real ones takes threads.
         needs_ray=lambda experiment: isinstance(experiment.benchmark, SpritesBenchmark),
     ),
     Stage(

@@ -17,7 +17,7 @@ from selfshot.files import write_atomically
 from selfshot.studies.environment import run_environment
 from selfshot.studies.progress import Progress, followed
 from selfshot.studies.reports.tables import Table
-from selfshot.studies.resources import refuse_without_faiss, refuse_without_room
+from selfshot.studies.resources import refuse_without_capacity, refuse_without_faiss
 from selfshot.studies.run import check_storage, open_store, publish, sharing_of
 from selfshot.studies.sweeping import PlannedTrial, StudyPlan, plan_study, worker_config
 from selfshot.studies.tracking import results_of_study, tracked
@@ -52,11 +52,11 @@ def run_study(study: Study) -> StudyRun:
     for one in distinct_inputs(trial.trial.experiment for trial in plan.open_trials):
         check_corpus(one)
     folder = plan.folder
-    waits = _refuse_without_room(plan)
+    waits = _refuse_without_capacity(plan)
     sharing = sharing_of(study.experiment)
     if sharing is not None:
         # Of runs from before there was storage.
-        there = sharing.mirror((folder / "trials").resolve())
+        there = sharing.remote((folder / "trials").resolve())
         known = there.storage.sizes(there.place)
         made = [trial.path.name for trial in plan.trials if trial.done]
         there.push(*(name for name in made if name not in known))
@@ -90,7 +90,7 @@ def run_study(study: Study) -> StudyRun:
         description = study.experiment.description
         run.write(**results_of_study(tables, description, len(plan.trials) - left, left))
         if sharing is not None:
-            sharing.mirror(folder.resolve()).push("report", "study.yaml", "trials.json")
+            sharing.remote(folder.resolve()).push("report", "study.yaml", "trials.json")
     results = plan.results()
     for label, reason in failures.items():
         progress.note(f"failed: {label}: {reason}")
@@ -151,19 +151,19 @@ def write_report(plan: StudyPlan, failures: Mapping[str, str]) -> list[Table]:
     return publish(plan.folder / "report", write)
 
 
-def _refuse_without_room(plan: StudyPlan) -> str | None:
-    """Of every way in which trials ask for machines; what is waited for, if anything."""
+def _refuse_without_capacity(plan: StudyPlan) -> str | None:
+    """Of every way in which trials request machines; what is waited for, if anything."""
     words = None
     seen = set()
     for trial in plan.open_trials:
         experiment = trial.trial.experiment
         left = [plan.instances[name].stage for name in trial.instances
                 if plan.instances[name].status != "done"]  # fmt: skip
-        asked = (experiment.compute.model_dump_json(), frozenset(left))
-        if asked not in seen:
-            seen.add(asked)
+        wanted = (experiment.compute.model_dump_json(), frozenset(left))
+        if wanted not in seen:
+            seen.add(wanted)
             refuse_without_faiss(left)
-            words = refuse_without_room(experiment, left) or words
+            words = refuse_without_capacity(experiment, left) or words
     return words
 
 
@@ -198,7 +198,7 @@ def _make_shared(plan: StudyPlan, progress: Progress, parallel: int) -> dict[str
     labels = {instance.id: f"{instance.stage} {instance.key[:6]}" for instance in instances}
     with followed(progress, plan.folder / "logs", labels, notes=True):
         return run_graph(
-            "selfshot.studies.trial:make_shared",
+            "selfshot.studies.trial:make_until",
             units,
             parallel=parallel,
             max_failures=plan.study.experiment.compute.max_failures,
@@ -213,7 +213,7 @@ def _run_trials(
     broken: Mapping[str, str],
 ) -> dict[str, str]:
     """Run the open trials on Ray Tune; returns why each failed one did, by its label."""
-    from selfshot.distributed.trials import Stopping, TrialsFailedError, run_trials
+    from selfshot.distributed.trials import Stopping, TrialPlan, TrialsFailedError, run_trials
 
     failures: dict[str, str] = {}
     waiting: list[PlannedTrial] = []
@@ -231,7 +231,7 @@ def _run_trials(
     if sweep.asha is not None:
         stopping = Stopping(plan.study.budgets, sweep.asha.mode, sweep.asha.reduction_factor)
     # Trials that are done are ranked with the others, from what they scored.
-    asked = list(plan.trials) if stopping else waiting
+    wanted = list(plan.trials) if stopping else waiting
     done = len(plan.trials) - len(plan.open_trials)
 
     def finished(key: str, result: dict[str, Any]) -> None:
@@ -247,15 +247,17 @@ def _run_trials(
         try:
             run_trials(
                 "selfshot.studies.trial:run_trial",
-                [worker_config(plan, trial, sweep.until, trial.key) for trial in asked],
-                out_dir=plan.folder / "trials",
-                name=plan.study.experiment.name,
-                parallel=parallel,
-                per_trial={"cpu": 0.0},
-                max_failures=plan.study.experiment.compute.max_failures,
+                [worker_config(plan, trial, sweep.until, trial.key) for trial in wanted],
+                TrialPlan(
+                    out_dir=plan.folder / "trials",
+                    name=plan.study.experiment.name,
+                    parallel=parallel,
+                    cpus=0.0,
+                    max_failures=plan.study.experiment.compute.max_failures,
+                    stopping=stopping,
+                    sharing=sharing_of(plan.study.experiment),
+                ),
                 on_result=finished,
-                stopping=stopping,
-                sharing=sharing_of(plan.study.experiment),
             )
         except TrialsFailedError as error:
             failures |= {labels.get(key, key): reason for key, reason in error.failures.items()}

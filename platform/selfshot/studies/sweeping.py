@@ -109,7 +109,7 @@ class StudyPlan:
         ]
 
     def shared(self) -> list[StageInstance]:
-        """Pieces that two or more open trials need and that are not done, in order."""
+        """Instances that two or more open trials need and that are not done, in order."""
         waiting = {trial.number for trial in self.open_trials}
         return [
             instance
@@ -118,7 +118,7 @@ class StudyPlan:
         ]
 
     def own(self) -> list[StageInstance]:
-        """Pieces that are not done and that one open trial alone makes."""
+        """Instances that are not done and that one open trial alone makes."""
         waiting = {trial.number for trial in self.open_trials}
         return [
             instance
@@ -139,7 +139,7 @@ def plan_study(study: Study) -> StudyPlan:
     if store.shared is not None and sharing is not None:
         store.shared.storage.look()
         # Results that another machine's run has sent are as good as those of this one.
-        sharing.mirror(study_folder(study.experiment) / "trials").pull_folder(missing=True)
+        sharing.remote(study_folder(study.experiment) / "trials").pull_folder(missing=True)
     until = study.experiment.sweep.until
     found: dict[str, dict[str, Any]] = {}
     trials: dict[str, PlannedTrial] = {}

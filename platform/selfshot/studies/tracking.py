@@ -79,7 +79,7 @@ def tracked(
     """
     folder.mkdir(parents=True, exist_ok=True)
     server = experiment.tracking.uri
-    token_of(folder, sharing.mirror(folder.resolve()) if sharing and server else None)
+    token_of(folder, sharing.remote(folder.resolve()) if sharing and server else None)
     revision = (git_revision() or "").removesuffix("-dirty")
     facts |= {
         "name": experiment.name,
@@ -147,7 +147,7 @@ def log_left_over(folder: Path, open_store: Callable[[Experiment], Store]) -> tu
 def _last_sign(folder: Path, facts: Facts, store: Store) -> float:
     """When a killed process was last seen to work."""
     signs = [folder / FACTS]
-    for stage, key in _pieces(facts):
+    for stage, key in _stages_of(facts):
         final = store.root / stage / key
         signs += [final / MANIFEST, _partial(final) / "scratch" / "seconds"]
     return max(path.stat().st_mtime for path in signs if path.exists())
@@ -157,11 +157,11 @@ def _partial(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial")
 
 
-def _pieces(facts: Facts) -> Counter[tuple[str, str]]:
+def _stages_of(facts: Facts) -> Counter[tuple[str, str]]:
     """Stages and keys of a run, and how many of its trials need each."""
     trials = facts.get("trials", {}).values()
     return Counter(facts.get("stages", {}).items()) + Counter(
-        piece for trial in trials for piece in trial["stages"].items()
+        stage for trial in trials for stage in trial["stages"].items()
     )
 
 
@@ -185,12 +185,12 @@ def records(folder: Path, store: Store, tree: RunTree) -> Iterator[Record]:
 
 def _parent(folder: Path, facts: Facts, store: Store, token: str) -> Record:
     """The run itself: settings, environment, data sets, and at its end tables and report."""
-    pieces = _pieces(facts)
+    stages = _stages_of(facts)
     benchmarks = [
-        store.root / stage / key / "benchmark.json" for stage, key in pieces if stage == "benchmark"
+        store.root / stage / key / "benchmark.json" for stage, key in stages if stage == "benchmark"
     ]
     points, report = list(facts.get("points", ())), folder.parents[1] / "report"
-    for (stage, key), count in pieces.items():
+    for (stage, key), count in stages.items():
         if count > 1 and stage in TRAINED:  # Trainings that trials of a study share.
             points += _history(store.root / stage / key, f"{stage}-{key[:6]}/")
     return Record(
@@ -284,7 +284,7 @@ def _fold(token: str, parent: str, name: str, path: Path) -> Record:
 
 def _trials(folder: Path, facts: Facts, store: Store, tree: RunTree) -> Iterator[Record]:
     """The trials of a study: those that are done, and the curves of those that train."""
-    pieces = _pieces(facts)
+    stages = _stages_of(facts)
     for key, trial in facts["trials"].items():
         token, path = f"{tree.token}/{key}", folder.parents[1] / "trials" / f"{key}.json"
         if tree.has(token):
@@ -295,7 +295,7 @@ def _trials(folder: Path, facts: Facts, store: Store, tree: RunTree) -> Iterator
         begun = [
             (stage, final)
             for stage, one in trial["stages"].items()
-            if pieces[stage, one] == 1 and _partial(final := store.root / stage / one).exists()
+            if stages[stage, one] == 1 and _partial(final := store.root / stage / one).exists()
         ]
         if begun:
             yield Record(

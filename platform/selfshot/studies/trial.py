@@ -1,4 +1,4 @@
-"""One trial of a study, and one stage that trials share: what a worker process is asked to do."""
+"""One trial of a study, and one stage that trials share: what a worker process does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_until(config: dict[str, Any]) -> Context:
     """Make the stages of an experiment up to one of them.
 
     Args:
-        config: `experiment` (its resolved YAML), `until`, `log` (a file that is told how far it
+        config: `experiment` (its resolved YAML), `until`, `log` (a file that receives how far it
             is), and `digests` of the benchmark's files, as they were when the study was planned.
     """
     changed = [f"{config['budget_setting']}={config['budget']}"] if "budget" in config else []
@@ -38,9 +38,9 @@ def make_until(config: dict[str, Any]) -> Context:
     if config["sharing"] is not None:
         from selfshot.distributed.sharing import Sharing
 
-        told = Sharing(**config["sharing"])
+        sent = Sharing(**config["sharing"])
         # This node's own folder, from here on and for whatever it starts.
-        sharing, log = told.here, told.local(log)
+        sharing, log = sent.here, sent.local(log)
         experiment = experiment.model_copy(update={"output": Path(sharing.sender)})
     with known_digests(config["digests"]):
         stages = wanted_stages(experiment, config["until"])
@@ -52,11 +52,6 @@ def make_until(config: dict[str, Any]) -> Context:
     context = Context(experiment, {}, progress, [], tracking={}, keys={}, sharing=sharing)
     make_stages(stages, settings, keys, context, open_store(experiment, progress))
     return context
-
-
-def make_shared(config: dict[str, Any]) -> None:
-    """Make one stage that several trials read; see `make_until`."""
-    make_until(config)
 
 
 def run_trial(config: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +133,8 @@ def add_difficulty(
 ) -> list[dict[str, Any]]:
     """Rows of results with their `breakdown` (Table 4): AP50 in percent and videos of each bin.
 
-    What counts is everything that is annotated in the video, not only the class that is asked
-    for; each bin is scored on its videos alone, all folds together.
+    What counts is everything that is annotated in the video, not only the class of the query;
+    each bin is scored on its videos alone, all folds together.
     """
     from selfshot.evaluation.breakdown import CLASS_BINS, INSTANCE_BINS
     from selfshot.evaluation.episodes import episode_truth, row_name

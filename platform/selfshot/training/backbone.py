@@ -36,7 +36,7 @@ class BackbonePretraining(nn.Module):
     against all other prototypes. So is every token that lies inside an object: a token that
     describes its own object, and not its neighbours, is what the fuser and the windows of
     retrieval compare. A linear head learns how much of a token is object, of any
-    class; it is kept, as retrieval asks where the objects are.
+    class; it is kept, as retrieval needs to know where the objects are.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:

@@ -103,7 +103,7 @@ class WatchedTask(Protocol):
     """What a task may have besides, to be watched while it learns; each part by itself.
 
     `clips_per_batch` makes clips a second of the pace; `start` fits what is fitted once, before the
-    first step; `probe_every` asks for `probe` before the first step and after every so many;
+    first step; `probe_every` runs `probe` before the first step and after every so many;
     `describe` says what a batch was made of.
     """
 
@@ -316,8 +316,6 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 def run_plain(
     task: TrainingTask,
     plan: Schedule,
-    *,
-    loader_workers: int = 0,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train in this process.
@@ -325,7 +323,6 @@ def run_plain(
     Args:
         task: what to train; its module is changed in place.
         plan: its steps.
-        loader_workers: see `load_batches`.
         on_log: receives each logged point as it is made.
 
     Returns:
@@ -350,9 +347,7 @@ def run_plain(
     if probe_due(task, 0):
         log({"step": 0, **cast(WatchedTask, task).probe(), "time": time.time()})
     batches_made, since = 0, time.monotonic()
-    with load_batches(
-        batch_maker(task, 0, 1), range(plan.steps), workers=loader_workers
-    ) as batches:
+    with load_batches(batch_maker(task, 0, 1), range(plan.steps)) as batches:
         for step, batch in batches:
             multiplier = plan.multiplier(step)
             for group, peak in zip(optimiser.param_groups, peaks.values(), strict=True):

@@ -64,8 +64,8 @@ class NeighbourProbe:
         good: list[dict[str, Any]] = []
         clips: list[np.ndarray] = []
         with decoder:
-            asked = (Clip(str(root / r["uri"]), r["start_s"], r["end_s"]) for r in self.rows)
-            for row, frames in zip(self.rows, decoder.decode_many(asked), strict=True):
+            wanted = (Clip(str(root / r["uri"]), r["start_s"], r["end_s"]) for r in self.rows)
+            for row, frames in zip(self.rows, decoder.decode_many(wanted), strict=True):
                 if not isinstance(frames, VideoError):
                     good.append(row)
                     clips.append(frames.frames)

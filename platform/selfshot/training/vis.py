@@ -205,7 +205,7 @@ class VisTask:
             "backbone": list(model.backbone.parameters()),
             "transformer": [p for p in model.parameters() if id(p) not in inside],
         }
-        model.train()  # Frozen norms tell their parameters then.
+        model.train()  # Frozen norms show their parameters then.
         return [
             {
                 "name": name,

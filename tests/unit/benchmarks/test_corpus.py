@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refusals import refused
 from selfshot.benchmarks.corpus import Corpus, gather_corpus
 from selfshot.benchmarks.corpus_build import Cutting, build_manifest
 from selfshot.benchmarks.corpus_items import Item, of_segments, of_videos
@@ -15,7 +16,6 @@ from selfshot.benchmarks.manifest import read_corpus
 from selfshot.benchmarks.self_shot import build_self_vis
 from selfshot.benchmarks.sprites.build import FPS, _encode_h264
 from selfshot.data.video import duration_s, sample_frames
-from selfshot.errors import UserError
 
 CLIP = _encode_h264(np.zeros((7 * FPS, 32, 32, 3), np.uint8) + np.uint8(90))
 """Seven seconds."""
@@ -80,22 +80,22 @@ def test_segments(videos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("clip,end_s\none,3\n", "has no column start_s"),
-        ("start_s\n3\n", "has no column uri"),
-        ("clip,start_s\n", "lists no segment"),
-        ("clip,start_s\none,-1\n", r"line 2: start_s: '-1' is not allowed \(seconds, a number ≥ 0"),
-        ("clip,start_s\none,soon\n", "line 2: start_s: 'soon' is not allowed"),
-        ("clip,start_s\none,nan\n", "line 2: start_s: 'nan' is not allowed"),
-        ("clip,start_s\none,\n", "line 2: start_s: '' is not allowed"),
-        ("clip,start_s,end_s\none,3,-2\n", "line 2: end_s: '-2' is not allowed"),
-        ("clip,start_s,end_s\none,3,3\n", r"line 2: end_s: 3 is not allowed \(more than start_s"),
-        ("clip,start_s\n,1\n", "line 2: an empty clip"),
+        "clip,end_s\none,3\n",
+        "start_s\n3\n",
+        "clip,start_s\n",
+        "clip,start_s\none,-1\n",
+        "clip,start_s\none,soon\n",
+        "clip,start_s\none,nan\n",
+        "clip,start_s\none,\n",
+        "clip,start_s,end_s\none,3,-2\n",
+        "clip,start_s,end_s\none,3,3\n",
+        "clip,start_s\n,1\n",
     ],
 )
-def test_wrong_segments(videos: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_wrong_segments(videos: Path, text: str) -> None:
+    with refused("--segments"):
         listed(videos, text)
 
 
@@ -134,12 +134,12 @@ def test_what_training_cannot_read(videos: Path) -> None:
         (Item("one.mp4", "one", "one"), "memory://clips"),
     ):
         manifest = build(videos, [item], root=root, cutting=Cutting(hashed=False))
-        with pytest.raises(UserError, match=r"inside a tar or at an address.*unpack or mount it"):
+        with refused("benchmark.corpus"):
             gather(manifest)
 
 
 def test_clips_that_have_gone(videos: Path) -> None:
     manifest = build(videos, of_videos(str(videos), []))
     videos.rename(videos.with_name("moved"))
-    with pytest.raises(UserError, match=r"were in .*videos, which is no folder now"):
+    with refused("benchmark.corpus"):
         gather(manifest)

@@ -27,7 +27,6 @@ from selfshot.config.benchmarks import FolderBenchmark
 from selfshot.config.load import load_experiment
 from selfshot.data.video import VIDEO_SUFFIXES
 from selfshot.data.ytvis import load_annotations
-from selfshot.errors import UserError
 from selfshot.ops.masks import encode_rle
 
 HEIGHT, WIDTH, LENGTH = 10, 14, 5
@@ -301,13 +300,8 @@ def test_broken_videos_are_quarantined(tmp_path: Path) -> None:
 
 
 def test_wrong_class_names(plain: dict[str, Any]) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused("benchmark.val_classes"):
         _build(plain | {"val_classes": ("Cat",), "test_classes": ("dgo", "xylophone")})
-    message = str(caught.value)
-    assert "benchmark.val_classes: 'Cat' is no class of it (did you mean 'cat'" in message
-    assert "'dgo' is no class of it (did you mean 'dog'?)" in message
-    assert "'xylophone' is no class of it;" in message
-    assert "instances.json has ant, bee, cat, dog, elk" in message
 
 
 def test_classes_of_one_name(plain: dict[str, Any]) -> None:

@@ -47,8 +47,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def _one_after_another(compose: Callable[[Any], str], units: list[Any]) -> Iterable[str]:
-    return map(compose, units)
+def _one_after_another(render: Callable[[Any], str], units: list[Any]) -> Iterable[str]:
+    return map(render, units)
 
 
 def _build(folder: Path, scratch: Path, **changes: Any) -> Benchmark:
@@ -92,9 +92,9 @@ class TestSameBytes:
     def test_units_of_another_size_in_another_order(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def backwards(compose: Callable[[Any], str], units: list[Any]) -> Iterator[str]:
+        def backwards(render: Callable[[Any], str], units: list[Any]) -> Iterator[str]:
             assert len(units) > 5
-            return map(compose, reversed(units))
+            return map(render, reversed(units))
 
         monkeypatch.setattr(sprites, "CLIPS_PER_UNIT", 7)
         made = _build(tmp_path / "again", tmp_path / "scratch", parallel_map=backwards)
@@ -104,18 +104,18 @@ class TestSameBytes:
     def test_after_a_kill_it_goes_on(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def killed(compose: Callable[[Any], str], units: list[Any]) -> Iterator[str]:
+        def killed(render: Callable[[Any], str], units: list[Any]) -> Iterator[str]:
             for unit in units[:4]:
-                yield compose(unit)
+                yield render(unit)
             raise KeyboardInterrupt
 
-        composed: list[str] = []
+        rendered: list[str] = []
 
-        def noted(compose: Callable[[Any], str], units: list[Any]) -> Iterator[str]:
+        def noted(render: Callable[[Any], str], units: list[Any]) -> Iterator[str]:
             for unit in units:
                 if not Path(unit["path"]).exists():
-                    composed.append(unit["path"])
-                yield compose(unit)
+                    rendered.append(unit["path"])
+                yield render(unit)
 
         monkeypatch.setattr(sprites, "CLIPS_PER_UNIT", 9)
         target, scratch = tmp_path / "killed", tmp_path / "scratch"
@@ -130,7 +130,7 @@ class TestSameBytes:
         (frame,) = (target / "frames").glob("*_000012/00001.jpg")
         frame.write_bytes(frame.read_bytes()[:50])
         _build(target, scratch, parallel_map=noted)
-        assert str(done[1]) in composed and str(done[0]) not in composed
+        assert str(done[1]) in rendered and str(done[0]) not in rendered
         assert _digests(target) == _digests(folder)
 
     def test_another_seed_is_another_benchmark(self, folder: Path, tmp_path: Path) -> None:

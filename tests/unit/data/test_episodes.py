@@ -12,7 +12,6 @@ from PIL import Image
 from selfshot.data.clips import ClipReader
 from selfshot.data.episodes import episode_batch
 from selfshot.data.ytvis import Annotations, Track, Video
-from selfshot.ops.boxes import boxes_of_masks
 from selfshot.ops.masks import encode_rle
 
 HEIGHT, WIDTH, NUM_FRAMES = 32, 40, 4
@@ -59,6 +58,21 @@ def _cells(pixels: torch.Tensor, stride: int) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(shares, stride).movedim(1, -1)
 
 
+def _boxes(masks: np.ndarray) -> np.ndarray:
+    """From the first pixel's first edge to the last pixel's last edge: centre and size, as shares.
+
+    An empty mask has the box 0.
+    """
+    boxes = np.zeros((*masks.shape[:-2], 4))
+    for place in np.ndindex(*masks.shape[:-2]):
+        ys, xs = np.nonzero(masks[place])
+        if len(ys):
+            x0, x1 = xs.min() / masks.shape[-1], (xs.max() + 1) / masks.shape[-1]
+            y0, y1 = ys.min() / masks.shape[-2], (ys.max() + 1) / masks.shape[-2]
+            boxes[place] = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+    return boxes
+
+
 def _check(batch: dict[str, Any], categories: list[int]) -> None:
     """Everything in a batch says the same of its pixels."""
     for i, (category, target) in enumerate(zip(categories, batch["targets"], strict=True)):
@@ -69,7 +83,7 @@ def _check(batch: dict[str, Any], categories: list[int]) -> None:
             masks[0], _cells(batch["query"][i], MASK_STRIDE)[..., channel], rtol=0, atol=1e-6
         )
         assert torch.equal(target["present"], masks.flatten(2).any(-1))
-        torch.testing.assert_close(target["boxes_cxcywh"], boxes_of_masks(masks > 0))
+        np.testing.assert_allclose(target["boxes_cxcywh"], _boxes(masks.numpy() > 0), atol=1e-6)
         torch.testing.assert_close(
             batch["common"][i], _cells(batch["query"][i], TOKEN_STRIDE)[..., channel]
         )

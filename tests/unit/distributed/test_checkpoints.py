@@ -109,21 +109,21 @@ def test_a_checkpoint_is_known_by_the_record_of_its_training(tmp_path: Path, fai
     for step in (2, 4):
         (made / "state" / "a.pt").write_text(f"weights {step}")
         ours.note(made, step)
-        assert ours.complaint_about(made) is None
+        assert ours.damage_of(made) is None
     # Another machine, and another attempt, know it by storage alone.
     others = CheckpointDigests(there, "two", RemoteFolder(files, "work", there))
-    assert others.complaint_about(made) is None
+    assert others.damage_of(made) is None
     (made / "state" / "b.pt").write_text("more")
-    assert others.complaint_about(made) == "state/b.pt is not the file that this training wrote"
+    assert others.damage_of(made) == "state/b.pt is not the file that this training wrote"
     others.note(made, 6)
-    assert ours.complaint_about(made) is None
+    assert ours.damage_of(made) is None
     assert files.sizes("work/scratch/digests").keys() == {"one.json", "two.json"}
     (made / DIGESTS).write_text("{}")
-    assert ours.complaint_about(made) == f"{DIGESTS} is none that this training wrote"
+    assert ours.damage_of(made) == f"{DIGESTS} is none that this training wrote"
     (made / DIGESTS).unlink()
-    assert ours.complaint_about(made) == f"{DIGESTS} is missing"
-    assert ours.mirror is not None
-    fail(ours.mirror.storage, OSError("503"))
-    for work in (lambda: ours.complaint_about(made), lambda: ours.note(made, 8)):
+    assert ours.damage_of(made) == f"{DIGESTS} is missing"
+    assert ours.remote is not None
+    fail(ours.remote.storage, OSError("503"))
+    for work in (lambda: ours.damage_of(made), lambda: ours.note(made, 8)):
         with refused(kind=StorageError):
             work()

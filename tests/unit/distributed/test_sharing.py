@@ -60,9 +60,9 @@ def test_inputs_are_fetched_to_a_folder_of_the_nodes_own(
     assert sharing.local(final) == own / "store" / "vis" / final.name
     # What this node sends on starts at its own folder.
     assert sharing.here.local(found["backbone"]) == found["backbone"]
-    mirror = sharing.mirror(Path(f"{final}.partial"))
-    assert mirror.place == f"store/vis/{final.name}.partial"
-    assert mirror.folder == Path(found["work"])
+    remote = sharing.remote(Path(f"{final}.partial"))
+    assert remote.place == f"store/vis/{final.name}.partial"
+    assert remote.folder == Path(found["work"])
 
 
 def test_what_storage_has_not_is_told(
@@ -73,7 +73,7 @@ def test_what_storage_has_not_is_told(
         sharing.local(f"{sharing.output}/store/vis/{'0' * 16}/export")
 
 
-def compose(unit: dict) -> str:
+def render(unit: dict) -> str:
     folder, path = Path(unit["folder"]), Path(unit["path"])
     for name in unit["names"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def test_what_a_unit_wrote_elsewhere_comes_back(tmp_path: Path) -> None:
             "path": str(scratch / f"{number}.json"),
             "names": [f"a/{number}.txt", f"{number}.txt"],
         }
-        packed = _packed(compose, unit)
+        packed = _packed(render, unit)
         assert not Path(unit["path"]).exists()
         assert _unpack(packed, unit) == unit["path"]
         assert Path(unit["path"]).read_text() == "[]"
@@ -109,7 +109,7 @@ def test_a_machine_with_the_same_storage_logs_to_the_same_run(
         ids = Path(output) / "run" / "mlflow" / "hash"
         ids.mkdir(parents=True)
         here = Sharing(sharing.storage, output, output)
-        tokens.add(token_of(ids, here.mirror(ids)))
+        tokens.add(token_of(ids, here.remote(ids)))
     assert len(tokens) == 1
 
 

@@ -18,9 +18,9 @@ def test_a_result_that_is_cut_short_is_made_again_or_fetched(
     (tmp_path / "one.json").write_bytes(content)
     assert _read_result(tmp_path, "one") is None
     storage = Storage(tmp_path / "there")
-    mirror = RemoteFolder(storage, "trials", tmp_path)
-    assert _read_result(tmp_path, "one", mirror) is None
+    remote = RemoteFolder(storage, "trials", tmp_path)
+    assert _read_result(tmp_path, "one", remote) is None
     storage.write("trials/one.json", b'{"score": 1}')
-    assert _read_result(tmp_path, "one", mirror) == {"score": 1}
+    assert _read_result(tmp_path, "one", remote) == {"score": 1}
     assert _read_result(tmp_path, "one") == {"score": 1}
-    assert _read_result(tmp_path, "two", mirror) is None
+    assert _read_result(tmp_path, "two", remote) is None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from selfshot.ops.boxes import boxes_of_masks, cxcywh_to_xyxy, giou, xyxy_to_cxcywh
+from selfshot.ops.boxes import cxcywh_to_xyxy, giou, xyxy_to_cxcywh
 
 
 def _random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,23 +23,6 @@ def test_forms_there_and_back() -> None:
 def test_corners() -> None:
     corners = cxcywh_to_xyxy(torch.tensor([0.5, 0.4, 0.2, 0.6]))
     torch.testing.assert_close(corners, torch.tensor([0.4, 0.1, 0.6, 0.7]))
-
-
-@pytest.mark.parametrize(("height", "width"), [(7, 11), (13, 5), (1, 2)])
-def test_boxes_of_masks_as_a_loop_over_pixels(height: int, width: int) -> None:
-    rng = np.random.default_rng(3)
-    masks = rng.random((2, 3, height, width)) > 0.9
-    masks[0, 0] = False
-    masks[0, 1] = True
-    boxes = boxes_of_masks(torch.from_numpy(masks))
-    for i, j in np.ndindex(2, 3):
-        ys, xs = np.nonzero(masks[i, j])
-        expected = [0.0] * 4
-        if len(ys):
-            x0, x1 = xs.min() / width, (xs.max() + 1) / width
-            y0, y1 = ys.min() / height, (ys.max() + 1) / height
-            expected = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
-        np.testing.assert_allclose(boxes[i, j].numpy(), expected, atol=1e-6)
 
 
 def test_giou_is_torchvisions() -> None:

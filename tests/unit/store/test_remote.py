@@ -281,12 +281,12 @@ def test_an_outage_is_no_absence(tmp_path: Path, times: int, fail: Any) -> None:
     assert done and (outages == 0 if times == 1 else outages == call - 1)
 
 
-def test_a_mirror_sends_and_brings(tmp_path: Path) -> None:
+def test_a_remote_folder_sends_and_brings(tmp_path: Path) -> None:
     files = Storage(str(tmp_path / "storage"))
     here, there = tmp_path / "here", tmp_path / "there"
     finished(here, {"history.jsonl": b"1\n", "export/a.bin": b"1", "export/b/c.bin": b"22"})
-    mirror = RemoteFolder(files, "store/vis/key.partial", here)
-    mirror.push("history.jsonl", "export", "not there")
+    remote = RemoteFolder(files, "store/vis/key.partial", here)
+    remote.push("history.jsonl", "export", "not there")
     other = RemoteFolder(files, "store/vis/key.partial", there)
     assert other.pull("history.jsonl") and not other.pull("never")
     assert other.pull_folder("export") == 2
@@ -294,7 +294,7 @@ def test_a_mirror_sends_and_brings(tmp_path: Path) -> None:
         "history.jsonl": b"1\n", "export/a.bin": b"1", "export/b/c.bin": b"22",
     }  # fmt: skip
     (here / "history.jsonl").write_bytes(b"1\n2\n")
-    mirror.push("history.jsonl")
+    remote.push("history.jsonl")
     assert other.pull("history.jsonl", missing=True)
     assert (there / "history.jsonl").read_bytes() == b"1\n"
     assert other.pull("history.jsonl") and (there / "history.jsonl").read_bytes() == b"1\n2\n"

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from refusals import refused
 from selfshot.config.load import parse_experiment
 from selfshot.data.corpus_manifest import open_manifest
 from selfshot.data.storage import Storage
 from selfshot.distributed.shards import ShardWriter, make_slices
-from selfshot.errors import UserError
 from selfshot.models.encoders import LoadedEncoder
 from selfshot.studies import corpus, searching
 from selfshot.studies.searching import RESULTS, SHEET, search_index, write_results
@@ -97,10 +97,10 @@ def test_the_nearest_clips_are_named_placed_and_drawn(index: Path, tmp_path: Pat
 
 def test_another_encoder_is_refused(index: Path) -> None:
     query = [index.parent / "clips" / "blue.mp4"]
-    with pytest.raises(UserError, match=r"--encoder: other .* did not embed .*colour did"):
+    with refused("--encoder"):
         search_index(index, query, 2, encoder="other", corpus=None)
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--index: .* is no index"):
+    with refused("--index"):
         search_index(tmp_path, [tmp_path], 2, encoder="colour", corpus=None)

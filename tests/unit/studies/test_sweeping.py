@@ -17,7 +17,7 @@ from selfshot.studies.estimates import (
     estimate_study,
     work_of,
 )
-from selfshot.studies.resources import check_resources, refuse_without_room
+from selfshot.studies.resources import check_resources, refuse_without_capacity
 from selfshot.studies.run import plan_experiment, run_experiment
 from selfshot.studies.study import report_study, run_study
 from selfshot.studies.sweeping import StudyPlan, plan_study, worker_config
@@ -215,7 +215,7 @@ def test_a_run_that_no_machine_can_train_is_refused_before_it_begins(tmp_path: P
         run_experiment(wanted.experiment)
     assert not list(tmp_path.iterdir())
     # Where everything is trained, nobody needs a GPU any more.
-    assert refuse_without_room(wanted.experiment, ["supports", "evaluation"]) is None
+    assert refuse_without_capacity(wanted.experiment, ["supports", "evaluation"]) is None
 
 
 @pytest.mark.parametrize(

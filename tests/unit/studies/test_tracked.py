@@ -173,16 +173,8 @@ def test_a_figure_has_one_name(experiment: Experiment) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from selfshot.config.load import load_experiment, parse_experiment
-from selfshot.studies.context import Context
-from selfshot.studies.run import (
-    open_store,
-    report_experiment,
-    run_experiment,
-    stage_keys,
-    stage_settings,
-    wanted_stages,
-)
+from selfshot.config.load import load_experiment
+from selfshot.studies.run import open_store
 from selfshot.studies.tracking import tracked
 experiment = load_experiment(sys.argv[1], [f"output={sys.argv[2]}"])
 store, ids = open_store(experiment), Path(sys.argv[3])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from refusals import refused
 from selfshot.benchmarks.manifest import load_benchmark
-from selfshot.errors import UserError
 from selfshot.models.backbone import normalise_frames
 from selfshot.models.weights import load_backbone, load_vis, save_weights
 from selfshot.training.backbone import BackboneTask
@@ -194,10 +194,10 @@ class TestBackbone:
         for mask, i in zip(batch["masks"].numpy(), batch["frame_of"].tolist(), strict=True):
             cover[i] += mask
         cover = cover.clip(max=1)
-        surprise = np.logaddexp(0, logits) - logits * cover
+        bce = np.logaddexp(0, logits) - logits * cover
         ours = module(batch)["foreground"].item()
-        assert ours == pytest.approx(surprise[~batch["unseen"].numpy()].mean(), abs=1e-5)
-        assert ours != pytest.approx(surprise.mean(), abs=1e-5)
+        assert ours == pytest.approx(bce[~batch["unseen"].numpy()].mean(), abs=1e-5)
+        assert ours != pytest.approx(bce.mean(), abs=1e-5)
 
     def test_it_learns(self, backbone_settings: dict[str, Any]) -> None:
         history = run_plain(BackboneTask(**backbone_settings), Schedule(steps=20, **LOOP))
@@ -244,28 +244,25 @@ class TestVis:
         assert all(torch.equal(value, wanted[name]) for name, value in alone.items())
 
     @pytest.mark.parametrize(
-        ("model", "difference"),
+        "model",
         [
-            ({"num_instances": 5}, r"instance_queries is 3 × 12 where 5 × 12 is wanted"),
-            ({"fuser_layers": 2}, r"fuser\.layers\.1\.\S+ is missing"),
-            ({"decoder_layers": 1}, r"decoder\.layers\.1\.\S+ is one weight too many"),
-            (
-                {"decoder_layers": 1, "fuser": False},
-                r"decoder\.layers\.1\.\S+ is one weight too many",
-            ),
+            {"num_instances": 5},
+            {"fuser_layers": 2},
+            {"decoder_layers": 1},
+            {"decoder_layers": 1, "fuser": False},
         ],
     )
     def test_an_earlier_training_of_other_settings(
-        self, make: Any, tmp_path: Path, model: dict[str, Any], difference: str
+        self, make: Any, tmp_path: Path, model: dict[str, Any]
     ) -> None:
         make().export(tmp_path)
-        with pytest.raises(UserError, match=f"vis.initial: .*{difference}; set both sections"):
+        with refused("vis.initial"):
             make(**model, initial=str(tmp_path / "vis.safetensors"))
 
     def test_a_damaged_file_of_an_earlier_training(self, make: Any, tmp_path: Path) -> None:
         path = tmp_path / "vis.safetensors"
         path.write_bytes(b"no weights")
-        with pytest.raises(UserError, match=r"vis.initial: .* cannot be read"):
+        with refused("vis.initial"):
             make(initial=str(path))
 
     def test_any_number_of_ranks_shares_the_same_episodes(self, make: Any) -> None:
@@ -393,31 +390,28 @@ class TestVis:
         dataclasses.replace(
             benchmark, supports={**benchmark.supports, "train": none}
         ).save(tmp_path / "benchmark")
-        with pytest.raises(UserError, match=r"vis\.train_shots: 2 supports are wanted"):
+        with refused("vis.train_shots"):
             make(benchmark=str(tmp_path / "benchmark"), train_shots=2)
 
     @pytest.mark.parametrize(
-        ("spoil", "expected"),
+        "spoil",
         [
-            (lambda state: state.pop("instance_queries"), "instance_queries is missing"),
-            (
-                lambda state: state.update(instance_queries=torch.zeros(5, 12)),
-                "instance_queries is 5 × 12 where 3 × 12 is wanted",
-            ),
-            (lambda state: state.update(more=torch.zeros(1)), "more is one weight too many"),
+            lambda state: state.pop("instance_queries"),
+            lambda state: state.update(instance_queries=torch.zeros(5, 12)),
+            lambda state: state.update(more=torch.zeros(1)),
         ],
     )
     def test_weights_of_another_configuration(
-        self, make: Any, tmp_path: Path, spoil: Any, expected: str
+        self, make: Any, tmp_path: Path, spoil: Any
     ) -> None:
         task = make()
         state = dict(task.module.model.state_dict())
         spoil(state)
         save_weights(tmp_path, "vis", state, task.settings)
-        with pytest.raises(UserError, match=f"vis.safetensors: .*{expected}"):
+        with refused():
             load_vis(tmp_path)
         (tmp_path / "vis.safetensors").write_bytes(b"short")
-        with pytest.raises(UserError, match="cannot be read"):
+        with refused():
             load_vis(tmp_path)
 
     @pytest.mark.parametrize("parts", [2, 4])

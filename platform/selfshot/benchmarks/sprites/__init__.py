@@ -1,1 +1,1 @@
-"""Sprites: videos that the program composes itself, in the public formats."""
+"""Sprites: synthetic videos in the public formats."""

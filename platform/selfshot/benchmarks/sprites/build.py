@@ -1,4 +1,4 @@
-"""Build the sprites benchmark: plan every clip, compose in parallel units, write one manifest."""
+"""Build the sprites benchmark: plan every clip, render in parallel units, write one manifest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def choose_classes(seed: int, sizes: dict[str, int]) -> dict[str, tuple[str, ...
     """Deal the classes to `train`, `val` and `test` by a seeded shuffle.
 
     Raises:
-        UserError: when more classes are asked for than there are.
+        UserError: when more classes are wanted than there are.
     """
     wanted = sum(sizes.values())
     if wanted > len(GLYPHS):
@@ -129,8 +129,8 @@ def _encode_h264(frames: np.ndarray) -> bytes:
     return target.getvalue()
 
 
-def compose_unit(unit: Unit) -> str:
-    """Compose the clips of one unit; its JSON is written last, so it marks the unit done.
+def render_unit(unit: Unit) -> str:
+    """Render the clips of one unit; its JSON is written last, so it marks the unit done.
 
     Args:
         unit: `folder`, `path` of the JSON, `seed`, `height`, `width`, `num_frames`,
@@ -226,7 +226,7 @@ def build_sprites(
     *,
     seed: int,
 ) -> Benchmark:
-    """Compose the whole benchmark into `folder`; call again to go on after a kill.
+    """Render the whole benchmark into `folder`; call again to go on after a kill.
 
     Queries hold 1 or 2 targets and 2 or 3 distractors of other classes; supports and corpus
     clips hold 1 or 2 objects of one class and at most one small distractor. The distractors
@@ -236,7 +236,7 @@ def build_sprites(
     Args:
         folder: where the benchmark is written.
         scratch: where finished units are noted.
-        parallel_map: runs `compose_unit` over the units, in any order.
+        parallel_map: runs `render_unit` over the units, in any order.
         section: how large it is.
         seed: of everything.
 
@@ -276,7 +276,7 @@ def build_sprites(
         }
         for start in range(0, len(clips), CLIPS_PER_UNIT)
     ]
-    for _ in parallel_map(compose_unit, units):
+    for _ in parallel_map(render_unit, units):
         pass
 
     entries = [entry for unit in units for entry in json.loads(Path(unit["path"]).read_text())]

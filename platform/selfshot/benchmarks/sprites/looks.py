@@ -54,7 +54,7 @@ def look(rng: np.random.Generator, name: str) -> Image.Image:
     """Draw one object of a class with a look of its own.
 
     The stroke weight, a smooth deformation, two colours, a texture, the direction of the
-    light and an outline are drawn from `rng`, so neither colour nor texture tells the class.
+    light and an outline are drawn from `rng`, so neither colour nor texture shows the class.
 
     Args:
         rng: source of the look.

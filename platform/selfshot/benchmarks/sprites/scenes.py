@@ -148,7 +148,7 @@ def shot(
     height: int,
     width: int,
 ) -> Shot:
-    """Compose one shot.
+    """Render one shot.
 
     Args:
         rng: source of every choice.

@@ -15,7 +15,7 @@ from PIL import Image
 FORMATS = ("mp4", "gif", "webp")
 # Quick, and sharp enough for outlines and letters.
 _H264 = {"preset": "superfast", "crf": "23"}
-_BITS_PER_PIXEL = 0.3  # of MPEG-4, which is not told a quality
+_BITS_PER_PIXEL = 0.3  # of MPEG-4, which is given no quality
 _LEAST_WIDTH = 64  # of an MP4: encoders refuse slivers
 
 

@@ -18,6 +18,7 @@ from selfshot.models.features import SupportFeatures
 from selfshot.models.vis import SelfShotVIS
 
 _SIDE = 160
+_FPS = 4.0
 _STRONGEST = 0.75  # share of the colour where the attention is greatest
 
 
@@ -40,8 +41,6 @@ def draw_heatmaps(
     frames: UInt8[np.ndarray, "time height width 3"],
     maps: Sequence[tuple[str, Float[np.ndarray, "time map_height map_width"]]],
     stem: Path,
-    *,
-    fps: float = 4.0,
 ) -> list[Image.Image]:
     """Write `stem`.png, a row for the frames and for each map, and `stem`.gif, side by side.
 
@@ -49,7 +48,6 @@ def draw_heatmaps(
         frames: of a clip.
         maps: captions, and values of 0 to 1.
         stem: path without a suffix.
-        fps: frames in a second of the GIF.
 
     Returns:
         the GIF's frames.
@@ -68,7 +66,7 @@ def draw_heatmaps(
         for t in range(len(frames))
     ]
     contact_sheet(rows).save(stem.with_suffix(".png"))
-    with Animation(stem.with_suffix(".gif"), "gif", fps) as animation:
+    with Animation(stem.with_suffix(".gif"), "gif", _FPS) as animation:
         for moment in moments:
             animation.add(moment)
     return moments

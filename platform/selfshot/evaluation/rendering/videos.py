@@ -182,17 +182,31 @@ class Drawn:
     files: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What is written, and where.
+
+    Attributes:
+        out: made if need be; files of the same names are written over.
+        formats: some of `FORMATS`; png is the contact sheet.
+        fps: frames in a second of the animations.
+        title: of the page.
+    """
+
+    out: Path
+    formats: Sequence[str]
+    fps: float
+    title: str = ""
+
+
 def show_videos(
     annotations: Annotations,
     frames: FrameReader,
-    out: Path,
-    *,
+    pictures: Pictures,
     videos: Sequence[int],
-    formats: Sequence[str],
-    fps: float,
+    *,
     results: Selection | None = None,
     supports: Callable[[int], Sequence[SupportRow]] | None = None,
-    title: str = "",
     on_video: Callable[[str], None] = lambda name: None,
 ) -> tuple[list[Drawn], list[tuple[str, str]]]:
     """Draw videos, and a page `index.html` to browse them.
@@ -202,14 +216,11 @@ def show_videos(
     Args:
         annotations: the tracks that are drawn, and what the results refer to.
         frames: reads the frames.
-        out: made if need be; files of the same names are written over.
+        pictures: what is written, and where.
         videos: ids of the videos to draw, in this order.
-        formats: some of `FORMATS`; png is the contact sheet.
-        fps: frames in a second of the animations.
         results: drawn beside the annotations, or alone where nothing is annotated.
         supports: gives the supports of a video, shown beside it.
-        title: of the page.
-        on_video: is told each video's name when it is done with.
+        on_video: receives each video's name when it is done with.
 
     Returns:
         What was drawn, and what was left out with the reason.
@@ -217,6 +228,7 @@ def show_videos(
     Raises:
         UserError: a file cannot be written.
     """
+    out = pictures.out
     try:
         out.mkdir(parents=True, exist_ok=True)
         of_video: dict[int, list[Prediction]] = {}
@@ -228,22 +240,23 @@ def show_videos(
             panels = _panels(annotations, video, results, of_video.get(number, ()))
             rows = supports(number) if supports else ()
             try:
-                drawn.append(_show_one(annotations, video, panels, rows, frames, out, formats, fps))
+                drawn.append(_show_one(annotations, video, panels, rows, frames, pictures))
             except VideoError as error:
                 left_out.append((_title(video), str(error)))
             on_video(_title(video))
-        _write_page(out, title, drawn, left_out)
+        _write_page(out, pictures.title, drawn, left_out)
     except (OSError, av.FFmpegError) as error:
         reason = error.strerror or str(error)
         raise UserError(
             f"--out: {out} cannot be written: {reason}; give a folder that can be written, with "
-            "room on its disk"
+            "room on its disk",
+            setting="--out",
         ) from None
     return drawn, left_out
 
 
 def video_name(video: Video) -> str:
-    """What a person calls a video: its folder, its file or its source; empty where none is told."""
+    """What a person calls a video: its folder, its file or its source; empty without any."""
     if video.video_file is not None:
         return str(PurePosixPath(video.video_file).with_suffix(""))
     folder = str(PurePosixPath(video.file_names[0]).parent) if video.file_names else "."
@@ -292,9 +305,7 @@ def _show_one(
     panels: Sequence[Panel],
     rows: Sequence[SupportRow],
     frames: FrameReader,
-    out: Path,
-    formats: Sequence[str],
-    fps: float,
+    pictures: Pictures,
 ) -> Drawn:
     """Draw one video in every format, reading each frame once.
 
@@ -302,9 +313,9 @@ def _show_one(
         VideoError: a frame cannot be read; nothing is left of the video's files then.
     """
     stem = file_stem(video)
-    files = {kind: f"{stem}.{kind}" for kind in FORMATS if kind in formats}
-    on_sheet = sheet_indices(video, len(panels)) if "png" in formats else []
-    moves = bool({"mp4", "gif"} & set(formats))
+    files = {kind: f"{stem}.{kind}" for kind in FORMATS if kind in pictures.formats}
+    on_sheet = sheet_indices(video, len(panels)) if "png" in pictures.formats else []
+    moves = bool({"mp4", "gif"} & set(pictures.formats))
     names = annotations.categories
     classes = dict.fromkeys(names[t.category_id] for t in annotations.tracks_of(video.id))
     facts = (
@@ -314,10 +325,13 @@ def _show_one(
         ", ".join(plain(name) for name in classes),
     )
     with contextlib.ExitStack() as stack:
-        paths = {kind: stack.enter_context(atomic_file(out / name)) for kind, name in files.items()}
+        paths = {
+            kind: stack.enter_context(atomic_file(pictures.out / name))
+            for kind, name in files.items()
+        }
         scene = Scene(video, panels, rows) if moves else None
         animations = [
-            stack.enter_context(Animation(paths[kind], kind, fps))
+            stack.enter_context(Animation(paths[kind], kind, pictures.fps))
             for kind in ("mp4", "gif")
             if kind in paths
         ]

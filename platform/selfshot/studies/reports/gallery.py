@@ -43,7 +43,7 @@ from selfshot.evaluation.rendering.sheets import (
     framed,
     still,
 )
-from selfshot.evaluation.rendering.videos import Selection, file_stem, show_videos
+from selfshot.evaluation.rendering.videos import Pictures, Selection, file_stem, show_videos
 from selfshot.evaluation.track_iou import track_iou
 from selfshot.models.features import stack_supports
 from selfshot.models.vis import SelfShotVIS
@@ -87,7 +87,7 @@ class GalleryItem:
     Attributes:
         video, fold: of the query.
         title: of its video.
-        query_class: what is asked for.
+        query_class: of the query.
         frames: of the clip.
         mask_size: height and width of all masks, in pixels.
         truth: tracks of the class, with a mask for each frame of the clip. They have ids from 1,
@@ -193,12 +193,12 @@ def build_gallery(
 
     def of_query(tracks: Sequence[Tracked], video: int, name: str) -> list[Tracked]:
         """Tracks of the class in the video, at the clip's frames."""
-        asked = (video, category_ids[name])
+        wanted = (video, category_ids[name])
         indices = reader.frame_indices(video)
         return [
             dataclasses.replace(one, segmentations=tuple(one.segmentations[i] for i in indices))
             for one in tracks
-            if (one.video_id, one.category_id) == asked
+            if (one.video_id, one.category_id) == wanted
         ]
 
     items = []
@@ -366,13 +366,15 @@ def write_videos(
     show_videos(
         reader.annotations,
         reader.frame_reader,
-        folder,
-        videos=list(of_video),
-        formats=("gif", "png"),
-        fps=FPS,
+        Pictures(
+            folder,
+            ("gif", "png"),
+            FPS,
+            title="Queries, what was found for them, and what was segmented",
+        ),
+        list(of_video),
         results=Selection(predictions, SHOWN_SCORE),
         supports=supports,
-        title="Queries, what was found for them, and what was segmented",
     )
 
 

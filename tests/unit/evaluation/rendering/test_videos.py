@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import html
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,6 +23,7 @@ from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
 from selfshot.evaluation.rendering.videos import (
     Drawn,
     Panel,
+    Pictures,
     Selection,
     file_stem,
     panel_size,
@@ -61,11 +64,16 @@ def world(tmp_path: Path) -> tuple[Annotations, FrameReader]:
 
 
 def _show(
-    world: tuple[Annotations, FrameReader], out: Path, **options: object
+    world: tuple[Annotations, FrameReader],
+    out: Path,
+    videos: Sequence[int] | None = None,
+    formats: Sequence[str] = ("mp4", "png"),
+    title: str = "",
+    **options: Any,
 ) -> tuple[list[Drawn], list[tuple[str, str]]]:
     annotations, frames = world
-    given = {"videos": list(annotations.videos), "formats": ("mp4", "png"), "fps": 6.0} | options
-    return show_videos(annotations, frames, out, **given)  # type: ignore[arg-type]
+    pictures = Pictures(out, formats, 6.0, title)
+    return show_videos(annotations, frames, pictures, videos or list(annotations.videos), **options)
 
 
 def _decoded(path: Path) -> np.ndarray:
