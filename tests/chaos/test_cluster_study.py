@@ -170,7 +170,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         figure = {"sweep": {"over": {"supports.corpus_share": SHARES}}, **TOY}
         for name, scale in (("figure02", figure), ("table01", TOY)):
             # The paper's study at another size: everything but the size is as it is published.
-            text = laid(yaml.safe_load((PAPER / f"{name}.yaml").read_text()), scale | {"base": ""})
+            text = laid(yaml.safe_load((PAPER / f"{name}.yaml").read_text()), scale)
             (made.words / f"{name}.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
         yield made
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.schema import Experiment
 from selfshot.files import digest_file
+from selfshot.models.pretrained_files import find_network, is_pretrained_name
 from selfshot.studies.builders import inputs_digest
 
 
@@ -39,11 +40,10 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
 
 def _encoder_digests(section: EncoderConfig) -> dict[str, Any]:
     """What stands behind the names of files and networks; how they came here changes nothing."""
-    from selfshot.models.foreign_weights import weights_digest
-    from selfshot.models.pretrained_files import find_network, is_pretrained_name
-
     digests: dict[str, Any] = {"allow_download": None}
-    if section.weights not in (None, "random"):
+    if section.weights is not None and section.weights != "random":
+        from selfshot.models.foreign_weights import weights_digest
+
         digests["weights"] = weights_digest(section.weights)
     for name, revision, weights in (
         ("backbone", section.revision, section.weights),

@@ -71,7 +71,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     how = parse_experiment("name: index", "the defaults")
     corpus.index(how, embeddings=shards, out=tmp_path / "index")
     monkeypatch.setattr(
-        searching, "open_encoder", lambda name: LoadedEncoder(MeanColour(), name, 32, 48)
+        searching, "open_encoder", lambda name, **how: LoadedEncoder(MeanColour(), name, 32, 48)
     )
     return tmp_path / "index"
 
