@@ -128,7 +128,8 @@ class PretrainedNetwork(nn.Module):
     def prepare(self, device: str, *, fuse: bool) -> None:
         """Move to a device for inference; on a CPU convolutions are fused where torch can."""
         self.to(device)
-        self.to(memory_format=torch.channels_last)
+        if self.num_frames is None:  # Convolutions over time have no such order.
+            self.to(memory_format=torch.channels_last)
         lite = str(self.spec.get("architecture")).startswith("tf_efficientnet_lite")
         if device == "cpu" and fuse and lite and can_fuse():
             self._fused = FusedEfficientNet(self.network)

@@ -123,6 +123,9 @@ def test_an_image_network_of_transformers(kind: str, tmp_path: Path) -> None:
     assert found.tokens.shape == (2, 3, grid, grid, module.dim)
     assert (found.foreground == 1).all() and found.foreground.shape == (2, 3, grid, grid)
 
+    module.prepare("cpu", fuse=True)
+    torch.testing.assert_close(module(frames), found, rtol=1e-5, atol=1e-5)
+
     out = getattr(network, "vision_model", network)(pixel_values=images_of(frames))
     tokens = out.last_hidden_state
     pooled = out.get("pooler_output")
@@ -156,6 +159,8 @@ def test_a_video_network_of_transformers(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found.tokens, expected, rtol=1e-5, atol=1e-5)
     pooled = tokens[:, 0] if prefix else tokens.mean(1)
     torch.testing.assert_close(found.pooled, pooled, rtol=1e-5, atol=1e-5)
+    module.prepare("cpu", fuse=True)
+    torch.testing.assert_close(module(frames).tokens, expected, rtol=1e-5, atol=1e-5)
     # Another size becomes the only one that it takes.
     assert module(frames_of(32, 2, 40)).tokens.shape == (2, 2, 3, 3, module.dim)
 
