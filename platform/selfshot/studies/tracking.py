@@ -27,7 +27,7 @@ from selfshot.distributed.mlflow_runs import Record, RunTree, Target, flatten
 from selfshot.distributed.tracking import Tracker, locked, token_of
 from selfshot.files import digest_file, write_atomically
 from selfshot.store.local import MANIFEST, SCRATCH, Store, git_revision
-from selfshot.studies.environment import run_environment
+from selfshot.studies.environment import networks_told, run_environment
 from selfshot.studies.reports.tables import Table, shown, to_markdown
 from selfshot.studies.scores import figure_name
 
@@ -246,6 +246,7 @@ def _ended(running: Record, final: Path) -> Record:
     export, pictures = final / "export", sorted(final.glob("*.png"))
     known = {key for point in running.points for key in point} | {"step", "steps", "time"}
     last = {key: value for key, value in manifest["metrics"].items() if key not in known}
+    networks = last.pop("networks", None)
     last = {"step": 0, **flatten(last, "/"), "seconds": manifest["seconds"]}
     return dataclasses.replace(
         running,
@@ -255,7 +256,8 @@ def _ended(running: Record, final: Path) -> Record:
         params=manifest["settings"],
         tags={**running.tags}
         | {f"input.{name}": key for name, key in manifest["inputs"].items()}
-        | ({"checkpoint": str(export.resolve())} if export.is_dir() else {}),
+        | ({"checkpoint": str(export.resolve())} if export.is_dir() else {})
+        | ({} if networks is None else {"pretrained.networks": networks_told(networks)}),
         points=[*running.points, last],
         files={str(path): "" for path in (final / MANIFEST, *pictures)},
     )

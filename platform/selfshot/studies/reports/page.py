@@ -19,7 +19,7 @@ from selfshot.config.load import resolved_yaml
 from selfshot.config.printable import printable
 from selfshot.models.device import device_for
 from selfshot.retrieval.embeddings import read_embeddings
-from selfshot.studies.environment import run_environment
+from selfshot.studies.environment import label_free, networks_told, run_environment
 from selfshot.studies.reports import figures, findings, tables
 from selfshot.studies.reports.gallery import (
     KIND,
@@ -54,6 +54,7 @@ def make_page(context: Context, folder: Path) -> None:
     if examples:
         drawn = _write_examples(context, folder, benchmark, rows, gallery[:examples])
         gallery = [*drawn, *gallery[examples:]]
+    networks = json.loads((folders["embeddings"] / "summary.json").read_text())["networks"]
     report = Report(
         title=experiment.name,
         description=experiment.description,
@@ -71,6 +72,8 @@ def make_page(context: Context, folder: Path) -> None:
         mlflow=context.tracking,
         environment={
             **run_environment(),
+            "pretrained networks": networks_told(networks),
+            "labels in retrieval": label_free(networks, experiment.encoder.backbone),
             "stage keys": "\n".join(f"{name}: {key}" for name, key in context.keys.items()),
             "settings": resolved_yaml(experiment),
         },
