@@ -33,6 +33,7 @@ from selfshot.training.batches import to_device
 from selfshot.training.encoder import EncoderTask
 from selfshot.training.loop import Schedule, parts_of, run_plain
 from selfshot.training.vis import VisTask
+from tiny_sam2 import save_tiny_sam2
 
 FLOAT: dict[str, float] = {"rtol": 1e-3, "atol": 1e-4}
 HALF: dict[str, float] = {"rtol": 3e-2, "atol": 3e-2}
@@ -123,11 +124,17 @@ def vis_export(
 def test_an_episode_is_evaluated(
     device: str,
     vis_export: Path,
+    encoder_settings: dict[str, Any],
     tiny_sprites: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models: list[Any] = []
+    (tmp_path / "encoder").mkdir()
+    EncoderTask(**encoder_settings).export(tmp_path / "encoder")
+    baselines = {
+        "encoder": str(tmp_path / "encoder"), "prompted": str(save_tiny_sam2(tmp_path / "sam2")),
+    }  # fmt: skip
 
     def load(path: Path) -> Any:
         models.append(load_vis(path))
@@ -137,21 +144,26 @@ def test_an_episode_is_evaluated(
     benchmark = load_benchmark(tiny_sprites)
     clips = list(benchmark.pairs["test"].values())
     chosen = {
-        query_key(video, name): {"oracle": list(clips[0][:1]), "query_itself": [video]}
+        query_key(video, name): {
+            "oracle": list(clips[0][:1]), "query_itself": [video], "self_shot": list(clips[0][:1]),
+        }
         for video, name in benchmark.queries["test"]
-    }
+    }  # fmt: skip
     (tmp_path / "supports.json").write_text(json.dumps(chosen))
-    shots = {"none": 0, "zero_shot_motion": 0, "query_itself": 1, "oracle": 1}
+    shots = {"none": 0, "zero_shot_motion": 0, "query_itself": 1, "oracle": 1,
+             "proposals_similarity": 1, "prompted": 1}  # fmt: skip
     rows = [{"supports": kind, "shots": count, "extra": 0} for kind, count in shots.items()]
     found = []
     for place in ("cpu", device):
         config = {
-            "benchmark": str(tiny_sprites), "models": {"vis": str(vis_export)}, "rows": rows,
+            "benchmark": str(tiny_sprites), "rows": rows,
+            "models": dict.fromkeys(("vis", "no_fuser"), str(vis_export)),
             "supports": str(tmp_path / "supports.json"), "split": "test", "fold": 0, "folds": 1,
             "max_queries": None, "predictions": str(tmp_path / place), "device": place,
+            "baselines": baselines | {"keys": dict.fromkeys(shots)},
         }  # fmt: skip
         found.append(episodes.evaluate_fold(config)["rows"])
-    assert [model.device.type for model in models] == ["cpu", "cuda"]
+    assert [model.device.type for model in models] == ["cpu", "cpu", "cuda", "cuda"]
     for one, other in zip(*found, strict=True):
         assert other["AP50"] == pytest.approx(one["AP50"], abs=1.0)
     annotations = benchmark.reader(tiny_sprites).annotations

@@ -67,6 +67,20 @@ class EvaluationConfig(Section):
     confidence: NonNegative = Field(
         0.0, description="power of the score of clips found, which a track's score is times"
     )
+    prompted: FilePath | None = Field(
+        None, description="folder of a SAM 2 video model, which fills the row prompted"
+    )
+    proposals: FilePath | None = Field(
+        None,
+        description="folder of a SAM 2 video model, whose tracks the row proposals_similarity "
+        "ranks; none: the experiment's own network without the fuser",
+    )
+
+    @property
+    def without_fuser(self) -> str | None:
+        """The first row that needs the network without the fuser, if there is one."""
+        needs = ("no_fuser", *(("proposals_similarity",) if self.proposals is None else ()))
+        return next((row for row in needs if row in self.supports), None)
 
 
 class ReportConfig(Section):
@@ -173,10 +187,12 @@ class Experiment(Section):
                     f"{name}: {size} is no multiple of compute.num_workers: {workers}"
                     f"{accumulated}; a batch is shared evenly, so change one of them"
                 )
-        if self.vis.method != "self_shot" and "no_fuser" in self.evaluation.supports:
+        row = self.evaluation.without_fuser
+        if self.vis.method != "self_shot" and row is not None:
             raise ValueError(
-                f"vis.method: {self.vis.method} has no row 'no_fuser' in evaluation.supports "
+                f"vis.method: {self.vis.method} has no row '{row}' in evaluation.supports "
                 "(the paper's transformer without its fuser); take one of them out"
+                + (", or set evaluation.proposals" if row == "proposals_similarity" else "")
             )
         if self.name == "store":
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
@@ -210,12 +226,19 @@ class Experiment(Section):
                 "means of tokens; set supports.vectors: global, or encoder.pooling: tokens"
             )
         most = self.supports.most
-        if "oracle" in self.evaluation.supports and most > PAIRED_SUPPORTS:
+        for kind in ("oracle", "prompted"):
+            if kind in self.evaluation.supports and most > PAIRED_SUPPORTS:
+                raise ValueError(
+                    f"supports.shots: {max(self.supports.shots)} and supports.extra: "
+                    f"{max(self.supports.extra)} ask for {most} supports, and a benchmark fixes "
+                    f"{PAIRED_SUPPORTS} for the row '{kind}'; lower them, or take '{kind}' out of "
+                    "evaluation.supports"
+                )
+        if "prompted" in self.evaluation.supports and self.evaluation.prompted is None:
             raise ValueError(
-                f"supports.shots: {max(self.supports.shots)} and supports.extra: "
-                f"{max(self.supports.extra)} ask for {most} supports, and a benchmark fixes "
-                f"{PAIRED_SUPPORTS} for the row 'oracle'; lower them, or take 'oracle' out of "
-                "evaluation.supports"
+                "evaluation.prompted: the row 'prompted' of evaluation.supports needs the folder "
+                "of a SAM 2 video model; name it (docs/guide/evaluation.md says which), or take "
+                "the row out"
             )
         if "seen_penalty" in self.evaluation.supports and self.supports.vectors == "global":
             raise ValueError(

@@ -24,12 +24,14 @@ class SupportKind:
             `all`, those of `supports.shots` and `supports.extra`; `pairs`, those of
             `supports.semi_shot`.
         on_demand: chosen only where the table has the row.
+        reads: the kind whose supports it reads; none: its own.
     """
 
     label: str
     meaning: str
     shots: Literal["none", "one", "all", "pairs"] = "all"
     on_demand: bool = False
+    reads: str | None = None
 
 
 SUPPORT_KINDS = {
@@ -69,7 +71,20 @@ SUPPORT_KINDS = {
     "oracle": SupportKind(
         "Oracle", "clips picked by their class label: what few-shot learning assumes"
     ),
+    "proposals_similarity": SupportKind(
+        "Proposals by similarity",
+        "class-agnostic tracks, ranked by their similarity to the self-shot supports",
+        reads="self_shot",
+    ),
+    "prompted": SupportKind(
+        "Prompted SAM 2",
+        "SAM 2 is shown the oracle supports with the masks of their objects",
+        reads="oracle",
+    ),
 }
+
+BASELINES = tuple(name for name, kind in SUPPORT_KINDS.items() if kind.reads)
+"""Rows that other methods fill, not the experiment's network with its supports."""
 
 if TYPE_CHECKING:
     KindName = str
@@ -132,7 +147,7 @@ class SupportsConfig(Section):
         """
         wanted = {}
         for kind, facts in SUPPORT_KINDS.items():
-            if facts.shots == "none" or (facts.on_demand and kind not in table):
+            if facts.shots == "none" or facts.reads or (facts.on_demand and kind not in table):
                 continue
             for row in self.rows(kind):
                 shots, extra = row["shots"], row["extra"]
@@ -144,8 +159,9 @@ class SupportsConfig(Section):
 
 def chosen_as(row: dict[str, Any]) -> str:
     """The name in supports.json of what a row of the table reads."""
-    paired = SUPPORT_KINDS[row["supports"]].shots == "pairs"
-    return f"{row['supports']}_{row['shots']}" if paired else row["supports"]
+    facts = SUPPORT_KINDS[row["supports"]]
+    name: str = facts.reads or row["supports"]
+    return f"{name}_{row['shots']}" if facts.shots == "pairs" else name
 
 
 def reads_supports(row: dict[str, Any]) -> bool:

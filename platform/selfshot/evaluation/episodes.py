@@ -13,13 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from selfshot.benchmarks.manifest import load_benchmark, query_key
-from selfshot.config.supports import chosen_as, reads_supports
+from selfshot.config.supports import BASELINES, chosen_as, reads_supports
 from selfshot.data.clips import ClipReader
 from selfshot.data.supports import Support, SupportReader
 from selfshot.data.ytvis import Annotations, Prediction, save_results
+from selfshot.evaluation.baselines import Baselines, open_baselines
 from selfshot.evaluation.confidence import support_confidence
 from selfshot.evaluation.video_ap import episode_scores
 from selfshot.files import digest_bytes, write_atomically
+from selfshot.models.baselines.sam2 import FoundTrack
 from selfshot.models.features import ClipFeatures, groups_of, stack_supports
 from selfshot.models.vis import masks_at
 from selfshot.models.vis_model import VisModel
@@ -47,7 +49,8 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
             {supports, shots, extra}, `supports` file (query → kind → supports), `fold` and
             `folds`, `split`, `max_queries`, `predictions` folder for the result files,
             `support_frames` of a support if it is not as long as the benchmark's clips,
-            `confidence`, see `predict_rows`, `device` of the models, and `kept`, the root of a
+            `confidence`, see `predict_rows`, `device` of the models, `baselines`, see
+            `open_baselines`, with the `keys` of their networks by row, and `kept`, the root of a
             `store` and the `keys` of networks and benchmark, if rows are to be kept.
 
     Returns:
@@ -71,9 +74,14 @@ def evaluate_fold(config: dict[str, Any]) -> dict[str, Any]:
     if left:
         device = config.get("device", "cpu")
         models = {name: load_vis(Path(path)).to(device) for name, path in config["models"].items()}
-        predictions = predict_rows(
-            models, fold, left, chosen, reader, support_reader, config.get("confidence", 0.0)
+        kinds = {row["supports"] for row in left}
+        baselines = open_baselines(
+            config.get("baselines") or {}, kinds, support_reader, device
         )
+        predictions = predict_rows(
+            models, fold, left, chosen, reader, support_reader, config.get("confidence", 0.0),
+            baselines,
+        )  # fmt: skip
         truth = episode_truth(annotations, fold)
         for name, found in predictions.items():
             save_results(files[name], found)
@@ -114,6 +122,8 @@ class _KeptRow:
             "row": dict(row),
             "supports": digest_bytes(canonical_json(used).encode()),
         }
+        if row["supports"] in BASELINES:
+            self.settings["baseline"] = config["baselines"]["keys"][row["supports"]]
         kept = config.get("kept")
         self.store = kept and Store(Path(kept["store"]))
         self.inputs: dict[str, Any] = kept["keys"] if kept else {}
@@ -145,6 +155,7 @@ def predict_rows(
     reader: ClipReader,
     support_reader: SupportReader,
     confidence: float = 0.0,
+    baselines: Baselines | None = None,
 ) -> dict[str, list[Prediction]]:
     """Predictions of each row of the table, by its name.
 
@@ -156,6 +167,7 @@ def predict_rows(
         reader: of the queries.
         support_reader: of their supports.
         confidence: power of `support_confidence` that a track's score is times.
+        baselines: that fill the rows `BASELINES`, where there are some.
     """
     annotations = reader.annotations
     category_ids = {name: i for i, name in annotations.categories.items()}
@@ -166,12 +178,37 @@ def predict_rows(
         encoded = {
             name: model.encode(query_frames, is_support=False) for name, model in models.items()
         }
+        proposals: list[list[FoundTrack]] = []
+        if any(row["supports"] == "proposals_similarity" for row in rows):
+            assert baselines is not None
+            proposer = baselines.proposer
+            if proposer is None:
+                alone = models["no_fuser"].predict(encoded["no_fuser"], None)
+                proposals = _clip_tracks(alone, reader, episodes)
+            else:
+                sizes = [_size(annotations, video) for video, _ in episodes]
+                proposals = list(map(proposer.proposals, query_frames.numpy(), sizes))
         for row in rows:
             if row["supports"] == "zero_shot_motion":
                 moving = _moving(query_frames.numpy(), models["vis"].num_instances)
-                predictions[row_name(row)] += _tracks(
-                    moving, annotations, reader, episodes, category_ids
-                )
+                predictions[row_name(row)] += _tracks(moving, reader, episodes, category_ids)
+                continue
+            trust = [
+                support_confidence(chosen, video, name, row) ** confidence if confidence else 1.0
+                for video, name in episodes
+            ]
+            if row["supports"] in BASELINES:
+                assert baselines is not None
+                found = []
+                for place, (video, name) in enumerate(episodes):
+                    clip, some = query_frames[place].numpy(), _supports(chosen, video, name, row)
+                    if row["supports"] == "prompted":
+                        size = _size(annotations, video)
+                        tracks = baselines.sought(clip, some, category_ids[name], size)
+                    else:
+                        tracks = baselines.ranked(clip, proposals[place], some)
+                    found.append([FoundTrack(trust[place] * t.score, t.rles) for t in tracks])
+                predictions[row_name(row)] += _predictions(found, reader, episodes, category_ids)
                 continue
             model = models["no_fuser" if row["supports"] == "no_fuser" else "vis"]
             query = encoded["no_fuser" if row["supports"] == "no_fuser" else "vis"]
@@ -180,13 +217,7 @@ def predict_rows(
                 keys = [_keys(chosen, video, name, row) for video, name in episodes]
                 supports = stack_supports([[encoded_supports[k] for k in ks] for ks in keys])
             outputs = model.predict(query, supports)
-            trust = [
-                support_confidence(chosen, video, name, row) ** confidence if confidence else 1.0
-                for video, name in episodes
-            ]
-            predictions[row_name(row)] += _tracks(
-                outputs, annotations, reader, episodes, category_ids, trust
-            )
+            predictions[row_name(row)] += _tracks(outputs, reader, episodes, category_ids, trust)
     return predictions
 
 
@@ -246,7 +277,7 @@ def _encode_supports(
         key
         for video, name in episodes
         for row in rows
-        if reads_supports(row)
+        if reads_supports(row) and row["supports"] not in BASELINES
         for key in _keys(chosen, video, name, row)
     }
     found: dict[str, ClipFeatures] = {}
@@ -284,16 +315,23 @@ def track_scores(
 
 def _tracks(
     outputs: dict[str, Any],
-    annotations: Annotations,
     reader: ClipReader,
     episodes: list[tuple],
     category_ids: dict[str, int],
     trust: Sequence[float] | None = None,
 ) -> list[Prediction]:
-    """Outputs as result entries at the videos' own size and length, scores times `trust`.
+    """Outputs as result entries at the videos' own size and length, scores times `trust`."""
+    found = _clip_tracks(outputs, reader, episodes, trust)
+    return _predictions(found, reader, episodes, category_ids)
 
-    A video that is longer than the clip takes each frame's mask from the nearest sampled one.
-    """
+
+def _clip_tracks(
+    outputs: dict[str, Any],
+    reader: ClipReader,
+    episodes: list[tuple],
+    trust: Sequence[float] | None = None,
+) -> list[list[FoundTrack]]:
+    """Tracks of each episode's clip, with masks of the video's own size; scores times `trust`."""
     # Equally long, so padding, if there is any, is at the same places.
     length = int(reader.valid_frames(episodes[0][0]).sum())
     foreground = outputs["foreground_logits"][:, :, :length]
@@ -302,24 +340,48 @@ def _tracks(
     scores = track_scores(foreground, mask_logits, every).cpu()
     if trust is not None:
         scores = scores * torch.tensor(trust, dtype=scores.dtype)[:, None]
-    predictions = []
-    for b, (video_id, name) in enumerate(episodes):
-        video = annotations.videos[video_id]
-        sampled = reader.frame_indices(video_id)[reader.valid_frames(video_id)]
-        nearest = np.abs(np.arange(video.length)[:, None] - sampled[None]).argmin(1)
+    found = []
+    for b, (video, _) in enumerate(episodes):
+        height, width = _size(reader.annotations, video)
+        tracks = []
         for score, logits in zip(scores[b].tolist(), mask_logits[b], strict=True):
             # One after another: at the video's own size they are large.
-            mask = masks_at(logits, video.height, video.width).cpu().numpy()
-            rles = [encode_rle(m) if m.any() else None for m in mask]
-            predictions.append(
-                Prediction(
-                    video_id=video_id,
-                    category_id=category_ids[name],
-                    score=score,
-                    segmentations=tuple(rles[i] for i in nearest),
-                )
+            mask = masks_at(logits, height, width).cpu().numpy()
+            tracks.append(FoundTrack(score, [encode_rle(m) if m.any() else None for m in mask]))
+        found.append(tracks)
+    return found
+
+
+def _predictions(
+    found: Sequence[Sequence[FoundTrack]],
+    reader: ClipReader,
+    episodes: list[tuple],
+    category_ids: dict[str, int],
+) -> list[Prediction]:
+    """Tracks of each episode's clip as result entries of its video.
+
+    A video that is longer than the clip takes each frame's mask from the nearest sampled one.
+    """
+    predictions = []
+    for tracks, (video_id, name) in zip(found, episodes, strict=True):
+        sampled = reader.frame_indices(video_id)[reader.valid_frames(video_id)]
+        frames = np.arange(reader.annotations.videos[video_id].length)
+        nearest = np.abs(frames[:, None] - sampled[None]).argmin(1)
+        predictions += [
+            Prediction(
+                video_id=video_id,
+                category_id=category_ids[name],
+                score=track.score,
+                segmentations=tuple(track.rles[i] for i in nearest),
             )
+            for track in tracks
+        ]
     return predictions
+
+
+def _size(annotations: Annotations, video: int) -> tuple[int, int]:
+    """Height and width of a video."""
+    return annotations.videos[video].height, annotations.videos[video].width
 
 
 def episode_truth(annotations: Annotations, fold: list[tuple]) -> Annotations:

@@ -38,6 +38,14 @@ class ClipEncoder(Protocol):
         """One vector for each window of `size` × `size` tokens, and its mean foreground."""
         ...
 
+    def regions(
+        self,
+        frames: UInt8[Tensor, "batch time height width 3"],
+        regions: Float[Tensor, "batch regions time rows columns"] | None,
+    ) -> tuple[Float[Tensor, "batch regions dim"], Float[Tensor, "batch regions time h w"]]:
+        """One vector for each region, and its weights on the tokens; see `region_vectors`."""
+        ...
+
 
 class VideoBlock(nn.Module):
     """A pre-norm transformer layer whose branches start at zero.
@@ -129,6 +137,32 @@ def window_vectors(
     vectors = functional.avg_pool2d(planes * weights, size, 1) / mass
     vectors = functional.normalize(vectors, dim=1).permute(0, 2, 3, 1)
     return vectors.unflatten(0, (batch, time)).flatten(1, 3), mass.reshape(batch, -1)
+
+
+def region_vectors(
+    tokens: Float[Tensor, "batch time h w dim"],
+    foreground: Float[Tensor, "batch time h w"],
+    regions: Float[Tensor, "batch regions time rows columns"] | None,
+) -> tuple[Float[Tensor, "batch regions dim"], Float[Tensor, "batch regions time h w"]]:
+    """The mean of a clip's tokens over each region, weighted by how much of a token it covers.
+
+    Args:
+        tokens: of the clips.
+        foreground: of each token.
+        regions: the share of each cell that a region covers, on any grid of the frames; none:
+            one region a clip, its foreground.
+
+    Returns:
+        L2-normalised vectors, zeros for a region that covers nothing, and the weight of each token.
+    """
+    if regions is None:
+        weights = foreground.clamp_min(1e-4)[:, None]
+    else:
+        size = (tokens.shape[2], tokens.shape[3])
+        cells = functional.adaptive_avg_pool2d(regions.flatten(0, 2)[:, None], size)
+        weights = cells[:, 0].unflatten(0, regions.shape[:3])
+    totals = torch.einsum("bthwd,bnthw->bnd", tokens, weights.to(tokens))
+    return functional.normalize(totals, dim=-1), weights
 
 
 class VideoEncoder(nn.Module):
@@ -227,6 +261,16 @@ class VideoEncoder(nn.Module):
         tokens, foreground, _ = self.backbone(frames)
         vectors, mass = window_vectors(self.contextualise(tokens), foreground, size)
         return self.adapter(vectors), mass
+
+    def regions(
+        self,
+        frames: UInt8[Tensor, "batch time height width 3"],
+        regions: Float[Tensor, "batch regions time rows columns"] | None,
+    ) -> tuple[Float[Tensor, "batch regions dim"], Float[Tensor, "batch regions time h w"]]:
+        """Φ with each region in place of the foreground; see `region_vectors`."""
+        tokens, foreground, _ = self.backbone(frames)
+        vectors, weights = region_vectors(self.contextualise(tokens), foreground, regions)
+        return self.adapter(vectors), weights
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from selfshot.errors import UserError
 from selfshot.models.checkpointing import call
-from selfshot.models.video_encoder import window_vectors
+from selfshot.models.video_encoder import region_vectors, window_vectors
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
@@ -193,6 +193,15 @@ class VideoViT(nn.Module):
         """One vector for each window of `size` × `size` patches; every window weighs the same."""
         _, tokens = self.encode(frames)
         return window_vectors(tokens, torch.ones_like(tokens[..., 0]), size)
+
+    def regions(
+        self,
+        frames: UInt8[Tensor, "batch time height width 3"],
+        regions: Float[Tensor, "batch regions time rows columns"] | None,
+    ) -> tuple[Float[Tensor, "batch regions dim"], Float[Tensor, "batch regions time h w"]]:
+        """One vector for each region, of the patches' tokens; see `region_vectors`."""
+        _, tokens = self.encode(frames)
+        return region_vectors(tokens, torch.ones_like(tokens[..., 0]), regions)
 
 
 def inflate_positions(state: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Tensor]:

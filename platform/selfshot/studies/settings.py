@@ -87,8 +87,29 @@ def table_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def evaluation_settings(experiment: Experiment) -> dict[str, Any]:
-    """Of the evaluation, with the rows that it fills."""
-    return {**experiment.evaluation.model_dump(mode="json"), "rows": table_rows(experiment)}
+    """Of the evaluation, with the rows that it fills and digests of the models that they bring."""
+    settings = experiment.evaluation.model_dump(mode="json", exclude={"prompted", "proposals"})
+    return {**settings, **baseline_digests(experiment), "rows": table_rows(experiment)}
+
+
+def baseline_digests(experiment: Experiment) -> dict[str, str]:
+    """Of each SAM 2 model that a row of the table reads, by its setting of `evaluation`.
+
+    Raises:
+        UserError: a folder holds no such model.
+    """
+    section = experiment.evaluation
+    rows = {"prompted": "prompted", "proposals": "proposals_similarity"}
+    found = {}
+    for name, row in rows.items():
+        folder = getattr(section, name)
+        if row in section.supports and folder is not None:
+            from selfshot.models.baselines.sam2 import check_folder
+            from selfshot.models.encoders import digest_of
+
+            check_folder(folder, f"evaluation.{name}")
+            found[name] = digest_of(folder)
+    return found
 
 
 def index_settings(experiment: Experiment) -> dict[str, Any]:

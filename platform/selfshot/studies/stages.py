@@ -23,6 +23,7 @@ from selfshot.studies.context import Context as Context
 from selfshot.studies.context import Metrics
 from selfshot.studies.corpus import account, embedding_job, tell_licences
 from selfshot.studies.settings import (
+    baseline_digests,
     benchmark_settings,
     embeddings_settings,
     evaluation_settings,
@@ -286,6 +287,16 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     keys = {"version": EVALUATION_VERSION, **{n: context.keys[n] for n in names}}
     store = str(folder.path.resolve().parents[1])
     kept = None if context.sharing else {"store": store, "keys": keys}
+    digests = baseline_digests(experiment)
+    baselines: dict[str, Any] = {
+        **{name: str(getattr(section, name).resolve()) for name in digests},
+        "keys": {"prompted": digests.get("prompted")},
+    }
+    if "proposals_similarity" in section.supports:
+        baselines["encoder"] = str(context.folders["encoder"] / "export")
+        baselines["keys"]["proposals_similarity"] = [
+            context.keys["encoder"], digests.get("proposals")
+        ]  # fmt: skip
     configs = [
         {
             "trial_id": f"fold_{fold}",
@@ -299,6 +310,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
             "max_queries": section.max_queries_per_fold,
             "support_frames": experiment.vis.support_frames,
             "confidence": section.confidence,
+            "baselines": baselines,
             "device": "cuda" if gpus else "cpu",
             "predictions": str(folder.path.resolve() / "predictions"),
             "kept": kept,
@@ -367,7 +379,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "vis_no_fuser", 3, ("benchmark", "backbone"), training_settings("vis"),
         _make_vis(fuser=False),
-        wanted=lambda experiment: "no_fuser" in experiment.evaluation.supports,
+        wanted=lambda experiment: experiment.evaluation.without_fuser is not None,
     ),
     Stage(
         "evaluation", EVALUATION_VERSION, ("benchmark", "supports", "vis", "vis_no_fuser"),

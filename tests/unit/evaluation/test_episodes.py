@@ -24,13 +24,17 @@ from selfshot.data.ytvis import (
     load_results,
     save_annotations,
 )
-from selfshot.evaluation import episodes
+from selfshot.evaluation import baselines, episodes
 from selfshot.evaluation.confidence import support_confidence
 from selfshot.evaluation.validation import Validation
 from selfshot.evaluation.video_ap import episode_scores
+from selfshot.models.baselines.sam2 import FoundTrack, Prompt, Sam2
 from selfshot.models.features import ClipFeatures
+from selfshot.models.trained_encoder import FrozenEncoder
+from selfshot.models.video_encoder import region_vectors
 from selfshot.models.vis import masks_at
 from selfshot.ops.masks import decode_rle, encode_rle, rle_area, rle_to_box
+from tiny_sam2 import save_tiny_sam2
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 5
 CATEGORIES = {1: "cat", 2: "dog", 3: "emu"}
@@ -193,7 +197,7 @@ def test_a_longer_video_takes_each_frame_from_the_nearest_sampled_one() -> None:
     for frame in range(FRAMES):
         logits[0, 0, frame, frame] = 9.0  # one row of cells a frame says which it is
     outputs = {"foreground_logits": torch.zeros(1, 1, FRAMES, 2), "mask_logits": logits}
-    (found,) = episodes._tracks(outputs, annotations, reader, [(4, "dog")], CATEGORY_IDS)
+    (found,) = episodes._tracks(outputs, reader, [(4, "dog")], CATEGORY_IDS)
     assert (found.video_id, found.category_id) == (4, 2) and found.score == pytest.approx(
         0.5, abs=1e-4
     )
@@ -288,7 +292,7 @@ def test_masks_are_enlarged_one_instance_after_another(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(episodes, "masks_at", enlarge)
     fold = [(1, "cat"), (2, "dog")]
-    found = episodes._tracks(outputs, annotations, reader_of(annotations), fold, CATEGORY_IDS)
+    found = episodes._tracks(outputs, reader_of(annotations), fold, CATEGORY_IDS)
     assert sizes == 6 * [(FRAMES, 7, 5)]
     for one, masks in zip(found, together.flatten(0, 1), strict=True):
         shown = [decode_rle(rle, HEIGHT, WIDTH) for rle in one.segmentations if rle is not None]
@@ -303,9 +307,7 @@ def test_a_shorter_video_leaves_the_padding_out() -> None:
     foreground = torch.zeros(1, 2, FRAMES, 2)
     foreground[0, 0, :3, 0], foreground[0, 0, 3:, 0] = 2.0, -50.0
     outputs = {"foreground_logits": foreground, "mask_logits": logits}
-    found = episodes._tracks(
-        outputs, annotations, reader_of(annotations), [(3, "cat")], CATEGORY_IDS
-    )
+    found = episodes._tracks(outputs, reader_of(annotations), [(3, "cat")], CATEGORY_IDS)
     assert [len(p.segmentations) for p in found] == [3, 3]
     assert found[0].segmentations[0] is not None and found[0].segmentations[1:] == (None, None)
     assert found[1].segmentations == (None, None, None)
@@ -578,6 +580,185 @@ def test_a_fold_without_a_query_has_no_figure(
     result = episodes.evaluate_fold(config_of(folder, folds=7, fold=6))
     assert result["queries"] == 0
     assert all(row["AP50"] == -1 == row["pooled"]["AP50"] for row in result["rows"])
+
+
+def test_a_prompted_model_is_shown_the_objects_of_the_oracle_supports(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole row on a tiny SAM 2: prompts, tracks, result file, scores, and the row kept."""
+    weights = save_tiny_sam2(tmp_path / "sam2")
+    rng = np.random.default_rng(0)
+    for path in sorted((folder / "frames").rglob("*.jpg")):
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    asked: list[list[Prompt]] = []
+    tracks = Sam2.tracks
+
+    def noted(self: Sam2, prompts: Any, clip: Any, size: Any) -> list[FoundTrack]:
+        asked.append(prompts)
+        found = tracks(self, prompts, clip, size)
+        assert size == (HEIGHT, WIDTH) and len(clip) in (3, FRAMES) and len(found) >= len(prompts)
+        return found
+
+    monkeypatch.setattr(Sam2, "tracks", noted)
+    monkeypatch.setattr(episodes, "load_vis", lambda path: Perfect(small_annotations()))
+    rows = [{"supports": "prompted", "shots": 2, "extra": 0}]
+
+    def evaluated(name: str, digest: str) -> dict[str, Any]:
+        asked.clear()
+        return episodes.evaluate_fold(
+            config_of(
+                folder, rows=rows, predictions=str(tmp_path / name),
+                baselines={"prompted": str(weights), "keys": {"prompted": digest}},
+                kept={"store": str(tmp_path / "kept"), "keys": {"vis": "a"}},
+            )
+        )  # fmt: skip
+
+    result = evaluated("first", "a")
+    torch.set_num_threads(threads)
+    (row,) = result["rows"]
+    assert row["name"] == "prompted_2+0" and 0 <= row["AP50"] <= 100 and result["queries"] == 5
+    annotations = small_annotations()
+    reader = reader_of(annotations, folder / "frames")
+    chosen = json.loads((folder / "supports.json").read_text())
+    fold = [pair for some in episodes._of_one_length(
+        benchmark(QUERIES).folds("test", 1, None)[0], reader) for pair in some]  # fmt: skip
+    assert len(asked) == len(fold)
+    for (number, name), prompts in zip(fold, asked, strict=True):
+        shown = []
+        for support in chosen[query_key(number, name)]["oracle"][:2]:
+            own = reader.tracks(support, stride=1, category_id=CATEGORY_IDS[name]).masks > 0
+            if own.any():
+                largest = own.sum((0, 2, 3)).argmax()
+                shown.append((reader.frames(support)[largest], own[:, largest]))
+        assert len(prompts) == len(shown)
+        for prompt, (frame, masks) in zip(prompts, shown, strict=True):
+            np.testing.assert_array_equal(prompt.frame, frame)
+            np.testing.assert_array_equal(prompt.masks, masks[masks.any((1, 2))])
+    found = load_results(tmp_path / "first" / "prompted_2+0.fold0.json", annotations)
+    videos = {one.video_id for one in found}
+    assert videos and videos <= {
+        number for (number, _), prompts in zip(fold, asked, strict=True) if prompts
+    }
+    assert all(len(one.segmentations) == LENGTHS[one.video_id] for one in found)
+    # Kept by the digest of the weights.
+    assert evaluated("again", "a") == result and asked == []
+    monkeypatch.setattr(Sam2, "tracks", lambda self, prompts, clip, size: asked.append([]) or [])
+    assert evaluated("others", "b")["rows"][0]["AP50"] == 0 and len(asked) == 5
+
+
+class Colours(torch.nn.Module):
+    """An encoder whose tokens are the mean colours of 4 × 4 pixels, all of them foreground."""
+
+    def regions(self, frames: torch.Tensor, regions: torch.Tensor | None) -> Any:
+        planes = frames[0].permute(0, 3, 1, 2).float()
+        tokens = torch.nn.functional.avg_pool2d(planes, 4).permute(0, 2, 3, 1)[None]
+        return region_vectors(tokens, torch.ones_like(tokens[..., 0]), regions)
+
+
+class Still:
+    """Supports that are frames of one colour."""
+
+    def clip(self, support: str) -> np.ndarray:
+        colours = {"red": (250, 20, 20), "blue": (20, 20, 250)}
+        return np.full((2, HEIGHT, WIDTH, 3), colours[support], np.uint8)
+
+
+def test_what_looks_like_the_supports_ranks_first() -> None:
+    clip = np.full((FRAMES, HEIGHT, WIDTH, 3), 128, np.uint8)
+    squares = {"red": (slice(0, 8), slice(8, 24)), "blue": (slice(16, 32), slice(20, 40))}
+    found = []
+    for score, (name, (rows, columns)) in zip((0.9, 0.4), squares.items(), strict=True):
+        clip[:, rows, columns] = Still().clip(name)[0, 0, 0]
+        mask = np.zeros((FRAMES, HEIGHT, WIDTH), bool)
+        mask[1:, rows, columns] = True
+        found.append(FoundTrack(score, [encode_rle(m) if m.any() else None for m in mask]))
+    # Another find of the blue one, less sure, and a track without a pixel.
+    found += [FoundTrack(0.3, found[1].rles), FoundTrack(0.95, [None] * FRAMES)]
+    encoder = FrozenEncoder(Colours())
+    reader: Any = Still()
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        proposals = [found[place] for place in order]
+        for supports, first in ((["red"], 0), (["blue"], 1), (["blue", "blue", "red"], 1)):
+            some = baselines.Baselines(reader, encoder=encoder).ranked(clip, proposals, supports)
+            assert len(some) == 2
+            best = max(some, key=lambda one: one.score)
+            assert best.rles == found[first].rles
+            vectors = [np.array(Still().clip(s)[0, 0, 0], float) for s in (*squares, *supports)]
+            unit = [vector / np.linalg.norm(vector) for vector in vectors]
+            expected = (1 + np.mean([unit[first] @ one for one in unit[2:]])) / 2
+            assert best.score == pytest.approx(expected, abs=1e-5)
+    assert baselines.Baselines(reader, encoder=encoder).ranked(clip, found[3:], ["red"]) == []
+
+
+def test_distinct_tracks_in_numpy() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 12, (17, 2))
+    dense = np.zeros((17, 3, 23, 29), bool)
+    for mask, (top, left) in zip(dense, corners, strict=True):
+        mask[:2, top : top + 9, left : left + 11] = True
+    scores = rng.permutation(17) / 17
+    tracks = [
+        FoundTrack(float(score), [encode_rle(m) if m.any() else None for m in masks])
+        for score, masks in zip(scores, dense, strict=True)
+    ]
+    kept: list[int] = []
+    for place in np.argsort(-scores).tolist():
+        shared = [(dense[place] & dense[other]).sum() for other in kept]
+        whole = [(dense[place] | dense[other]).sum() for other in kept]
+        if all(a / b <= 0.5 for a, b in zip(shared, whole, strict=True)):
+            kept.append(place)
+    assert 1 < len(kept) < 17
+    for order in (range(17), rng.permutation(17).tolist()):
+        found = baselines.best_distinct([tracks[place] for place in order])
+        assert [one.score for one in found] == [tracks[place].score for place in kept]
+    assert baselines.best_distinct([]) == []
+
+
+@pytest.mark.parametrize("sam2", [False, True])
+def test_proposals_are_ranked_by_their_similarity_to_retrieved_supports(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sam2: bool
+) -> None:
+    """The whole row: tracks of the network without the fuser, or those of another model."""
+    model, annotations = Perfect(small_annotations()), small_annotations()
+    path = folder / "supports.json"
+    chosen = json.loads(path.read_text())
+    for of_query in chosen.values():
+        of_query |= {"self_shot": of_query["oracle"], "self_shot_scores": [0.5] * 4}
+    path.write_text(json.dumps(chosen))
+    encoder = FrozenEncoder(Colours())
+    proposed: list[int] = []
+
+    class Proposer:
+        def proposals(self, clip: np.ndarray, size: tuple[int, int]) -> list[FoundTrack]:
+            proposed.append(len(clip))
+            whole = encode_rle(np.ones(size, bool))
+            return [FoundTrack(0.5, [whole] * len(clip))]
+
+    monkeypatch.setattr(episodes, "load_vis", lambda path: model)
+    monkeypatch.setattr(baselines, "load_encoder", lambda path: encoder)
+    monkeypatch.setattr(baselines, "load_sam2", lambda folder, setting, device: Proposer())
+    rows = [{"supports": "proposals_similarity", "shots": k, "extra": 0} for k in (1, 3)]
+    keys = {"proposals_similarity": ["a", None]}
+    given = {"encoder": "phi", "keys": keys} | ({"proposals": "sam2"} if sam2 else {})
+    result = episodes.evaluate_fold(
+        config_of(
+            folder, rows=rows, baselines=given, confidence=2.0,
+            models={"vis": "perfect", **({} if sam2 else {"no_fuser": "perfect"})},
+        )
+    )  # fmt: skip
+    assert [row["name"] for row in result["rows"]] == [
+        "proposals_similarity_1+0", "proposals_similarity_3+0"
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["AP50"] == (0 if sam2 else pytest.approx(100))
+        found = load_results(folder / "predictions" / f"{row['name']}.fold0.json", annotations)
+        # All greys have one direction: as like as can be, times the confidence.
+        assert {round(one.score, 4) for one in found} == {0.25}
+        assert len(found) == (5 if sam2 else 6)
+    assert len(proposed) == (5 if sam2 else 0), "once for both numbers of shots"
+    assert not any(model.supports), "the network reads no support"
 
 
 class Judged:

@@ -177,8 +177,11 @@ def test_crops_lie_within_the_query(share: float, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_kind_that_is_chosen_has_its_function() -> None:
-    chosen = {name for name, kind in SUPPORT_KINDS.items() if kind.shots != "none"}
+    chosen = {
+        name for name, kind in SUPPORT_KINDS.items() if kind.shots != "none" and not kind.reads
+    }
     assert set(SELECTORS) == chosen
+    assert {kind.reads for kind in SUPPORT_KINDS.values() if kind.reads} <= chosen
     wanted = SupportsConfig(semi_shot=((1, 3), (2, 1)), extra=(0, 2)).chosen(tuple(chosen))
     of = sources(CorpusSearch(INDEX, 1.0), VIDEOS)
     entry = select(of, QUERIES[0], wanted)

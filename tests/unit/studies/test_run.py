@@ -100,6 +100,53 @@ def test_the_weights_that_a_training_goes_on_from_are_in_its_key(tmp_path: Path)
         check_inputs(load_experiment(TOY, [f"vis.initial={tmp_path / 'none'}"]))
 
 
+def test_a_baselines_weights_are_in_the_key_of_the_evaluation_with_its_row(
+    tmp_path: Path,
+) -> None:
+    folders = {name: tmp_path / name for name in ("a", "b", "c")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "sam2_video"}')
+        (folder / "model.safetensors").write_text("1" if name == "c" else "2")
+    for row, setting in (("prompted", "prompted"), ("proposals_similarity", "proposals")):
+        table = f"evaluation.supports=[no_fuser, seen_penalty, oracle, {row}]"
+        one, same, other = (
+            keys(tmp_path, table, f"evaluation.{setting}={folder}") for folder in folders.values()
+        )
+        assert one == same
+        assert {name for name in one if one[name] != other[name]} == EVALUATED
+        assert one["supports"] == keys(tmp_path)["supports"], "it reads what others read"
+        # Without the row the model is not looked at.
+        assert keys(tmp_path, f"evaluation.{setting}={folders['a']}") == keys(tmp_path)
+        (folders["b"] / "config.json").write_text('{"model_type": "vit"}')
+        with refused(f"evaluation.{setting}"):
+            keys(tmp_path, table, f"evaluation.{setting}={folders['b']}")
+        with refused(f"evaluation.{setting}"):
+            check_inputs(load_experiment(TOY, [f"evaluation.{setting}={tmp_path / 'none'}"]))
+        (folders["b"] / "config.json").write_text('{"model_type": "sam2_video"}')
+
+
+def test_proposals_are_those_of_the_network_without_the_fuser_or_of_another(tmp_path: Path) -> None:
+    table = "evaluation.supports=[self_shot, proposals_similarity]"
+    own = keys(tmp_path, table)
+    assert own["vis_no_fuser"] == keys(tmp_path)["vis_no_fuser"]
+    (tmp_path / "config.json").write_text('{"model_type": "sam2_video"}')
+    other = f"evaluation.proposals={tmp_path}"
+    assert set(keys(tmp_path, table, other)) == set(own) - {"vis_no_fuser"}
+    with refused("vis.method"):
+        load_experiment(TOY, [table, "vis.method=few_shot_transformer"])
+    load_experiment(TOY, [table, "vis.method=few_shot_transformer", other])
+
+
+def test_a_row_without_its_model() -> None:
+    with refused("evaluation.prompted"):
+        load_experiment(TOY, ["evaluation.supports=[prompted]"])
+    with refused("supports.shots"):
+        load_experiment(
+            TOY, ["evaluation.supports=[prompted]", "supports.shots=[11]", "evaluation.prompted=x"]
+        )
+
+
 def test_without_its_row_the_seen_classes_are_not_read(tmp_path: Path) -> None:
     without = "evaluation.supports=[no_fuser, self_shot]"
     plan = keys(tmp_path, without)
