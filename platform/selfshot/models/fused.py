@@ -8,12 +8,11 @@ network up to float32 rounding.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -31,6 +30,10 @@ class FusedConvolution:
     """A convolution with its folded norm, and ReLU6 or a sum after it."""
 
     def __init__(self, convolution: Any, norm: nn.BatchNorm2d, *, clamp: bool) -> None:
+        # Imported here: timm takes seconds, and who builds this has loaded it.
+        from timm.layers.conv2d_same import Conv2dSame
+        from timm.layers.padding import pad_same
+
         assert norm.running_mean is not None and norm.running_var is not None
         weight, bias = fuse_conv_bn_weights(
             convolution.weight,
@@ -46,15 +49,16 @@ class FusedConvolution:
         self.stride = list(convolution.stride)
         self.groups = convolution.groups
         # Where the stride is 2, TensorFlow's padding depends on the size (timm's Conv2dSame).
-        self.same = isinstance(convolution, Conv2dSame)
-        self.kernel = list(convolution.kernel_size)
-        self.padding = [0, 0] if self.same else list(convolution.padding)
+        same = isinstance(convolution, Conv2dSame)
+        self.padding = [0, 0] if same else list(convolution.padding)
+        sizes = {"kernel_size": list(convolution.kernel_size), "stride": self.stride}
+        self.outer = functools.partial(pad_same, **sizes) if same else None
         self.activation = ("hardtanh", [0.0, 6.0]) if clamp else ("none", [])
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(N, C, H, W) to (N, D, H', W'), with the residual added if there is one."""
-        if self.same:
-            x = pad_same(x, self.kernel, self.stride)
+        if self.outer is not None:
+            x = self.outer(x)
         shape = (self.padding, self.stride, [1, 1], self.groups)
         operators = torch.ops.mkldnn
         if residual is not None:
