@@ -51,8 +51,13 @@ class FusedConvolution:
         # Where the stride is 2, TensorFlow's padding depends on the size (timm's Conv2dSame).
         same = isinstance(convolution, Conv2dSame)
         self.padding = [0, 0] if same else list(convolution.padding)
-        sizes = {"kernel_size": list(convolution.kernel_size), "stride": self.stride}
-        self.outer = functools.partial(pad_same, **sizes) if same else None
+        self.outer = (
+            functools.partial(
+                pad_same, kernel_size=list(convolution.kernel_size), stride=self.stride
+            )
+            if same
+            else None
+        )
         self.activation = ("hardtanh", [0.0, 6.0]) if clamp else ("none", [])
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
