@@ -320,9 +320,19 @@ def open_network(
             its own.
     """
     spec = describe_network(files, setting=setting)
-    module = PretrainedNetwork(spec, frozen=frozen, side=side)
-    if weights != "random":
-        _fill(module, files, weights, setting)
+    try:
+        module = PretrainedNetwork(spec, frozen=frozen, side=side)
+        if weights != "random":
+            _fill(module, files, weights, setting)
+    except (MemoryError, RuntimeError) as error:
+        # torch has no exception of its own for a CPU's memory.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"{setting}: no memory is free for the network {files.name}; take a smaller one, or a "
+            "machine with more",
+            setting=setting,
+        ) from None
     return module.eval()
 
 
@@ -554,13 +564,9 @@ def _fill(
             )
             module.network = network.requires_grad_(not module.frozen)
             missing = [name for name in told["missing_keys"] if not name.startswith("pooler.")]
-    except MemoryError:
-        raise UserError(
-            f"{setting}: no memory is free for the weights of {files.name}; take a smaller "
-            "network, or a machine with more",
-            setting=setting,
-        ) from None
     except (RuntimeError, ValueError, OSError, KeyError) as error:
+        if "can't allocate memory" in str(error):
+            raise
         raise UserError(
             f"{setting}: the weights of {where} are not those of {files.name} "
             f"({str(error).strip().splitlines()[0][:200]}); give its own",

@@ -298,6 +298,15 @@ class TestWrongNetworks:
         with refused(NAME):
             opened(f"hf/{tmp_path}")
 
+    def test_no_memory_is_free(self, tmp_path: Path) -> None:
+        write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
+        config = json.loads((tmp_path / "config.json").read_text())
+        # A matrix of 275 GB, which no machine here gives.
+        config |= {"hidden_size": 1 << 18, "num_hidden_layers": 1}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with refused(NAME):
+            opened(f"hf/{tmp_path}")
+
     def test_weights_that_are_missing(self, tmp_path: Path) -> None:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
         config = json.loads((tmp_path / "config.json").read_text())
