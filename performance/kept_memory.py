@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selfshot.config.load import load_experiment
 from selfshot.models import checkpointing, precision
-from selfshot.models.backbones import build_backbone
+from selfshot.models.backbones import backbone_settings, build_backbone
 from selfshot.models.vis import SelfShotVIS
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "paper_model.yaml"
@@ -49,8 +49,9 @@ def kept_bytes(shots: int, saving: bool, half: bool) -> tuple[int, int, int]:
     # A corpus alone has no clips; this is none.
     num_frames, height, width = (getattr(clip, x) for x in ("num_frames", "height", "width"))
     support_frames = experiment.vis.support_frames
+    settings = backbone_settings(experiment.backbone)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(**experiment.backbone.network)
+        backbone = build_backbone(**settings)
         backbone.freeze_norms = True
         model = SelfShotVIS(
             backbone, experiment.vis, clip_frames=num_frames, checkpointing=saving

@@ -40,7 +40,7 @@ def measure(row: str, scale: int) -> dict[str, Any]:
     import torch
 
     from selfshot.config.load import load_experiment
-    from selfshot.models.backbones import build_backbone
+    from selfshot.models.backbones import backbone_settings, build_backbone
     from selfshot.models.vis import SelfShotVIS
     from selfshot.training.vis import VisTraining
 
@@ -49,7 +49,7 @@ def measure(row: str, scale: int) -> dict[str, Any]:
     clip = experiment.benchmark
     height, width = clip.height // scale, clip.width // scale
     time_steps, support_time = clip.num_frames // scale, experiment.vis.support_frames // scale
-    backbone = build_backbone(**experiment.backbone.network)
+    backbone = build_backbone(**backbone_settings(experiment.backbone))
     backbone.freeze_norms = True
     model = SelfShotVIS(
         backbone,

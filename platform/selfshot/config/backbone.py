@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from selfshot.config.fields import FilePath, Section
+from selfshot.config.fields import Count, PathText, Section
 from selfshot.config.optimiser import Optimiser
 
 
 class BackboneConfig(Section):
     """The network that turns frames into tokens, pretrained on the seen classes' masks."""
 
-    kind: Literal["small", "resnet18", "resnet50_dilated", "efficientnet_lite0"] = "small"
+    kind: str = Field("small", description="small, efficientnet_lite0, or timm/NAME")
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         32, description="first channels of the small one"
     )
     dim: Annotated[int, Field(ge=6, multiple_of=6)] = Field(
         72, description="channels of a token, and of the VIS transformer"
     )
-    output_stride: Literal[16, 32] = Field(
-        16, description="of resnet50_dilated: pixels to a token"
+    output_stride: Literal[8, 16, 32] = Field(16, description="of timm: pixels to a token")
+    dilation: Count = Field(1, description="of timm: of the convolutions of the tokens' stage")
+    weights: PathText | None = Field(
+        None, description="of timm: random, or path or address of weights, .safetensors or torch"
     )
-    weights: FilePath | None = Field(
-        None, description="safetensors or PyTorch file of weights to start from"
-    )
+    revision: str | None = Field(None, description="of timm: branch, tag or commit of the weights")
+    allow_download: bool = Field(False, description="of timm: fetch weights from the hub")
     pretrain: bool = Field(True, description="false: the weights are taken as they are")
     classes_per_batch: Annotated[int, Field(ge=2)] = 48
     optimiser: Optimiser = Optimiser(steps=640, learning_rate=4e-3, warmup_steps=20)
 
-    @property
-    def deep_channels(self) -> int:
-        """Channels of the features below the tokens' projection."""
-        wide = {"resnet18": 256, "resnet50_dilated": 1024, "efficientnet_lite0": 112}
-        return wide.get(self.kind, 4 * self.width)
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """Arguments of `build_backbone`."""
-        if self.kind == "small":
-            return {"width": self.width, "dim": self.dim}
-        return {"kind": self.kind, "dim": self.dim, "output_stride": self.output_stride}
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in ("small", "efficientnet_lite0") and not kind.startswith("timm/"):
+            raise ValueError(f"{kind!r} is not allowed (small, efficientnet_lite0 or timm/NAME)")
+        return kind
 
     @model_validator(mode="after")
-    def _kinds(self) -> BackboneConfig:
-        if self.output_stride == 32 and self.kind != "resnet50_dilated":
-            raise ValueError(f"output_stride: 32 is not for kind {self.kind} (resnet50_dilated)")
-        if self.weights is not None and not self.kind.startswith("resnet"):
-            raise ValueError(
-                f"weights: {self.weights} is not for kind {self.kind} (resnet18, "
-                "resnet50_dilated); leave weights out, or choose another kind"
-            )
+    def _of_timm_alone(self) -> BackboneConfig:
+        fields = type(self).model_fields
+        for name in ("output_stride", "dilation", "weights", "revision", "allow_download"):
+            if self.kind == "small" and getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is not for kind small (timm/NAME); leave it "
+                    "out, or choose another kind"
+                )
         return self

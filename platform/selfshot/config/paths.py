@@ -13,7 +13,7 @@ from selfshot.config.fields import Section
 from selfshot.config.messages import ConfigError, Message
 from selfshot.config.schema import Experiment
 
-_TEXTS = ("benchmark.corpus", "encoder.weights")
+_TEXTS = ("benchmark.corpus", "encoder.weights", "backbone.weights")
 """Settings that are a path or an address, and so are no `Path`."""
 
 

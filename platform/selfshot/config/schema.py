@@ -201,21 +201,18 @@ class Experiment(Section):
         for name, address in (
             ("storage", self.storage),
             ("encoder.weights", self.encoder.weights),
+            ("backbone.weights", self.backbone.weights),
             ("benchmark.corpus", str(getattr(self.benchmark, "corpus", ""))),
         ):
             problem = secret_problem(name, address)
             if problem is not None:
                 raise ValueError(problem)
         encoder = self.encoder
-        if encoder.backbone == "pretrained" and self.backbone.kind == "efficientnet_lite0":
-            raise ValueError(
-                "encoder.backbone: pretrained is not for backbone.kind: efficientnet_lite0, whose "
-                "features have no roots; set encoder.backbone: efficientnet_lite0"
-            )
         own = {
-            "pretrained": self.backbone.deep_channels, "scratch": self.backbone.dim,
-            "efficientnet_lite0": 1280,
+            "scratch": self.backbone.dim, "efficientnet_lite0": 1280,
         }  # fmt: skip
+        if self.backbone.kind == "small":
+            own["pretrained"] = 4 * self.backbone.width
         if encoder.backbone in own and encoder.layers:
             dim = encoder.dim or own[encoder.backbone]
             if dim % encoder.heads:

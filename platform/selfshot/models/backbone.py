@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         return normalise_frames(frames)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, finer features, and the features below the tokens' projection."""
+        """Tokens, finer features, and the features below the tokens' projection, at least 0."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         Float[Tensor, "batch fine fine_height fine_width"],
         Float[Tensor, "batch deep token_height token_width"],
     ]:
-        """Tokens, the finer features, and the features below the tokens' projection."""
+        """Tokens, the finer features, and the features below the tokens' projection, at least 0."""
         images = images.contiguous(memory_format=torch.channels_last)
         with convolution_autocast(images.device, training=self.training):
             tokens, fine, deep = self.maps(images)

@@ -27,7 +27,7 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 
 BEYOND = re.compile(
     r"(\w+_)?heads?|head_dist|(\w+_)?fc|classifier|projector|projection|predictor|prototypes"
-    r"|last_layer|pre_logits|AuxLogits|layer4|queue(_ptr)?|mask_token|decoder\w*"
+    r"|last_layer|pre_logits|AuxLogits|queue(_ptr)?|mask_token|decoder\w*"
 )
 """Parts of published networks that follow the features, or that only their training used."""
 
@@ -43,7 +43,6 @@ CHANGES = {
     r"rel(ative)?_pos\w*": "relative positions",
     r"rope\w*|freqs\w*": "rotary positions",
     r"norm_pre|ln_pre|pre_norm|fc_norm": "another norm",
-    r"se|_se_\w+|se_module": "squeeze and excitation",
     r"\d+": "more layers",
 }
 """What a name that the network lacks says about the network that the file is of."""
@@ -181,6 +180,7 @@ def fit_foreign_weights(
     optional: Sequence[str] = (),
     setting: str,
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> WeightsReport:
     """Load a network's weights by their names, whatever stands before all of them.
 
@@ -194,12 +194,15 @@ def fit_foreign_weights(
         optional: beginnings of the names of weights that the file need not have.
         setting: what named the file, for messages.
         convert: changes the file's weights, under the module's names, before they are fitted.
+        rename: gives the file's weights other names and shapes, before any is looked for.
 
     Raises:
         UserError: a needed weight is missing, has another shape or holds no finite numbers, or
             the file has weights inside the network that the module lacks.
     """
     state = read_foreign_weights(path)
+    if rename is not None:
+        state = rename(state)
     wanted = module.state_dict()
     names = [name for name in wanted if not name.endswith(BUFFERS)]
     anchor = next((name for name in names if not name.startswith(tuple(optional))), names[0])

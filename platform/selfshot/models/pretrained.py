@@ -6,9 +6,10 @@ the folder that it came from: an exported encoder holds its spec and its weights
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ class PretrainedNetwork(nn.Module):
             **{**said, "mean": tuple(said["mean"]), "std": tuple(said["std"])}
         )
         self.frozen, self.side = frozen, side
-        self.network: Any = _build_timm(spec) if spec["library"] == "timm" else _build_hf(spec)
+        self.network: Any = build_timm(spec) if spec["library"] == "timm" else _build_hf(spec)
         self.dim, self.pooled_dim = spec["dim"], spec["pooled_dim"]
         self.num_frames: int | None = spec["num_frames"]
         self._fused: FusedEfficientNet | None = None
@@ -284,7 +285,8 @@ def packaged_network(*, frozen: bool = True, side: int = 0) -> PretrainedNetwork
     return module.eval()
 
 
-def _build_timm(spec: Mapping[str, Any]) -> nn.Module:
+def build_timm(spec: Mapping[str, Any]) -> Any:
+    """The network of a spec, without its classifier, its weights drawn at random."""
     import timm
 
     return timm.create_model(spec["architecture"], num_classes=0, **spec["arguments"])
@@ -347,35 +349,61 @@ def describe_network(files: NetworkFiles, *, setting: str) -> dict[str, Any]:
     return {**describe(files, setting), "facts": files.facts}
 
 
-def _describe_timm(files: NetworkFiles, setting: str) -> dict[str, Any]:
-    import timm
-
-    shape: Any
-    name = str(files.config["architecture"])
-    if not timm.is_model(name):
-        raise UserError(
-            f"{setting}: this version of timm has no network {name}, which {files.folder} is of",
-            setting=setting,
-        )
-    arguments = dict(files.config.get("model_args") or {})
-    # The classifier is of no use.
-    arguments.pop("num_classes", None)
-    tag = files.name.partition("/")[2].partition(".")[2] if files.folder is None else ""
+@contextlib.contextmanager
+def _gives_a_map(setting: str, name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Tell what timm says of a network that cannot be built, or gives no map."""
     try:
-        with torch.device("meta"):
-            shape = timm.create_model(name, num_classes=0, pretrained_cfg=tag or None, **arguments)
-            said = {**shape.pretrained_cfg, **(files.config.get("pretrained_cfg") or {})}
-            _, height, width = said["input_size"]
-            if "img_size" in arguments:
-                size = arguments["img_size"]
-                height, width = size if isinstance(size, (list, tuple)) else (size, size)
-            whole = shape.eval().forward_features(torch.zeros(1, 3, height, width))
+        yield
     except (TypeError, RuntimeError, ValueError, AssertionError, AttributeError) as error:
         raise UserError(
             f"{setting}: timm's {name} with {arguments} gives no map of an image ({error}); name "
             "another network",
             setting=setting,
         ) from None
+
+
+def timm_without_contents(
+    files: NetworkFiles, *, setting: str, **more: Any
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A network of timm on the meta device, its arguments, and what it was pretrained with.
+
+    Args:
+        files: of `find_network`.
+        setting: what named it, for messages.
+        **more: arguments beside those that the files name.
+
+    Raises:
+        UserError: timm has no such network, or cannot build it so.
+    """
+    import timm
+
+    name = str(files.config["architecture"])
+    if not timm.is_model(name):
+        raise UserError(
+            f"{setting}: this version of timm has no network {name}, which {files.folder} is of",
+            setting=setting,
+        )
+    arguments = {**(files.config.get("model_args") or {}), **more}
+    # The classifier is of no use.
+    arguments.pop("num_classes", None)
+    tag = files.name.partition("/")[2].partition(".")[2] if files.folder is None else ""
+    with _gives_a_map(setting, name, arguments), torch.device("meta"):
+        shape = build_timm(
+            {"architecture": name, "arguments": {**arguments, "pretrained_cfg": tag or None}}
+        )
+    said = {**shape.pretrained_cfg, **(files.config.get("pretrained_cfg") or {})}
+    return shape.eval(), arguments, said
+
+
+def _describe_timm(files: NetworkFiles, setting: str) -> dict[str, Any]:
+    shape, arguments, said = timm_without_contents(files, setting=setting)
+    name = str(files.config["architecture"])
+    with _gives_a_map(setting, name, arguments), torch.device("meta"):
+        _, height, width = said["input_size"]
+        if "img_size" in arguments:
+            size = arguments["img_size"]
+            height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        whole = shape.forward_features(torch.zeros(1, 3, height, width))
     fixed = bool(said.get("fixed_input_size"))
     if hasattr(shape, "dynamic_img_size"):
         arguments["dynamic_img_size"], fixed = True, False

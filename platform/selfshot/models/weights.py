@@ -124,7 +124,8 @@ def start_from(model: VisModel, path: Path) -> None:
 def load_backbone(folder: Path) -> PretrainedBackbone:
     """The pretrained backbone, in evaluation mode with its norms frozen."""
     state, settings = read_weights(folder, "backbone")
-    module = PretrainedBackbone(build_backbone(**settings))
+    with refused_settings(folder / "backbone.json"):
+        module = PretrainedBackbone(build_backbone(**settings))
     fill(module, state, folder / "backbone.safetensors")
     module.backbone.freeze_norms = True
     return module.eval()
@@ -135,8 +136,8 @@ def load_vis(folder: Path) -> VisModel:
     state, settings = read_weights(folder, "vis")
     with refused_settings(folder / "vis.json"):
         section = VisConfig.model_validate_json(json.dumps(settings["vis"]))
-        network, fuser, frames = (settings[one] for one in ("backbone", "fuser", "clip_frames"))
-    backbone = build_backbone(**network)
+        fuser, frames = settings["fuser"], settings["clip_frames"]
+        backbone = build_backbone(**settings["backbone"])
     backbone.freeze_norms = True
     model = build_vis(backbone, section, fuser=fuser, clip_frames=frames)
     fill(model, state, folder / "vis.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from selfshot.config.backbone import BackboneConfig
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.schema import Experiment
 from selfshot.files import digest_file
@@ -27,8 +28,9 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
         }
         if name != "backbone":
             machine["accumulate"] = compute.accumulate
-        if name == "backbone" and experiment.backbone.weights is not None:
-            section["weights"] = digest_file(experiment.backbone.weights)
+        if name == "backbone":
+            section |= backbone_weights(experiment.backbone)
+            del section["revision"], section["allow_download"]
         if name == "vis" and experiment.vis.initial is not None:
             section["initial"] = digest_file(experiment.vis.initial)
         if name == "encoder":
@@ -38,6 +40,23 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
     return settings
 
 
+def backbone_weights(section: BackboneConfig) -> dict[str, Any]:
+    """Of the backbone's weights, what they are in place of where they lie.
+
+    Raises:
+        UserError: see `selfshot.models.pretrained_files.find_network`.
+    """
+    if section.weights not in (None, "random"):
+        from selfshot.models.foreign_weights import weights_digest
+
+        return {"weights": weights_digest(section.weights)}
+    if section.weights == "random" or not section.kind.startswith("timm/"):
+        return {}
+    from selfshot.models.backbones import backbone_files
+
+    digest = backbone_files(section).digest()
+    folder = section.kind.startswith("timm/local-dir:")
+    return {"weights": digest} | ({"kind": "timm/local-dir"} if folder else {})
 def _encoder_digests(section: EncoderConfig) -> dict[str, Any]:
     """What stands behind the names of files and networks; how they came here changes nothing."""
     digests: dict[str, Any] = {"allow_download": None}

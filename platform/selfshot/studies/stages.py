@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from selfshot.benchmarks.inputs import check_batch
 from selfshot.benchmarks.manifest import corpus_size
+from selfshot.config.addresses import is_address
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.fields import AS_YAML, Section
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
+from selfshot.errors import UserError
 from selfshot.store.local import StageFolder
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
@@ -108,18 +111,38 @@ def _values(section: Section, *files: str) -> dict[str, Any]:
     values: dict[str, Any] = section.model_dump(mode="json", context=AS_YAML)
     for name in files:
         path = getattr(section, name)
-        values[name] = None if path is None else str(path.resolve()).replace("$", "$$")
+        if path not in (None, "random") and not is_address(str(path)):
+            values[name] = str(Path(path).resolve()).replace("$", "$$")
     return values
+
+
+def _check_heads(experiment: Experiment) -> None:
+    """Only timm knows how many channels Φ's layers get from one of its networks."""
+    from selfshot.models.backbones import backbone_settings
+
+    section, own = experiment.encoder, experiment.backbone
+    if own.kind != "small" and section.backbone == "pretrained" and section.layers:
+        dim = section.dim or backbone_settings(own)["spec"]["channels"][1]
+        if dim % section.heads:
+            raise UserError(
+                f"encoder.heads: {section.heads} does not divide {dim} channels",
+                setting="encoder.heads",
+            )
 
 
 def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
     # The builder may have left clips out: better said now than after this training.
     check_batch(context.experiment, corpus_size(context.folders["benchmark"]))
+    _check_heads(context.experiment)
     section = context.experiment.backbone
+    values = _values(section, "weights")
+    before, local, place = section.kind.partition("local-dir:")
+    if local:
+        values["kind"] = f"{before}{local}{Path(place).expanduser().resolve()}"
     kwargs = {
         "benchmark": str(context.folders["benchmark"]),
         "seed": context.experiment.seed,
-        "backbone": _values(section, "weights"),
+        "backbone": values,
     }
     if not section.pretrain:
         from selfshot.training.backbone import export_untrained
@@ -132,12 +155,14 @@ def _make_backbone(context: Context, folder: StageFolder) -> Metrics:
 
 
 def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.models.backbones import backbone_settings
+
     experiment = context.experiment
     section = experiment.encoder
     kwargs: dict[str, Any] = {
         "benchmark": str(context.folders["benchmark"]),
         "backbone": str(context.folders["backbone"] / "export"),
-        "backbone_network": experiment.backbone.network,
+        "backbone_network": backbone_settings(experiment.backbone),
         "seed": experiment.seed,
         "encoder": _values(section),
         "accumulate": experiment.compute.accumulate,

@@ -14,8 +14,8 @@ from torch.nn import functional
 from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.config.backbone import BackboneConfig
 from selfshot.models.backbone import Backbone
-from selfshot.models.backbones import build_backbone
-from selfshot.models.foreign_weights import WeightsReport, fit_foreign_weights
+from selfshot.models.backbones import open_backbone
+from selfshot.models.foreign_weights import WeightsReport
 from selfshot.models.weights import save_weights
 
 TEMPERATURE = 0.1
@@ -113,18 +113,8 @@ class BackboneTask:
                 sorted(i for i, name in annotations.categories.items() if name in seen)
             )
         }
-        network = build_backbone(**section.network)
+        network, self.weights_report = open_backbone(section)
         self.settings = network.settings
-        self.weights_report: WeightsReport | None = None
-        if section.weights is not None:
-            self.weights_report = fit_foreign_weights(
-                getattr(network, "trunk", network),
-                section.weights,
-                optional=("project.",),
-                setting="backbone.weights",
-            )
-            # Loaded statistics are of many more frames than a batch here has.
-            network.freeze_norms = True
         self.token_stride = network.token_stride
         self.module = BackbonePretraining(network, len(self.labels))
         self.reader = reader

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor
 
-from selfshot.models.packaged_weights import packaged_efficientnet_lite0
+from selfshot.models.pretrained import packaged_efficientnet_lite0
 
 
 def test_maps_equal_those_of_the_packages_own_network() -> None:
