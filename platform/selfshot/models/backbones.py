@@ -159,7 +159,7 @@ class TimmBackbone(Backbone):
         if self.spec["plain"]:
             fine = self.pyramid(deep)
         fine, deep = _cut(fine, size, FINE), _cut(deep, size, self.token_stride)
-        return self.project(deep), fine, functional.relu(deep)
+        return self.project(deep), fine, deep
 
 
 def _pyramid(channels: int, stride: int) -> nn.Sequential:

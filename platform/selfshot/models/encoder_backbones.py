@@ -13,7 +13,7 @@ from selfshot.models.pretrained import FrameTokens
 class FrameBackbone(nn.Module):
     """The backbone with its foreground head, frozen where both were pretrained.
 
-    Pretrained, its tokens are the square roots of the features before the projection to d. The
+    Pretrained, its tokens are the square roots, signed, of the features before the projection. The
     projection is made for the seen classes; what lies below it tells unseen ones apart better,
     and a root keeps a few strong channels from deciding every cosine (docs/results.md). From
     scratch they are the projected tokens.
@@ -44,6 +44,8 @@ class FrameBackbone(nn.Module):
             images = self.backbone.normalise(clips.flatten(0, 1))
             tokens, _, deep = self.backbone.features(images)
             foreground = self.foreground(tokens.permute(0, 2, 3, 1))[..., 0].sigmoid()
-        tokens = (deep.sqrt() if self.frozen else tokens).permute(0, 2, 3, 1)
+        if self.frozen:
+            tokens = deep.sign() * deep.abs().sqrt()
+        tokens = tokens.permute(0, 2, 3, 1)
         shape = clips.shape[:2]
         return FrameTokens(tokens.unflatten(0, shape), foreground.unflatten(0, shape))
