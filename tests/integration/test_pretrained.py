@@ -86,7 +86,14 @@ def write_network(kind: str, folder: Path) -> tuple[str, Any]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["timm", "image", "clip"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "image",
+        pytest.param("timm", marks=pytest.mark.slow),
+        pytest.param("clip", marks=pytest.mark.slow),
+    ],
+)
 def test_embedded_indexed_searched(kind: str, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "network").mkdir()
     name, (embed, side, mean, std) = write_network(kind, tmp_path / "network")
