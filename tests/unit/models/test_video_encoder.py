@@ -182,3 +182,22 @@ def test_efficientnet_embeds() -> None:
     assert vectors.shape == (2, 12) and vectors.isfinite().all()
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(encoder(clips[1:]), vectors[1:], rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_are_signed_roots_of_what_lies_below_the_projection(frames: Tensor) -> None:
+    class Signed(SmallBackbone):
+        """Its deep features have both signs, as those of a network without a last ReLU."""
+
+        def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            tokens, fine, deep = super().maps(images)
+            return tokens, fine, deep - deep.mean()
+
+    torch.manual_seed(0)
+    backbone = Signed(8, 14).eval()
+    deep = backbone.features(backbone.normalise(frames.flatten(0, 1)))[2].numpy()
+    assert deep.min() < 0 < deep.max()
+    found = FrameBackbone(backbone, frozen=True)(frames).tokens
+    expected = np.sign(deep) * np.sqrt(np.abs(deep))
+    expected = expected.transpose(0, 2, 3, 1).reshape(found.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
