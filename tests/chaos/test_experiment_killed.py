@@ -146,7 +146,7 @@ def test_an_experiment_that_is_killed_in_many_stages(tmp_path: Path) -> None:
         ("supports", after(random.uniform(0, 0.05))),
         ("vis", lines(random.randint(1, 20))),
         ("evaluation", after(random.uniform(0, 2))),
-        ("evaluation", files("trials/seed_*.json", 1)),
+        ("evaluation", files("trials/fold_*.json", 1)),
     ]
     done: dict[Path, int] = {}
     started: list[psutil.Process] = []
