@@ -6,7 +6,6 @@ without the folder that it came from: an exported backbone holds its spec and it
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from selfshot.models.pretrained import (
     PACKAGED,
     build_timm,
     packaged_efficientnet_lite0,
+    timm_names,
     timm_without_contents,
 )
 from selfshot.models.pretrained_files import NetworkFiles, find_network, weights_files
@@ -97,21 +97,10 @@ def open_backbone(section: BackboneConfig) -> tuple[Backbone, WeightsReport | No
             section.weights or weights_files(files.folder)[0],  # type: ignore[arg-type]
             optional=[name for name in whole.state_dict() if name not in kept],
             setting="backbone.weights" if section.weights else "backbone.kind",
-            rename=lambda state: _timm_names(whole, state),
+            rename=lambda state: timm_names(whole, state),
         )
     backbone.network.load_state_dict({name: whole.state_dict()[name] for name in kept})
     return backbone, report
-
-
-def _timm_names(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's weights under timm's names and shapes, as far as timm knows how.
-
-    It reads files of the networks' authors, and fits patches and positions of a plain ViT.
-    """
-    wanted = network.state_dict()
-    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    fits = all(name in state and state[name].shape == x.shape for name, x in wanted.items())
-    return state if fits or rename is None else rename(state, network)
 
 
 class TimmBackbone(Backbone):

@@ -200,7 +200,10 @@ def fit_foreign_weights(
         UserError: a needed weight is missing, has another shape or holds no finite numbers, or
             the file has weights inside the network that the module lacks.
     """
-    state = read_foreign_weights(path)
+    try:
+        state = read_foreign_weights(path)
+    except UserError as error:
+        raise UserError(f"{setting}: {error}", setting=setting) from None
     if rename is not None:
         state = rename(state)
     wanted = module.state_dict()

@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import pickle
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from selfshot.errors import UserError
+from selfshot.models.foreign_weights import fit_foreign_weights
 from selfshot.models.fused import FusedEfficientNet, can_fuse
 from selfshot.models.pretrained_files import NetworkFiles, find_network, weights_files
 
@@ -494,7 +498,7 @@ def _describe_hf(files: NetworkFiles, setting: str) -> dict[str, Any]:
         "dim": dim,
         "pooled_dim": dim,
         # A pooler that the weights lack is drawn at random: then the class token is taken.
-        "pools": _has_pooler(files, kind),
+        "pools": _has_pooler(files, kind, setting),
         "num_frames": int(frames) if clip else None,
         "preprocessing": prepared
         | {"multiple": int(stride) << (stages - 1), "fixed": clip or not flexible},
@@ -506,24 +510,36 @@ _POOLS_ITSELF = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convne
 """Kinds whose pooled vector needs no weights beside those of the last norm."""
 
 
-def _has_pooler(files: NetworkFiles, kind: str) -> bool:
+def _has_pooler(files: NetworkFiles, kind: str, setting: str) -> bool:
     if kind in _POOLS_ITSELF:
         return True
-    return any(".pooler." in f".{name}" or ".head." in f".{name}" for name in _weight_names(files))
-
-
-def _weight_names(files: NetworkFiles) -> list[str]:
-    from safetensors import safe_open
-
     assert files.folder is not None
     names: list[str] = []
     for path in weights_files(files.folder):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                names += file.keys()
-        else:
-            names += torch.load(path, map_location="meta", weights_only=True)
-    return names
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    names += file.keys()
+            else:
+                names += torch.load(path, map_location="meta", weights_only=True)
+        except _UNREADABLE as error:
+            raise _unreadable(path, error, setting) from None
+    return any(".pooler." in f".{name}" or ".head." in f".{name}" for name in names)
+
+
+_UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError,
+)  # fmt: skip
+"""What the libraries raise of a file that holds no weights, or those of another network."""
+
+
+def _unreadable(place: Path | None, error: Exception, setting: str) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(
+        f"{setting}: {place} holds no weights of its network ({reason}); fetch it again, or give "
+        "another",
+        setting=setting,
+    )
 
 
 def _hf_preprocessing(files: NetworkFiles, config: Any, setting: str) -> dict[str, Any]:
@@ -568,49 +584,59 @@ def _hf_preprocessing(files: NetworkFiles, config: Any, setting: str) -> dict[st
     }
 
 
+def timm_names(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's weights under timm's names and shapes, as far as timm knows how.
+
+    It reads files of the networks' authors, and fits patches and positions of a plain ViT.
+    """
+    wanted = network.state_dict()
+    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    fits = all(name in state and state[name].shape == x.shape for name, x in wanted.items())
+    return state if fits or rename is None else rename(state, network)
+
+
 def _fill(
     module: PretrainedNetwork, files: NetworkFiles, weights: str | None, setting: str
 ) -> None:
     """Load the weights of a folder, or of a file of one of timm's architectures."""
-    where: Path | str = weights or files.folder or ""
+    if files.library == "timm":
+        path = weights or weights_files(files.folder)[0]  # type: ignore[arg-type]
+        network = module.network
+        fit_foreign_weights(
+            network, path, setting=setting, rename=lambda state: timm_names(network, state)
+        )
+        return
+    from transformers import AutoModel
+
     try:
-        if files.library == "timm":
-            from timm.models import load_checkpoint
-
-            path = Path(weights) if weights else weights_files(Path(where))[0]
-            missing = load_checkpoint(module.network, str(path), strict=False).missing_keys
-        else:
-            from transformers import AutoModel
-
-            network, told = AutoModel.from_pretrained(
-                where,
-                config=module.network.config,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-            module.network = network.requires_grad_(not module.frozen)
-            missing = [name for name in told["missing_keys"] if not name.startswith("pooler.")]
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        network, told = AutoModel.from_pretrained(
+            files.folder,
+            config=module.network.config,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are told here, by name.
+        )
+        for name, theirs, ours in sorted(told["mismatched_keys"]):
+            raise ValueError(f"{name} is {tuple(theirs)} where {tuple(ours)} is wanted")
+    except _UNREADABLE as error:
         if "can't allocate memory" in str(error):
             raise
-        raise UserError(
-            f"{setting}: the weights of {where} are not those of {files.name} "
-            f"({str(error).strip().splitlines()[0][:200]}); give its own",
-            setting=setting,
-        ) from None
+        raise _unreadable(files.folder, error, setting) from None
+    missing = [name for name in told["missing_keys"] if not name.startswith("pooler.")]
     if missing:
         raise UserError(
-            f"{setting}: {where} lacks {len(missing)} weights of {files.name}, as "
+            f"{setting}: {files.folder} lacks {len(missing)} weights of {files.name}, as "
             f"{', '.join(sorted(missing)[:3])}; give its own",
             setting=setting,
         )
+    module.network = network.requires_grad_(not module.frozen)
     broken = [n for n, p in module.network.named_parameters() if not p.isfinite().all()]
     if broken:
         raise UserError(
-            f"{setting}: {where}: {broken[0]} holds values that are no finite numbers; fetch it "
-            "again",
+            f"{setting}: {files.folder}: {broken[0]} holds values that are no finite numbers; "
+            "fetch it again",
             setting=setting,
         )
 

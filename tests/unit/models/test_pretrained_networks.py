@@ -299,6 +299,33 @@ class TestWrongNetworks:
         with refused(NAME):
             opened(f"hf/{tmp_path}")
 
+    @pytest.mark.parametrize("kind", ["hf", "timm"])
+    @pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x02cos\nsystem\n."])
+    def test_files_that_hold_no_weights(self, kind: str, content: bytes, tmp_path: Path) -> None:
+        """The last one is a pickle that would run a program."""
+        if kind == "hf":
+            write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
+        else:
+            write_timm(tmp_path, *TIMM_NETWORKS["resnet"][:2])
+        name = f"hf/{tmp_path}" if kind == "hf" else f"timm/local-dir:{tmp_path}"
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            opened(name)
+        assert caught.value.setting == NAME
+        (tmp_path / "model.safetensors").unlink()
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            opened(name)
+        assert caught.value.setting == NAME
+
+    def test_timms_weights_of_another_network(self, tmp_path: Path) -> None:
+        write_timm(tmp_path, *TIMM_NETWORKS["resnet"][:2])
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["model_args"]["channels"] = [8, 16, 24, 40]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with refused(NAME):
+            opened(f"timm/local-dir:{tmp_path}")
+
     def test_no_memory_is_free(self, tmp_path: Path) -> None:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
         config = json.loads((tmp_path / "config.json").read_text())
