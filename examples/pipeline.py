@@ -22,6 +22,7 @@ from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.config.schema import Experiment
 from selfshot.evaluation.episodes import episode_truth, predict_rows
 from selfshot.evaluation.video_ap import episode_scores
+from selfshot.models.backbones import backbone_settings
 from selfshot.models.trained_encoder import load_encoder
 from selfshot.models.weights import load_vis
 from selfshot.retrieval.describe import QueryEncoder
@@ -76,7 +77,7 @@ def main(out: Path, *, quick: bool) -> dict[str, float]:
     # Φ learns from the corpus without a label, on top of the frozen backbone (Eq. 6).
     phi = EncoderTask(
         benchmark=str(folder), backbone=str(backbone), seed=0,
-        backbone_network=experiment.backbone.network,
+        backbone_network=backbone_settings(experiment.backbone),
         encoder=experiment.encoder.model_dump(mode="json"),
     )  # fmt: skip
     encoder = load_encoder(trained(phi, steps["encoder"], out / "encoder"))
