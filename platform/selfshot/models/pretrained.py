@@ -106,6 +106,7 @@ class PretrainedNetwork(nn.Module):
         dim: channels of a token.
         pooled_dim: channels of the network's own vector of a frame or clip.
         num_frames: of the clips that a video network takes; None: it takes single frames.
+        from_scratch: its weights were drawn at random.
     """
 
     def __init__(self, spec: Mapping[str, Any], *, frozen: bool = True, side: int = 0) -> None:
@@ -122,7 +123,7 @@ class PretrainedNetwork(nn.Module):
         self.preprocessing = Preprocessing(
             **{**said, "mean": tuple(said["mean"]), "std": tuple(said["std"])}
         )
-        self.frozen, self.side = frozen, side
+        self.frozen, self.side, self.from_scratch = frozen, side, False
         self.network: Any = build_timm(spec) if spec["library"] == "timm" else _build_hf(spec)
         self.dim, self.pooled_dim = spec["dim"], spec["pooled_dim"]
         self.num_frames: int | None = spec["num_frames"]
@@ -140,9 +141,10 @@ class PretrainedNetwork(nn.Module):
             self._fused = FusedEfficientNet(self.network)
 
     def train(self, mode: bool = True) -> PretrainedNetwork:
-        """Set the mode; a frozen network stays in evaluation mode, BatchNorms always do."""
+        """Set the mode; a frozen network, and the BatchNorms of a pretrained one, stay in eval."""
         super().train(mode and not self.frozen)
-        keep_norms(self)
+        if self.frozen or not self.from_scratch:
+            keep_norms(self)
         return self
 
     def forward(self, clips: UInt8[Tensor, "batch time height width 3"]) -> FrameTokens:
@@ -328,7 +330,9 @@ def open_network(
     spec = describe_network(files, setting=setting)
     try:
         module = PretrainedNetwork(spec, frozen=frozen, side=side)
-        if weights != "random":
+        if weights == "random":
+            module.from_scratch = True  # Its norms have no statistics that are worth keeping.
+        else:
             _fill(module, files, weights, setting)
     except (MemoryError, RuntimeError) as error:
         # torch has no exception of its own for a CPU's memory.

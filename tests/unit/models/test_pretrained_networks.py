@@ -249,6 +249,19 @@ def test_the_grid_of_tokens(count: int, size: tuple[int, int], found: tuple[int,
     assert grid_of(count, size, 16) == found
 
 
+def test_norms_keep_what_pretraining_gave_them_and_learn_otherwise(tmp_path: Path) -> None:
+    name, arguments, _ = TIMM_NETWORKS["resnet"]
+    write_timm(tmp_path, name, arguments)
+    for named, weights in ((f"timm/local-dir:{tmp_path}", None), (f"timm/{name}", "random")):
+        files = find_network(named, setting=NAME, weights=weights)
+        for frozen in (True, False):
+            module = open_network(files, setting=NAME, weights=weights, frozen=frozen).train()
+            norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            learns = weights == "random" and not frozen
+            assert norms and all(norm.training == learns for norm in norms)
+            assert all(p.requires_grad != frozen for p in module.parameters())
+
+
 class TestWrongNetworks:
     """One message each."""
 
