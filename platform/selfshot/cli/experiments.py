@@ -142,6 +142,8 @@ def run_whole_study(study: Study, path: Path, resume: bool) -> None:
 @app.command()
 def validate(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment, every trial of its sweep and the files it reads, and start nothing."""
+    from selfshot.studies.settings import network_lines
+
     with opened(experiment, overrides, trials=True) as study:
         of_files = [one for one in study.experiments if one.benchmark.kind != "sprites"]
         if of_files:
@@ -149,6 +151,11 @@ def validate(experiment: ExperimentFile, overrides: Overrides = None) -> None:
 
             for one in distinct_inputs(of_files):
                 check_contents(one, lambda text: print(printable(text), file=sys.stderr))
+        networks = dict.fromkeys(
+            line for one in study.experiments for line in network_lines(one.encoder)
+        )
+    for line in networks:
+        print(line)
     checked = study.experiment
     trials = f", {len(study.trials)} trials" if study.trials else ""
     print(f"{experiment}: valid ({checked.name}, benchmark {checked.benchmark.kind}{trials})")

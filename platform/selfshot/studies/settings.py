@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from selfshot.config.backbone import BackboneConfig
 from selfshot.config.encoder import EncoderConfig
 from selfshot.config.schema import Experiment
 from selfshot.files import digest_file
-from selfshot.models.pretrained_files import find_network, is_pretrained_name
+from selfshot.models.pretrained_files import NetworkFiles, find_network, is_pretrained_name
 from selfshot.studies.builders import inputs_digest
 
 
@@ -57,6 +57,51 @@ def backbone_weights(section: BackboneConfig) -> dict[str, Any]:
     digest = backbone_files(section).digest()
     folder = section.kind.startswith("timm/local-dir:")
     return {"weights": digest} | ({"kind": "timm/local-dir"} if folder else {})
+def named_networks(section: EncoderConfig) -> Iterator[tuple[str, NetworkFiles]]:
+    """The setting and the files of each network of timm or transformers that Φ is made of.
+
+    Raises:
+        UserError: one is not on this machine, or there is none of that name.
+    """
+    for field, revision, weights in (
+        ("backbone", section.revision, section.weights),
+        ("auxiliary", None, None),
+    ):
+        name = getattr(section, field)
+        if is_pretrained_name(name):
+            yield field, find_network(
+                name,
+                setting=f"encoder.{field}",
+                revision=revision,
+                allow_download=section.allow_download,
+                weights=weights,
+            )
+
+
+def network_lines(section: EncoderConfig) -> list[str]:
+    """For people: each named network with what it wants of frames, and its licence.
+
+    Raises:
+        UserError: see `named_networks`; or it is of a kind that gives no tokens of images.
+    """
+    lines = []
+    for field, files in named_networks(section):
+        # It imports torch, which most experiments can be checked without.
+        from selfshot.models.pretrained import describe_network
+
+        spec = describe_network(files, setting=f"encoder.{field}")
+        said = spec["preprocessing"]
+        mean, std = ([round(x, 1) for x in said[name]] for name in ("mean", "std"))
+        reads = f"clips of {spec['num_frames']}" if spec["num_frames"] else "frames"
+        lines.append(
+            f"encoder.{field}: {files.name}: {reads}, {said['height']} x {said['width']} "
+            f"({'fixed' if said['fixed'] else 'multiples of ' + str(said['multiple'])}, "
+            f"{said['interpolation']}), mean {mean}, deviation {std}; {spec['dim']} channels; "
+            f"licence: {files.licence or 'not stated'}"
+        )
+    return lines
+
+
 def _encoder_digests(section: EncoderConfig) -> dict[str, Any]:
     """What stands behind the names of files and networks; how they came here changes nothing."""
     digests: dict[str, Any] = {"allow_download": None}
@@ -64,23 +109,11 @@ def _encoder_digests(section: EncoderConfig) -> dict[str, Any]:
         from selfshot.models.foreign_weights import weights_digest
 
         digests["weights"] = weights_digest(section.weights)
-    for name, revision, weights in (
-        ("backbone", section.revision, section.weights),
-        ("auxiliary", None, None),
-    ):
-        network = getattr(section, name)
-        if is_pretrained_name(network):
-            files = find_network(
-                network,
-                setting=f"encoder.{name}",
-                revision=revision,
-                allow_download=section.allow_download,
-                weights=weights,
-            )
-            digests[f"{name}_files"] = files.digest()
-            if files.folder is not None:
-                digests[name] = network.partition("/")[0]
-                digests["revision"] = None
+    for field, files in named_networks(section):
+        digests[f"{field}_files"] = files.digest()
+        if files.folder is not None:
+            digests[field] = files.library
+            digests["revision"] = None
     return digests
 
 

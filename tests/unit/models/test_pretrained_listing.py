@@ -86,3 +86,20 @@ def test_the_command(
     assert line.split() == ["hf/someone/vit", "frames", "32", "48x48", "0", "cc-by-nc-4.0",
                             "not", "stated"]  # fmt: skip
     assert "limits commercial use" in said and "not usable: hf/someone/text" in said
+
+
+def test_validate_says_what_a_network_wants(
+    cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from selfshot.cli import main
+
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text("name: a\nencoder: {backbone: hf/someone/vit, layers: 0}\n")
+    assert main(["validate", str(experiment)]) == 0
+    said = capsys.readouterr().out
+    assert "hf/someone/vit: frames, 48 x 48 (multiples of 16, bilinear)" in said
+    assert "mean [127.5, 102.0, 76.5]" in said and "licence: cc-by-nc-4.0" in said
+    for name in ("text", "nothing"):
+        words = ["validate", str(experiment), "--set", f"encoder.backbone=hf/someone/{name}"]
+        assert main(words) == 2
+        assert f"someone/{name}" in capsys.readouterr().err
