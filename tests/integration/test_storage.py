@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -167,7 +167,14 @@ def test_an_emptied_output_folder_makes_nothing_again(
     assert said.count("is fetched from s3://") == len(NAMES)
     assert (output / "toy" / "report" / "results.json").read_bytes() == report
     assert verify_experiment(experiment) == []
-    assert Storage(storage).sizes("", deep=True) == there
+
+    def but_pages(sizes: Mapping[str, int]) -> dict[str, int]:
+        """The report is drawn anew where it is gone, and says that stages were reused."""
+        pages = ("toy/report/report.html", "toy/report/report.md")
+        return {name: size for name, size in sizes.items() if name not in pages}
+
+    now = Storage(storage).sizes("", deep=True)
+    assert now.keys() == there.keys() and but_pages(now) == but_pages(there)
 
 
 def test_a_changed_file_is_noticed(made: tuple[Path, str], storage: str) -> None:
