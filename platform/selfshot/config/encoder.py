@@ -157,7 +157,7 @@ class EncoderConfig(Section):
                 "timm/NAME or video_vit"
             )
         for name, value in (("revision", self.revision), ("allow_download", self.allow_download)):
-            if value and not (self.named or "/" in self.auxiliary):
+            if value and not (self.named or (name != "revision" and "/" in self.auxiliary)):
                 raise ValueError(
                     f"{name}: {value} is not for backbone: {self.backbone}, which no hub holds; "
                     f"leave {name} out, or choose timm/… or hf/…"

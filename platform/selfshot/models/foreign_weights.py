@@ -26,7 +26,7 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher")
 """Keys under which training programs put the weights of a network."""
 
 BEYOND = re.compile(
-    r"(\w+_)?heads?|head_dist|(\w+_)?fc|classifier|projector|projection|predictor|prototypes"
+    r"(\w+_)?heads?|heads?_dist|last_linear|classif|(\w+_)?fc|classifier|projector|projection|predictor|prototypes"
     r"|last_layer|pre_logits|AuxLogits|queue(_ptr)?|mask_token|decoder\w*"
 )
 """Parts of published networks that follow the features, or that only their training used."""

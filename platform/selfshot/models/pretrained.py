@@ -60,6 +60,7 @@ class Preprocessing:
         interpolation: `bilinear` or `bicubic`.
         multiple: sides are multiples of this.
         fixed: no other size is possible.
+        exact: frames of the network's own size stay as they are, whatever the multiple.
     """
 
     height: int
@@ -69,6 +70,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     multiple: int = 1
     fixed: bool = False
+    exact: bool = False
 
     def size_for(self, height: int, width: int, side: int) -> tuple[int, int]:
         """Height and width that frames are resized to.
@@ -77,8 +79,9 @@ class Preprocessing:
             height, width: of the frames.
             side: their shorter side is at least this; 0: the network's own.
         """
-        if self.fixed:
-            return self.height, self.width
+        own = (self.height, self.width)
+        if self.fixed or (self.exact and own == (height, width)):
+            return own
         scale = max(1.0, (side or min(self.height, self.width)) / min(height, width))
         return self._whole(height * scale), self._whole(width * scale)
 
@@ -126,6 +129,8 @@ class PretrainedNetwork(nn.Module):
         self.frozen, self.side, self.from_scratch = frozen, side, False
         self.network: Any = build_timm(spec) if spec["library"] == "timm" else _build_hf(spec)
         self.dim, self.pooled_dim = spec["dim"], spec["pooled_dim"]
+        # Class and register tokens before the grid.
+        self.found = int(spec.get("prefix") or 0)
         self.num_frames: int | None = spec["num_frames"]
         self._fused: FusedEfficientNet | None = None
         if frozen:
@@ -190,7 +195,17 @@ class PretrainedNetwork(nn.Module):
 
     def _grid(self, tokens: Tensor, images: Tensor) -> tuple[Tensor, int]:
         """Tokens (N, L, d) on their grid, and how many were before it."""
-        prefix, height, width = grid_of(tokens.shape[1], images.shape[-2:], self.spec["stride"])
+        count, size = tokens.shape[1], images.shape[-2:]
+        if self.spec.get("prefix") is None:  # It is being described.
+            self.found, height, width = grid_of(count, size, self.spec["stride"])
+        else:
+            height, width = (side // self.spec["token_stride"] for side in size)
+        prefix = self.found
+        if count != prefix + height * width:
+            raise ValueError(
+                f"{count} tokens of an image of {size[0]} × {size[1]} pixels are no grid of "
+                f"{height} × {width} after {prefix}"
+            )
         return tokens[:, prefix:].unflatten(1, (height, width)), prefix
 
     def _of_clips(self, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,7 +317,10 @@ def _build_hf(spec: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
     config = dict(spec["config"])
-    network = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    config.pop("dtype", None)
+    made = AutoConfig.for_model(config.pop("model_type"), **config)
+    # Weights that were saved in half precision are computed with in float32 too.
+    network: nn.Module = AutoModel.from_config(made, dtype=torch.float32, trust_remote_code=False)
     return network
 
 
@@ -354,7 +372,37 @@ def describe_network(files: NetworkFiles, *, setting: str) -> dict[str, Any]:
             frames are prepared.
     """
     describe = _describe_timm if files.library == "timm" else _describe_hf
-    return {**describe(files, setting), "facts": files.facts}
+    return _tried({**describe(files, setting), "facts": files.facts}, files.name, setting)
+
+
+def _tried(spec: dict[str, Any], name: str, setting: str) -> dict[str, Any]:
+    """The spec with where the grid of tokens begins, from a run without contents.
+
+    Raises:
+        UserError: the network cannot be run on frames, or gives something else than it says.
+    """
+    said = spec["preprocessing"]
+    shape = (1, spec["num_frames"] or 1, said["height"], said["width"], 3)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            module = PretrainedNetwork(spec).eval()
+            tokens, _, pooled = module(torch.zeros(shape, dtype=torch.uint8))
+        if tokens.dim() != 5 or tokens.shape[-1] != spec["dim"] or pooled is None:
+            raise ValueError(f"{spec['dim']} channels are wanted of {tuple(tokens.shape)}")
+        if min(tokens.shape[2:4]) < 2:
+            raise ValueError("it keeps one token alone")
+    except Exception as error:  # A network may raise what it likes.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{setting}: {name} gives no grid of tokens for an image of {said['height']} × "
+            f"{said['width']} pixels ({reason}); name another network",
+            setting=setting,
+        ) from None
+    stride = said["height"] // tokens.shape[2]
+    if said["multiple"] == 1 and spec.get("layout") == "NLC":
+        spec = {**spec, "preprocessing": {**said, "multiple": stride}}
+    found = {"prefix": module.found, "token_stride": stride, "pooled_dim": pooled.shape[-1]}
+    return {**spec, **found}
 
 
 @contextlib.contextmanager
@@ -412,11 +460,11 @@ def _describe_timm(files: NetworkFiles, setting: str) -> dict[str, Any]:
             size = arguments["img_size"]
             height, width = size if isinstance(size, (list, tuple)) else (size, size)
         whole = shape.forward_features(torch.zeros(1, 3, height, width))
+        dim = int(shape.num_features)
+        layout = "NLC" if whole.dim() == 3 else "NCHW" if whole.shape[1] == dim else "NHWC"
     fixed = bool(said.get("fixed_input_size"))
     if hasattr(shape, "dynamic_img_size"):
         arguments["dynamic_img_size"], fixed = True, False
-    dim = int(shape.num_features)
-    layout = "NLC" if whole.dim() == 3 else "NCHW" if whole.shape[1] == dim else "NHWC"
     patch = getattr(getattr(shape, "patch_embed", None), "patch_size", 1)
     patch = patch[0] if isinstance(patch, (list, tuple)) else patch
     return {
@@ -448,16 +496,22 @@ def _mode(interpolation: str | int | None) -> str:
 def _describe_hf(files: NetworkFiles, setting: str) -> dict[str, Any]:
     import inspect
 
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModel
 
     assert files.folder is not None
     _quieten()
     try:
-        config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False
+        )
         config = getattr(config, "vision_config", None) or config
         with torch.device("meta"):
-            shape = AutoModel.from_config(config)
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+            shape = AutoModel.from_config(config, trust_remote_code=False)
+    except (
+        ValueError, KeyError, TypeError, OSError, ImportError, AttributeError, RuntimeError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
         raise UserError(
             f"{setting}: transformers cannot build what {files.folder} holds "
             f"({str(error).strip().splitlines()[0][:200]}); give an image or video network that "
@@ -490,7 +544,8 @@ def _describe_hf(files: NetworkFiles, setting: str) -> dict[str, Any]:
     stages = len(getattr(config, "depths", None) or [0])
     convolutional = not hasattr(config, "patch_size") or stages > 1
     flexible = interpolates or convolutional or kind.startswith(("dinov2", "dinov3"))
-    dim = int(getattr(config, "hidden_size", 0) or config.hidden_sizes[-1])
+    sizes = getattr(config, "hidden_sizes", None) or [0]
+    dim = int(getattr(config, "hidden_size", 0) or sizes[-1])
     frames = getattr(config, "frames_per_clip", 0) or getattr(config, "num_frames", 0)
     prepared = _hf_preprocessing(files, config, setting)
     return {
@@ -505,7 +560,7 @@ def _describe_hf(files: NetworkFiles, setting: str) -> dict[str, Any]:
         "pools": _has_pooler(files, kind, setting),
         "num_frames": int(frames) if clip else None,
         "preprocessing": prepared
-        | {"multiple": int(stride) << (stages - 1), "fixed": clip or not flexible},
+        | {"multiple": int(stride) << (stages - 1), "fixed": clip or not flexible, "exact": True},
     }
 
 

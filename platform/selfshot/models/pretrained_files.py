@@ -78,7 +78,8 @@ class NetworkFiles:
         if self.folder is None:
             return digest_pieces([self.name.encode()])
         files = [p for p in sorted(self.folder.iterdir()) if p.name.endswith(_READ)]
-        return digest_pieces(f"{p.name}\0{_sha256(p)}\0".encode() for p in files)
+        pieces = [f"{p.name}\0{_sha256(p)}\0" for p in files]
+        return digest_pieces(x.encode() for x in (str(self.config.get("architecture")), *pieces))
 
 
 _READ = (".safetensors", ".bin", "config.json", ".index.json")
@@ -87,6 +88,17 @@ _READ = (".safetensors", ".bin", "config.json", ".index.json")
 def _sha256(path: Path) -> str:
     real = path.resolve()
     return real.name if _SHA256.fullmatch(real.name) else digest_file(real)
+
+
+def anywhere(name: str) -> str:
+    """A name that means the same in every working folder: one of a folder with its whole path."""
+    library, _, rest = name.partition("/")
+    source, _, place = rest.partition(":")
+    if library == "timm" and source == "local-dir":
+        return f"timm/local-dir:{Path(place).expanduser().resolve()}"
+    if library == "hf" and Path(rest).expanduser().is_dir():
+        return f"hf/{Path(rest).expanduser().resolve()}"
+    return name
 
 
 def is_pretrained_name(text: str) -> bool:
@@ -190,7 +202,12 @@ def _of_timm(
             setting=setting,
         )
     folder = _snapshot(name, known.hf_hub_id, setting, revision, allow_download)
-    return dataclasses.replace(_read_folder(name, folder, setting), revision=folder.name)
+    found = _read_folder(name, folder, setting)
+    config = found.config
+    if config["architecture"] != architecture:
+        # Weights that several networks share: the repository names one, the person another.
+        config = {**config, "architecture": architecture, "model_args": {}}
+    return dataclasses.replace(found, config=config, revision=folder.name)
 
 
 def _snapshot(

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
-from selfshot.errors import UserError
+from selfshot.errors import Reported
 from selfshot.models.pretrained import PACKAGED, describe_network, packaged_network
 from selfshot.models.pretrained_files import find_network, weights_files
 
@@ -52,7 +52,7 @@ def networks_here() -> tuple[list[NetworkHere], list[tuple[str, str]]]:
         name = f"timm/hf-hub:{repository}" if of_timm else f"hf/{repository}"
         try:
             spec = describe_network(find_network(name, setting=name), setting=name)
-        except UserError as error:
+        except Reported as error:
             others.append((name, str(error).removeprefix(f"{name}: ")))
             continue
         size = sum(path.stat().st_size for path in weights_files(folder))

@@ -20,6 +20,7 @@ from selfshot.config.fields import AS_YAML, Section
 from selfshot.config.optimiser import Optimiser
 from selfshot.config.schema import Experiment
 from selfshot.errors import UserError
+from selfshot.models.pretrained_files import anywhere
 from selfshot.store.local import StageFolder
 from selfshot.studies.builders import build_benchmark
 from selfshot.studies.context import Context as Context
@@ -164,7 +165,8 @@ def _make_encoder(context: Context, folder: StageFolder) -> Metrics:
         "backbone": str(context.folders["backbone"] / "export"),
         "backbone_network": backbone_settings(experiment.backbone),
         "seed": experiment.seed,
-        "encoder": _values(section),
+        "encoder": _values(section, "weights")
+        | {name: anywhere(getattr(section, name)) for name in ("backbone", "auxiliary")},
         "accumulate": experiment.compute.accumulate,
         "checkpointing": experiment.compute.activation_checkpointing,
     }

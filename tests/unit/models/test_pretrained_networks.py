@@ -36,7 +36,7 @@ from transformers import (
 
 from selfshot.errors import UserError
 from selfshot.models.pretrained import PretrainedNetwork, grid_of, open_network, packaged_network
-from selfshot.models.pretrained_files import find_network, licence_warning
+from selfshot.models.pretrained_files import anywhere, find_network, licence_warning
 
 NAME = "encoder.backbone"
 SIZES: dict[str, Any] = {
@@ -262,6 +262,31 @@ def test_norms_keep_what_pretraining_gave_them_and_learn_otherwise(tmp_path: Pat
             assert all(p.requires_grad != frozen for p in module.parameters())
 
 
+def test_weights_in_half_precision_are_computed_with_in_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = AutoModel.from_config(IMAGE_NETWORKS["dinov2"][0]).to(torch.bfloat16)
+    write_hf(tmp_path, IMAGE_NETWORKS["dinov2"][0], 42)
+    network.save_pretrained(tmp_path)
+    module = opened(f"hf/{tmp_path}")
+    again = PretrainedNetwork(json.loads(json.dumps(module.spec))).eval()
+    again.load_state_dict(module.state_dict())
+    assert {p.dtype for p in [*module.parameters(), *again.parameters()]} == {torch.float32}
+    frames = frames_of(42, 1)
+    with torch.no_grad():
+        assert torch.equal(module(frames).tokens, again(frames).tokens)
+
+
+def test_a_folder_is_named_with_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert anywhere("hf/nets") == f"hf/{tmp_path / 'nets'}"
+    assert anywhere("timm/local-dir:nets") == f"timm/local-dir:{tmp_path / 'nets'}"
+    for name in ("hf/owner/name", "timm/resnet18", "pretrained", "timm/hf-hub:a/b"):
+        assert anywhere(name) == name
+
+
 class TestWrongNetworks:
     """One message each."""
 
@@ -296,6 +321,22 @@ class TestWrongNetworks:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
         with refused(NAME):
             find_network(f"timm/local-dir:{tmp_path}", setting=NAME)
+
+    def test_code_of_a_repository_is_not_run(self, tmp_path: Path) -> None:
+        write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        with refused(NAME):
+            opened(f"hf/{tmp_path}")
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("name", ["pit_ti_224", "levit_128s", "crossvit_9_240"])
+    def test_timms_networks_without_a_grid(self, name: str) -> None:
+        files = find_network(f"timm/{name}", setting=NAME, weights="random")
+        with refused(NAME):
+            open_network(files, setting=NAME, weights="random")
 
     @pytest.mark.parametrize("config", [
         BertConfig(**SIZES), ViTMAEConfig(**SIZES, image_size=48, patch_size=16),
