@@ -219,7 +219,7 @@ def _snapshot(
     at = f" at {revision}" if revision else ""
     wanted = f" --revision {revision}" if revision else ""
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 repository,
                 revision=revision,
@@ -268,6 +268,14 @@ def _snapshot(
             f"({str(error).splitlines()[0][:200]}); run the same command again when it answers",
             setting=setting,
         ) from error
+    if not (folder / "config.json").is_file():
+        # As other programs leave it, which fetch the weights alone.
+        raise UserError(
+            f"{setting}: only a part of {repository}{at} is on this machine; fetch the rest with: "
+            f"hf download {repository}{wanted}",
+            setting=setting,
+        )
+    return folder
 
 
 def _read_folder(name: str, folder: Path, setting: str) -> NetworkFiles:

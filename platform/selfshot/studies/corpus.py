@@ -131,6 +131,7 @@ def embed(
     from selfshot.distributed.embedding import embed_corpus
     from selfshot.distributed.session import ray_session
     from selfshot.models.encoders import open_encoder
+    from selfshot.studies.settings import precision_of_vectors
 
     progress = Progress(1)
     if Path(corpus).is_dir() and not is_manifest(Path(corpus)):
@@ -138,7 +139,7 @@ def embed(
         build("videos", corpus, out=listed, progress=progress)
         corpus = listed
     manifest = open_manifest(corpus, root)
-    opened = open_encoder(encoder, precision=experiment.embedding.precision)
+    opened = open_encoder(encoder, precision=precision_of_vectors(experiment))
     tell_licences(opened.encoder, progress)
     height, width = size or (opened.height, opened.width)
     if height is None or width is None:

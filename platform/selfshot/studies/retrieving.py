@@ -42,6 +42,7 @@ from selfshot.retrieval.search import CorpusSearch, SearchResult
 from selfshot.retrieval.select import Query, Sources, select
 from selfshot.store.local import StageFolder
 from selfshot.studies.context import Context, Metrics
+from selfshot.studies.settings import precision_of_vectors
 
 SEEN_CLIPS = 12
 """Labelled clips of each seen class, for the seen-class penalty: its first support videos."""
@@ -83,7 +84,7 @@ def make_seen(context: Context, folder: StageFolder) -> Metrics:
 def _encoder(context: Context) -> FrozenEncoder:
     """The trained Φ, where it runs."""
     device = device_for(context.experiment.compute.use_gpu, context.progress.note)
-    precision = context.experiment.embedding.precision
+    precision = precision_of_vectors(context.experiment)
     return load_encoder(context.folders["encoder"] / "export", precision).to(device)
 
 
@@ -129,7 +130,7 @@ def retrieve_clips(
         count: clips wanted of each.
         device: where the encoder runs.
     """
-    precision = experiment.embedding.precision
+    precision = precision_of_vectors(experiment)
     encoder = load_encoder(folders["encoder"] / "export", precision).to(device)
     describe, search = open_search(experiment, folders, encoder)
     way = "seen_penalty" if "seen" in folders else experiment.supports.vectors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from selfshot.config.backbone import BackboneConfig
 from selfshot.config.encoder import EncoderConfig
@@ -126,10 +126,16 @@ def benchmark_settings(experiment: Experiment) -> dict[str, Any]:
     return settings
 
 
+def precision_of_vectors(experiment: Experiment) -> Literal["float32", "bfloat16"]:
+    """That Φ computes with: on a GPU always bfloat16."""
+    return "bfloat16" if experiment.compute.use_gpu else experiment.embedding.precision
+
+
 def embeddings_settings(experiment: Experiment) -> dict[str, Any]:
     """Of the embeddings; pace, quarantine and actors change no vector."""
     section = experiment.embedding
-    return {name: getattr(section, name) for name in ("num_frames", "dtype", "precision")}
+    settings = {name: getattr(section, name) for name in ("num_frames", "dtype")}
+    return {**settings, "precision": precision_of_vectors(experiment)}
 
 
 def table_rows(experiment: Experiment) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from selfshot.studies.settings import (
     embeddings_settings,
     evaluation_settings,
     index_settings,
+    precision_of_vectors,
     supports_settings,
     table_rows,
     training_settings,
@@ -198,7 +199,7 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
     benchmark = load_benchmark(source)
     opened = open_encoder(
         str(context.folders["encoder"] / "export"),
-        precision=context.experiment.embedding.precision,
+        precision=precision_of_vectors(context.experiment),
     )
     tell_licences(opened.encoder, context.progress)
     # Shards go where a run on another machine finds them.

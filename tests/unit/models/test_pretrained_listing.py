@@ -75,6 +75,12 @@ def test_they_are_found_by_name_and_revision(cache: Path) -> None:
         find_network("hf/someone/vit", setting="encoder.backbone", revision="b" * 40)
 
 
+def test_a_part_of_a_repository_names_the_command_that_fetches_the_rest(cache: Path) -> None:
+    (cache / "models--someone--vit" / "snapshots" / COMMIT / "config.json").unlink()
+    with refused("encoder.backbone"):
+        find_network("hf/someone/vit", setting="encoder.backbone")
+
+
 def test_the_command(
     cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
