@@ -26,7 +26,7 @@ from selfshot.models import encoders
 
 folder = Path(sys.argv[1])
 made = encoders.LoadedEncoder(mean_colour(folder), "mean_colour", 32, 32)
-encoders.open_encoder = lambda name, **how: made
+encoders.open_encoder = lambda name, precision: made
 sys.exit(main(["embed", "--corpus", str(folder / "videos"), "--out", str(folder / "out"),
     "--encoder", "mean_colour", *sys.argv[2:]]))
 """

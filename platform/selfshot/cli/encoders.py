@@ -17,27 +17,28 @@ def encoders() -> None:
 
     from selfshot.models.pretrained_files import licence_warning
     from selfshot.models.pretrained_listing import networks_here
+    from selfshot.studies.environment import LEARNED
 
     found, others = networks_here()
     columns = ("name", "reads", "dimension", "frame", "MB", "licence", "learned from")
     table = Table(*columns, box=None, pad_edge=False)
     for one in found:
+        facts, frames = one.spec["facts"], one.spec["preprocessing"]
+        clips = one.spec["num_frames"]
         table.add_row(
             one.name,
-            f"clips of {one.num_frames}" if one.num_frames else "frames",
-            str(one.dim),
-            f"{one.height}x{one.width}",
-            f"{one.megabytes:.0f}",
-            one.facts["licence"] or "not stated",
-            {"none": "no labels", None: "not stated"}.get(
-                one.facts["supervision"], one.facts["supervision"]
-            ),
+            f"clips of {clips}" if clips else "frames",
+            str(one.spec["pooled_dim"]),
+            f"{frames['height']}x{frames['width']}",
+            f"{one.size / 1e6:.0f}",
+            facts["licence"] or "not stated",
+            LEARNED.get(facts["supervision"], "not stated"),
         )
     # As wide as it needs: a name that is cut cannot be copied.
     console = Console(width=200, highlight=False)
     console.print(table)
     for one in found:
-        warning = licence_warning(one.facts)
+        warning = licence_warning(one.spec["facts"])
         if warning:
             console.print(warning)
     for name, reason in others:

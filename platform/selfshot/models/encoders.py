@@ -42,9 +42,7 @@ class LoadedEncoder:
     width: int | None
 
 
-def open_encoder(
-    name: str, *, precision: Precision = "float32", allow_download: bool = False
-) -> LoadedEncoder:
+def open_encoder(name: str, precision: Precision = "float32") -> LoadedEncoder:
     """An encoder by its name, or out of the folder that `selfshot train encoder` exported.
 
     A pretrained network by its name is Φ as it is: a clip's vector is the mean over its frames of
@@ -53,7 +51,6 @@ def open_encoder(
     Args:
         name: `efficientnet_lite0`, `timm/…`, `hf/…`, or a folder.
         precision: of its arithmetic on a CPU.
-        allow_download: fetch from the hub what is not on this machine.
 
     Raises:
         UserError: neither is there.
@@ -63,22 +60,16 @@ def open_encoder(
     from selfshot.models.trained_encoder import FrozenEncoder, load_encoder
     from selfshot.models.video_encoder import VideoEncoder
 
-    if name == PACKAGED:
-        encoder = FrozenEncoder(
-            VideoEncoder(packaged_network(), 1280, 0, 1, pools_itself=True), precision=precision
-        )
-        return LoadedEncoder(encoder, _in(name, precision), 224, 224)
-    if is_pretrained_name(name):
-        files = find_network(name, setting="--encoder", allow_download=allow_download)
-        network = open_network(files, setting="--encoder")
+    if name == PACKAGED or is_pretrained_name(name):
+        if name == PACKAGED:
+            network, digest = packaged_network(), name
+        else:
+            files = find_network(name, setting="--encoder")
+            network, digest = open_network(files, setting="--encoder"), files.digest()[:16]
         whole = VideoEncoder(network, network.pooled_dim, 0, 1, pools_itself=True)
         frames = network.preprocessing
-        return LoadedEncoder(
-            FrozenEncoder(whole, precision=precision),
-            _in(files.digest()[:16], precision),
-            frames.height,
-            frames.width,
-        )
+        encoder = FrozenEncoder(whole, precision=precision)
+        return LoadedEncoder(encoder, digest, frames.height, frames.width)
     folder = next((f for f in (Path(name), Path(name) / "export") if _is_export(f)), None)
     if folder is None:
         raise UserError(
@@ -87,17 +78,7 @@ def open_encoder(
             setting="--encoder",
         )
     size = json.loads((folder / "encoder.json").read_text()).get("size") or (None, None)
-    return LoadedEncoder(load_encoder(folder, precision), _in(digest_of(folder), precision), *size)
-
-
-def _in(digest: str, precision: Precision) -> str:
-    """Vectors of another precision are others."""
-    return digest if precision == "float32" else f"{digest}-{precision}"
-
-
-def precision_of(digest: str) -> Precision:
-    """Of the vectors that an encoder of this digest gives."""
-    return "bfloat16" if digest.endswith("-bfloat16") else "float32"
+    return LoadedEncoder(load_encoder(folder, precision), digest_of(folder), *size)
 
 
 def _is_export(folder: Path) -> bool:

@@ -105,7 +105,7 @@ class PretrainedNetwork(nn.Module):
     """A network of timm or transformers as Φ's backbone.
 
     Attributes:
-        spec: what `build_network` makes it of again.
+        spec: what it is built of again, see `describe_network`.
         dim: channels of a token.
         pooled_dim: channels of the network's own vector of a frame or clip.
         num_frames: of the clips that a video network takes; None: it takes single frames.
@@ -129,8 +129,8 @@ class PretrainedNetwork(nn.Module):
         self.frozen, self.side, self.from_scratch = frozen, side, False
         self.network: Any = build_timm(spec) if spec["library"] == "timm" else _build_hf(spec)
         self.dim, self.pooled_dim = spec["dim"], spec["pooled_dim"]
-        # Class and register tokens before the grid.
-        self.found = int(spec.get("prefix") or 0)
+        # Class and register tokens before the grid; `describe_network` finds out by a run.
+        self.prefix: int = spec.get("prefix", 0)
         self.num_frames: int | None = spec["num_frames"]
         self._fused: FusedEfficientNet | None = None
         if frozen:
@@ -180,33 +180,32 @@ class PretrainedNetwork(nn.Module):
         pooled: Tensor | None = out.pooler_output.flatten(1) if self.spec["pools"] else None
         if tokens.dim() == 4:
             return tokens.permute(0, 2, 3, 1), tokens.mean((2, 3)) if pooled is None else pooled
-        grid, prefix = self._grid(tokens, images)
+        grid = self._grid(tokens, images)
         if pooled is None:
-            pooled = tokens[:, 0] if prefix else tokens.mean(1)
+            pooled = tokens[:, 0] if self.prefix else tokens.mean(1)
         return grid, pooled
 
     def _of_timm(self, images: Tensor) -> tuple[Tensor, Tensor]:
         whole = tokens = (self._fused or self.network).forward_features(images)
         if self.spec["layout"] == "NLC":
-            tokens, _ = self._grid(whole, images)
+            tokens = self._grid(whole, images)
         elif self.spec["layout"] == "NCHW":
             tokens = whole.permute(0, 2, 3, 1)
         return tokens, self.network.forward_head(whole, pre_logits=True)
 
-    def _grid(self, tokens: Tensor, images: Tensor) -> tuple[Tensor, int]:
-        """Tokens (N, L, d) on their grid, and how many were before it."""
+    def _grid(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Tokens (N, L, d) on their grid, (N, h, w, d)."""
         count, size = tokens.shape[1], images.shape[-2:]
-        if self.spec.get("prefix") is None:  # It is being described.
-            self.found, height, width = grid_of(count, size, self.spec["stride"])
+        if "prefix" not in self.spec:
+            self.prefix, height, width = grid_of(count, size, self.spec["stride"])
         else:
             height, width = (side // self.spec["token_stride"] for side in size)
-        prefix = self.found
-        if count != prefix + height * width:
+        if count != self.prefix + height * width:
             raise ValueError(
                 f"{count} tokens of an image of {size[0]} × {size[1]} pixels are no grid of "
-                f"{height} × {width} after {prefix}"
+                f"{height} × {width} after {self.prefix}"
             )
-        return tokens[:, prefix:].unflatten(1, (height, width)), prefix
+        return tokens[:, self.prefix :].unflatten(1, (height, width))
 
     def _of_clips(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Of a video network: a clip at its own length, and its tokens back at the clip's frames.
@@ -298,7 +297,6 @@ def packaged_network(*, frozen: bool = True, side: int = 0) -> PretrainedNetwork
     files = find_network("timm/tf_efficientnet_lite0", setting="", weights="random")
     spec = describe_network(files, setting="")
     spec["preprocessing"] |= {"mean": [127.0] * 3, "std": [128.0] * 3, "interpolation": "bilinear"}
-    spec["preprocessing"] |= {"height": 128, "width": 128}
     spec["facts"] |= {"name": PACKAGED, "licence": "apache-2.0", "supervision": "labels"}
     module = PretrainedNetwork(spec, frozen=frozen, side=max(side, 128))
     state = packaged_efficientnet_lite0()
@@ -401,7 +399,7 @@ def _tried(spec: dict[str, Any], name: str, setting: str) -> dict[str, Any]:
     stride = said["height"] // tokens.shape[2]
     if said["multiple"] == 1 and spec.get("layout") == "NLC":
         spec = {**spec, "preprocessing": {**said, "multiple": stride}}
-    found = {"prefix": module.found, "token_stride": stride, "pooled_dim": pooled.shape[-1]}
+    found = {"prefix": module.prefix, "token_stride": stride, "pooled_dim": pooled.shape[-1]}
     return {**spec, **found}
 
 

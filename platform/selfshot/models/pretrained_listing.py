@@ -20,28 +20,20 @@ class NetworkHere:
 
     Attributes:
         name: as `--encoder` takes it.
-        dim: channels of its vectors.
-        height, width: of its frames, in pixels.
-        num_frames: of its clips; None: it reads single frames.
-        megabytes: of its weights.
-        facts: of `NetworkFiles.facts`.
+        spec: of `describe_network`.
+        size: of its weights, in bytes.
     """
 
     name: str
-    dim: int
-    height: int
-    width: int
-    num_frames: int | None
-    megabytes: float
-    facts: dict[str, Any]
+    spec: dict[str, Any]
+    size: int
 
 
 def networks_here() -> tuple[list[NetworkHere], list[tuple[str, str]]]:
     """The networks on this machine, and the repositories with a config that are none, and why."""
     packaged = packaged_network()
     size = sum(p.numel() * p.element_size() for p in packaged.parameters())
-    found = [_network(PACKAGED, packaged.spec, size)]
-    found[0] = dataclasses.replace(found[0], height=224, width=224)
+    found = [NetworkHere(PACKAGED, packaged.spec, size)]
     others: list[tuple[str, str]] = []
     for repository, folder in _snapshots():
         try:
@@ -56,21 +48,8 @@ def networks_here() -> tuple[list[NetworkHere], list[tuple[str, str]]]:
             others.append((name, str(error).removeprefix(f"{name}: ")))
             continue
         size = sum(path.stat().st_size for path in weights_files(folder))
-        found.append(_network(name, spec, size))
+        found.append(NetworkHere(name, spec, size))
     return found, others
-
-
-def _network(name: str, spec: dict[str, Any], size: int) -> NetworkHere:
-    frames = spec["preprocessing"]
-    return NetworkHere(
-        name,
-        spec["pooled_dim"],
-        frames["height"],
-        frames["width"],
-        spec["num_frames"],
-        size / 1e6,
-        {**spec["facts"], "name": name},
-    )
 
 
 def _snapshots() -> list[tuple[str, Path]]:

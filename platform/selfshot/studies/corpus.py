@@ -139,7 +139,8 @@ def embed(
         build("videos", corpus, out=listed, progress=progress)
         corpus = listed
     manifest = open_manifest(corpus, root)
-    opened = open_encoder(encoder, precision=precision_of_vectors(experiment))
+    precision = precision_of_vectors(experiment)
+    opened = open_encoder(encoder, precision)
     tell_licences(opened.encoder, progress)
     height, width = size or (opened.height, opened.width)
     if height is None or width is None:
@@ -157,7 +158,7 @@ def embed(
             manifest,
             opened.encoder,
             embedding_job(experiment, height, width, retry_quarantined=retry_quarantined),
-            settings={"encoder": opened.digest},
+            settings={"encoder": opened.digest, "precision": precision},
             out=out,
             on_progress=progress.embedding,
             on_message=progress.note,

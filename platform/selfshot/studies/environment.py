@@ -21,6 +21,7 @@ def run_environment() -> dict[str, str]:
     }
 
 
+NO_LABELS = "by their kinds and tags, no network in it learned from labels"
 LEARNED = {"labels": "labels", "captions": "captions", "none": "no labels"}
 
 
@@ -35,7 +36,7 @@ def networks_told(networks: Iterable[Mapping[str, Any]]) -> str:
         at = f" at {one['revision'][:12]}" if one["revision"] else ""
         learned = LEARNED.get(one["supervision"], "what is not stated")
         licence = one["licence"] or "no licence stated"
-        told.append(f"{one['name']}{at} ({licence}; learned from {learned})")
+        told.append(f"{one['name']}{at} ({licence}; by its kind and tag, learned from {learned})")
     return "; ".join(told) or "none"
 
 
@@ -53,4 +54,4 @@ def label_free(networks: Iterable[Mapping[str, Any]], backbone: str) -> str:
         names = [one["name"] for one in networks if one["supervision"] == kind]
         if names:
             reads.append(f"{what} that {' and '.join(names)} learned from, unseen classes included")
-    return f"it rests on {'; '.join(reads)}" if reads else "no network in it learned from labels"
+    return f"it rests on {'; '.join(reads)}" if reads else NO_LABELS

@@ -20,7 +20,7 @@ from selfshot.data.guard import GuardedDecoder
 from selfshot.errors import UserError
 from selfshot.evaluation.rendering.sheets import Tile, query_sheet
 from selfshot.models.device import device_for
-from selfshot.models.encoders import open_encoder, precision_of
+from selfshot.models.encoders import open_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.studies.finished import stage_folders
 from selfshot.studies.predicting import read_clips
@@ -79,13 +79,14 @@ def search_index(
     try:
         said = json.loads((folder / SETTINGS).read_text())
         vectors: dict[str, Any] = said["vectors"]
+        precision = vectors["precision"]
     except (OSError, ValueError, KeyError):
         raise UserError(
             f"--index: {folder} is no index of selfshot index --embeddings (or of an earlier "
             "version); make it with that command",
             setting="--index",
         ) from None
-    opened = open_encoder(encoder, precision=precision_of(vectors["encoder"]))
+    opened = open_encoder(encoder, precision)
     if opened.digest != vectors["encoder"]:
         raise UserError(
             f"--encoder: {encoder} ({opened.digest}) did not embed this corpus "

@@ -197,10 +197,8 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
 
     source = context.folders["benchmark"]
     benchmark = load_benchmark(source)
-    opened = open_encoder(
-        str(context.folders["encoder"] / "export"),
-        precision=precision_of_vectors(context.experiment),
-    )
+    precision = precision_of_vectors(context.experiment)
+    opened = open_encoder(str(context.folders["encoder"] / "export"), precision)
     tell_licences(opened.encoder, context.progress)
     # Shards go where a run on another machine finds them.
     away = None if context.sharing is None else context.sharing.remote(folder.path)
@@ -210,7 +208,7 @@ def _make_embeddings(context: Context, folder: StageFolder) -> Metrics:
         ),
         opened.encoder,
         embedding_job(context.experiment, benchmark.height, benchmark.width),
-        settings={"encoder": opened.digest},
+        settings={"encoder": opened.digest, "precision": precision},
         out=folder.path if away is None else away.address,
         sharing=context.sharing,
         on_progress=context.progress.embedding,

@@ -53,13 +53,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("cache")
 def test_they_are_listed() -> None:
     found, others = networks_here()
-    said = {one.name: (one.dim, one.height, one.facts["licence"]) for one in found}
-    assert said == {
-        "efficientnet_lite0": (1280, 224, "apache-2.0"),
-        "hf/someone/vit": (32, 48, "cc-by-nc-4.0"),
-        "timm/hf-hub:someone/timm": (32, 176, "apache-2.0"),
+    said = {
+        one.name: (one.spec["pooled_dim"], one.spec["facts"]["name"], one.spec["facts"]["licence"])
+        for one in found
     }
-    sizes = {one.name: one.megabytes for one in found}
+    assert said == {
+        "efficientnet_lite0": (1280, "efficientnet_lite0", "apache-2.0"),
+        "hf/someone/vit": (32, "hf/someone/vit", "cc-by-nc-4.0"),
+        "timm/hf-hub:someone/timm": (32, "timm/hf-hub:someone/timm", "apache-2.0"),
+    }
+    sizes = {one.name: one.size / 1e6 for one in found}
     assert 13 < sizes["efficientnet_lite0"] < 14 and sizes["hf/someone/vit"] < 1
     ((name, reason),) = others
     assert name == "hf/someone/text" and "no images" in reason

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfshot.studies.environment import label_free, networks_told
+from selfshot.studies.environment import NO_LABELS, label_free, networks_told
 
 
 def one(name: str, supervision: str | None, licence: str | None = "mit") -> dict[str, Any]:
@@ -16,8 +16,8 @@ def one(name: str, supervision: str | None, licence: str | None = "mit") -> dict
 def test_networks_in_a_line() -> None:
     networks = [one("hf/a", "none") | {"revision": "0123456789abcdef"}, one("timm/b", None, None)]
     assert networks_told(networks) == (
-        "hf/a at 0123456789ab (mit; learned from no labels); "
-        "timm/b (no licence stated; learned from what is not stated)"
+        "hf/a at 0123456789ab (mit; by its kind and tag, learned from no labels); "
+        "timm/b (no licence stated; by its kind and tag, learned from what is not stated)"
     )
     assert networks_told([]) == "none"
 
@@ -25,8 +25,8 @@ def test_networks_in_a_line() -> None:
 @pytest.mark.parametrize(
     ("networks", "backbone", "said"),
     [
-        ([], "scratch", ["no network in it learned from labels"]),
-        ([one("hf/a", "none")], "hf/a", ["no network in it learned from labels"]),
+        ([], "scratch", [NO_LABELS]),
+        ([one("hf/a", "none")], "hf/a", [NO_LABELS]),
         ([], "pretrained", ["the seen classes' masks"]),
         ([one("a", "labels"), one("b", "labels")], "a", ["labels that a and b", "unseen classes"]),
         ([one("a", "captions"), one("b", None)], "a", ["captions that a", "unstated data that b"]),
@@ -37,4 +37,4 @@ def test_what_labels_retrieval_rests_on(
 ) -> None:
     told = label_free(networks, backbone)
     assert all(part in told for part in said)
-    assert ("no network" in told) == (said[0].startswith("no network"))
+    assert (told == NO_LABELS) == (said == [NO_LABELS])

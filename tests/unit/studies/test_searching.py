@@ -55,7 +55,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pq.write_table(pa.table(columns), shards / "manifest" / "clips.parquet")
     (shards / "manifest" / "corpus.json").write_text(json.dumps({"root": str(folder)}))
     manifest = open_manifest(str(shards / "manifest"))
-    settings = {"encoder": "colour", "num_frames": 3, "height": 32, "width": 48}
+    settings = {"encoder": "colour", "num_frames": 3, "height": 32, "width": 48,
+                "precision": "float32"}  # fmt: skip
     storage = Storage(str(shards))
     (part,) = make_slices(manifest, 9)
     writer = ShardWriter(
@@ -71,7 +72,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     how = parse_experiment("name: index", "the defaults")
     corpus.index(how, embeddings=shards, out=tmp_path / "index")
     monkeypatch.setattr(
-        searching, "open_encoder", lambda name, **how: LoadedEncoder(MeanColour(), name, 32, 48)
+        searching, "open_encoder", lambda name, precision: LoadedEncoder(MeanColour(), name, 32, 48)
     )
     return tmp_path / "index"
 
