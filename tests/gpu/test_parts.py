@@ -204,8 +204,9 @@ def test_a_video_is_predicted(
         {},
         {"auxiliary": "efficientnet_lite0"},
         {"backbone": "video_vit", "vit_size": "tiny", "vit_patch": 8},
+        {"backbone": "timm/test_vit", "weights": "random", "layers": 0, "adapter": "linear"},
     ],
-    ids=["windows", "auxiliary", "vit"],
+    ids=["windows", "auxiliary", "vit", "named"],
 )
 @pytest.mark.parametrize("how", ["to", "prepare"])
 def test_clips_are_described(

@@ -287,6 +287,12 @@ def test_a_folder_is_named_with_its_whole_path(
         assert anywhere(name) == name
 
 
+def say_otherwise(folder: Path, **changes: Any) -> None:
+    """Change what a folder's config says."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 class TestWrongNetworks:
     """One message each."""
 
@@ -324,9 +330,7 @@ class TestWrongNetworks:
 
     def test_code_of_a_repository_is_not_run(self, tmp_path: Path) -> None:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
-        config = json.loads((tmp_path / "config.json").read_text())
-        config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        say_otherwise(tmp_path, model_type="own", auto_map={"AutoConfig": "own.Own"})
         (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         with refused(NAME):
             opened(f"hf/{tmp_path}")
@@ -348,8 +352,7 @@ class TestWrongNetworks:
 
     def test_weights_of_another_shape(self, tmp_path: Path) -> None:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+        say_otherwise(tmp_path, intermediate_size=96)
         with refused(NAME):
             opened(f"hf/{tmp_path}")
 
@@ -374,25 +377,20 @@ class TestWrongNetworks:
 
     def test_timms_weights_of_another_network(self, tmp_path: Path) -> None:
         write_timm(tmp_path, *TIMM_NETWORKS["resnet"][:2])
-        config = json.loads((tmp_path / "config.json").read_text())
-        config["model_args"]["channels"] = [8, 16, 24, 40]
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        say_otherwise(tmp_path, model_args={"channels": [8, 16, 24, 40]})
         with refused(NAME):
             opened(f"timm/local-dir:{tmp_path}")
 
     def test_no_memory_is_free(self, tmp_path: Path) -> None:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
-        config = json.loads((tmp_path / "config.json").read_text())
         # A matrix of 275 GB, which no machine here gives.
-        config |= {"hidden_size": 1 << 18, "num_hidden_layers": 1}
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        say_otherwise(tmp_path, hidden_size=1 << 18, num_hidden_layers=1)
         with refused(NAME):
             opened(f"hf/{tmp_path}")
 
     def test_weights_that_are_missing(self, tmp_path: Path) -> None:
         write_hf(tmp_path, IMAGE_NETWORKS["vit"][0], 48)
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+        say_otherwise(tmp_path, num_hidden_layers=3)
         with refused(NAME):
             opened(f"hf/{tmp_path}")
 
