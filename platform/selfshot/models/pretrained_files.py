@@ -263,6 +263,13 @@ def _snapshot(
             setting=setting,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(
+                f"{setting}: the hub lets nobody read {repository}{at} who is not logged in, or "
+                "not you; log in with hf auth login",
+                setting=setting,
+            ) from None
         raise StorageError(
             f"{setting}: {repository}{at} cannot be fetched from the hub "
             f"({str(error).splitlines()[0][:200]}); run the same command again when it answers",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from tests.refusals import refused
 from tests.unit.models.test_pretrained_networks import SIZES, write_hf, write_timm
 from transformers import BertConfig, ViTConfig
 
+from selfshot.errors import StorageError, UserError
 from selfshot.models.pretrained_files import find_network
 from selfshot.models.pretrained_listing import networks_here
 
@@ -112,3 +116,61 @@ def test_validate_says_what_a_network_wants(
         words = ["validate", str(experiment), "--set", f"encoder.backbone=hf/someone/{name}"]
         assert main(words) == 2
         assert f"someone/{name}" in capsys.readouterr().err
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub that answers every request alike."""
+
+    status, said = 503, ""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("X-Error-Code", self.said)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (404, "RepoNotFound", UserError),
+        (404, "RevisionNotFound", UserError),
+        (403, "GatedRepo", UserError),
+        (401, "", UserError),
+        (429, "", StorageError),
+        (503, "", StorageError),
+    ],
+)
+def test_what_the_hub_answers(
+    status: int, said: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "status", status)
+    monkeypatch.setattr(Hub, "said", said)
+    with refused("encoder.backbone", kind):
+        find_network("hf/a/b", setting="encoder.backbone", revision="x", allow_download=True)
+
+
+def test_a_hub_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with refused("encoder.backbone", StorageError):
+        find_network("hf/a/b", setting="encoder.backbone", allow_download=True)
