@@ -17,7 +17,7 @@ from selfshot.studies.run import stage_keys, stage_settings, wanted_stages
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("stage_keys.json")
 # Their keys hold hashes of videos and weights that not every machine has.
-BROUGHT = ("paper_model", "real_videos", "_paper")
+BROUGHT = ("paper_model", "real", "_paper")
 
 
 def keys_of(path: Path) -> list[str]:

@@ -87,8 +87,9 @@ def _name(page: Path) -> str:
 
 def test_the_walk_reaches_every_depth_and_kind() -> None:
     paths = [path for path, _ in SETTINGS]
-    assert paths.count("benchmark.height") == 6
+    assert paths.count("benchmark.height") == 7
     assert {"benchmark.annotations", "benchmark.corpus_clips", "vis.weights.l1"} <= set(paths)
+    assert {"benchmark.sources.images", "benchmark.scene.zoom"} <= set(paths)
     assert "vis.optimiser.steps" in paths
     assert len(paths) > 90
 

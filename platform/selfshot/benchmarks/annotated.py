@@ -12,11 +12,14 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from selfshot.data.frames import FrameReader
 from selfshot.data.json_entries import TAKEN, is_finite, read_json
 from selfshot.data.ytvis import Annotations, Quarantined, Track, parse_annotations, resolve_frame
 from selfshot.errors import UserError
 from selfshot.files import digest_bytes, digest_file, digest_pieces
+from selfshot.ops.masks import Rle, decode_rles, encode_rle, rle_area, rle_to_box
 
 FEW_HOLDERS = 16
 PROGRESS_EVERY_S = 10.0
@@ -31,11 +34,12 @@ class Form:
     """Another form of annotations than YouTube-VIS's.
 
     Attributes:
-        convert: makes the YouTube-VIS form of what a file holds, entry by entry.
+        convert: makes the YouTube-VIS form of what a file holds, entry by entry; it is given the
+            file's path and its setting for messages.
         words: YouTube-VIS's names of keys → the file's own, for messages.
     """
 
-    convert: Callable[[Any, Path], dict[str, Any]] = lambda content, path: content
+    convert: Callable[[Any, Path, str], dict[str, Any]] = lambda content, path, setting: content
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def said(self, text: str) -> str:
@@ -90,7 +94,7 @@ def read_annotated(
         UserError: the file is no such JSON, none of its videos, categories or annotations can be
             read, or two classes share a name or an id.
     """
-    content = form.convert(read_json(path), path)
+    content = form.convert(read_json(path), path, f"benchmark.{field}")
     # Parsing empties the lists that it reads.
     video_of = _ids_of(content, "annotations", "video_id")
     twins = {number for number, n in Counter(_ids_of(content, "videos", "id")).items() if n > 1}
@@ -125,7 +129,10 @@ def check_annotations(path: Path, field: str, form: Form = YOUTUBE_VIS) -> list[
     """
     entries: list[Quarantined] = []
     loaded = parse_annotations(
-        form.convert(read_json(path), path), path, quarantined=entries, masks=False
+        form.convert(read_json(path), path, f"benchmark.{field}"),
+        path,
+        quarantined=entries,
+        masks=False,
     )
     _refuse_unusable(loaded, entries, f"benchmark.{field}", path, form)
     return [form.said(f"{entry.entry}: {entry.reason}") for entry in entries]
@@ -196,6 +203,25 @@ def rename_classes(annotations: Annotations, names: Mapping[str, str | None]) ->
         if name is not None:
             tracks.append(dataclasses.replace(track, category_id=ids[name]))
     return Annotations(annotations.videos, {i: name for name, i in ids.items()}, tuple(tracks))
+
+
+def shrunk(track: Track, old: tuple[int, int], new: tuple[int, int]) -> Track:
+    """A track in frames of another height and width; by the nearest pixel."""
+    if old == new:
+        return track
+    rows, columns = (
+        ((np.arange(to) + 0.5) * was / to).astype(int) for was, to in zip(old, new, strict=True)
+    )
+    rles: list[Rle | None] = []
+    for rle in track.segmentations:
+        mask = None if rle is None else decode_rles([rle], *old)[0][np.ix_(rows, columns)]
+        rles.append(None if mask is None or not mask.any() else encode_rle(mask))
+    return dataclasses.replace(
+        track,
+        segmentations=tuple(rles),
+        boxes=tuple(None if rle is None else rle_to_box(rle) for rle in rles),
+        areas=tuple(None if rle is None else float(rle_area(rle)) for rle in rles),
+    )
 
 
 def without_pixels(

@@ -112,7 +112,7 @@ def assemble(
     num_tracks = len(loaded.tracks)
     loaded = without_pixels(loaded, pixelless, on_message)
     lost = [*found.quarantined, *faults, *pixelless]
-    _check_enough(splits, unseen, found, UNSEEN in split_of.values(), lost)
+    check_enough(splits, unseen, found, UNSEEN in split_of.values(), lost)
     classes = {"train": tuple(sorted(splits.supports["train"])), **unseen}
     queries = {split: tuple(pairs) for split, pairs in splits.queries.items()}
     supports = {
@@ -156,7 +156,7 @@ def assemble(
         "corpus_classes": gathered.classes,
         "videos_of_seen_and_unseen": splits.mixed,
         "videos_quarantined": num_videos - sum(map(len, used.values())),
-        **_count_splits(splits, classes, on_message),
+        **count_splits(splits, classes, on_message),
     }
     if not splits.queries["val"]:
         on_message("val: no class has readable videos of two sources, so nothing is chosen on it")
@@ -186,9 +186,10 @@ def _unseen(split_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _count_splits(
+def count_splits(
     splits: Splits, classes: Mapping[str, Sequence[str]], on_message: OnMessage
 ) -> dict[str, int]:
+    """Classes, videos, queries and supports of each split, which are reported as well."""
     counts: dict[str, int] = {}
     for split in SPLITS:
         videos = splits.videos(split)
@@ -206,7 +207,7 @@ def _count_splits(
     return counts
 
 
-def _check_enough(
+def check_enough(
     splits: Splits,
     unseen: Mapping[str, Sequence[str]],
     found: Found,

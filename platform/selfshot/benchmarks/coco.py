@@ -148,7 +148,7 @@ def fold_splits(categories: dict[int, str], fold: int) -> dict[str, str]:
     }
 
 
-def as_videos(content: Any, path: Path) -> dict[str, Any]:
+def as_videos(content: Any, path: Path, setting: str) -> dict[str, Any]:
     """The YouTube-VIS form of COCO's instances; entries stay in their order.
 
     Raises:
@@ -157,9 +157,9 @@ def as_videos(content: Any, path: Path) -> dict[str, Any]:
     for key in ("images", "categories", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
-                f'benchmark.annotations: {path}: no list "{key}" in it; give an instances JSON of '
+                f'{setting}: {path}: no list "{key}" in it; give an instances JSON of '
                 "COCO (YouTube-VIS JSON is read by the kind 'folder')",
-                setting="benchmark.annotations",
+                setting=setting,
             )
     return {
         "videos": [

@@ -32,9 +32,11 @@ def check_contents(experiment: Experiment, on_message: OnMessage) -> None:
         UserError: no video, category or annotation can be read, or as `check_corpus`.
     """
     section = experiment.benchmark
-    form = COCO if section.kind == "coco_one_shot" else YOUTUBE_VIS
-    for field in _ANNOTATIONS:
-        path = getattr(section, field, None)
+    form = COCO if section.kind in ("coco_one_shot", "pseudo_videos") else YOUTUBE_VIS
+    files = {field: getattr(section, field, None) for field in _ANNOTATIONS}
+    for index, source in enumerate(getattr(section, "sources", ())):
+        files[f"sources[{index}].annotations"] = source.annotations
+    for field, path in files.items():
         if path is None:
             continue
         wrong = check_annotations(path, field, form)

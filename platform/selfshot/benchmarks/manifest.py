@@ -17,14 +17,16 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfshot.config.benchmarks import SceneConfig
 from selfshot.data.clips import ClipReader
 from selfshot.data.guard import Clip
+from selfshot.data.scenes import SceneComposer, SceneReader
 from selfshot.data.supports import SupportReader
 from selfshot.data.ytvis import load_annotations
 
@@ -66,6 +68,9 @@ class Benchmark:
         files: SHA-256 of each file that was written beside this one.
         inputs: SHA-256 of each input, by its setting.
         quarantined: `(what, reason)` of everything that was left out.
+        composed: where training clips are composed of the training videos, which are photos:
+            `scene`, a `SceneConfig` as JSON values, and `min_object`.
+        groups: videos of the queries that are scored apart as well, by the group's name.
     """
 
     name: str
@@ -86,6 +91,8 @@ class Benchmark:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     quarantined: tuple[tuple[str, str], ...] = ()
+    composed: dict[str, Any] | None = None
+    groups: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def reader(self, folder: Path) -> ClipReader:
         """A reader of the annotated clips of the benchmark in `folder`, at the model's size."""
@@ -96,6 +103,19 @@ class Benchmark:
             height=self.height,
             width=self.width,
         )
+
+    def training_reader(self, folder: Path) -> ClipReader:
+        """A reader of what trains: the annotated clips, or clips that it composes of photos."""
+        reader = self.reader(folder)
+        if self.composed is None:
+            return reader
+        composer = SceneComposer(
+            reader,
+            SceneConfig.model_validate(self.composed["scene"]),
+            others=self.videos["train"],
+            min_object=self.composed["min_object"],
+        )
+        return SceneReader(composer)
 
     def support_reader(
         self, folder: Path, reader: ClipReader, num_frames: int | None = None
@@ -182,6 +202,7 @@ def load_benchmark(folder: Path) -> Benchmark:
         split: {key: tuple(videos) for key, videos in by_query.items()}
         for split, by_query in raw.get("pairs", {}).items()
     }
+    raw["groups"] = {name: tuple(ids) for name, ids in raw.get("groups", {}).items()}
     raw["quarantined"] = tuple((what, reason) for what, reason in raw["quarantined"])
     return Benchmark(**raw)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from selfshot.config.fields import Count, FilePath, Section, Share
+from selfshot.config.fields import Count, FilePath, NonNegative, Positive, Section, Share
 
 PAIRED_SUPPORTS = 10
 """Supports that a manifest fixes for each val and test query; the first k are those of k shots."""
@@ -145,13 +145,132 @@ class CocoOneShotBenchmark(DealtSplits):
         return self
 
 
+class PhotoSource(Section):
+    """Photos with masks."""
+
+    annotations: FilePath = Field(description="COCO instances JSON")
+    images: FilePath = Field(description="folder of the images")
+
+
+class VideoSource(Section):
+    """Annotated videos."""
+
+    annotations: FilePath = Field(description="YouTube-VIS JSON")
+    frames: FilePath = Field(description="folder of the frames")
+
+
+Range = tuple[NonNegative, NonNegative]
+
+
+class SceneConfig(Section):
+    """How a photo becomes a clip: a camera's path, pasted objects, light."""
+
+    zoom: Range = Field(
+        (0.55, 1.0), description="side of a view as a share of the largest in the photo"
+    )
+    close_up: Range = Field(
+        (1.2, 2.2), description="side of a support's view over its object's; of corpus clips too"
+    )
+    travel: Share = Field(
+        0.6, description="share of the way that a camera may go and still show the object"
+    )
+    turn: NonNegative = Field(6.0, description="of a camera, at most, in degrees")
+    tilt: Annotated[float, Field(ge=0.0, le=0.4)] = Field(
+        0.08, description="of a camera, at most: see ops/cameras.py"
+    )
+    pasted_target: Share = Field(
+        0.5, description="share of clips whose object is pasted into another photo"
+    )
+    distractors: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
+        (1, 3), description="objects of other classes that are pasted into a query, from and to"
+    )
+    object_side: Range = Field(
+        (0.35, 0.8), description="of a pasted object, as a share of the frame's shorter side"
+    )
+    object_travel: NonNegative = Field(
+        0.35, description="way of a pasted object at most, as a share of the frame's width"
+    )
+    object_turn: NonNegative = Field(12.0, description="of a pasted object, at most, in degrees")
+    enlarged: Positive = Field(2.0, description="pixels to one of the photo, at most")
+    light: Share = Field(0.15, description="of brightness, contrast, colours and their drift")
+    blur: Share = Field(0.25, description="share of clips with motion blur")
+    noise: NonNegative = Field(3.0, description="deviation at most, in grey values of 255")
+
+    @field_validator("zoom", "close_up", "object_side", "distractors")
+    @classmethod
+    def _from_low_to_high(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"{list(bounds)} is not allowed (the lower one first)")
+        return bounds
+
+    @field_validator("zoom", "close_up", "object_side")
+    @classmethod
+    def _above_zero(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] < 0.05:
+            raise ValueError(f"{list(bounds)} is not allowed (at least 0.05)")
+        return bounds
+
+
+class PseudoVideosBenchmark(Section):
+    """Clips that are made of photos with masks; training ones anew in every batch."""
+
+    kind: Literal["pseudo_videos"]
+    sources: tuple[PhotoSource, ...] = Field(
+        description="annotations and images of each set of photos (at least one)", min_length=1
+    )
+    aliases: dict[str, str] = Field(
+        {}, description="names of classes → the class that they are counted as"
+    )
+    val_classes: tuple[str, ...] = Field(
+        description="unseen classes on which choices are made (at least one)", min_length=1
+    )
+    test_classes: tuple[str, ...] = Field(
+        description="unseen classes that are scored (at least one)", min_length=1
+    )
+    height: Side = 112
+    width: Side = 192
+    num_frames: Annotated[int, Field(ge=2)] = 6
+    min_object: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.015, description="share of a photo that an object covers at least to be a target"
+    )
+    bystanders: Share = Field(
+        0.15,
+        description="share of the seen classes' photos that never train: val and test clips "
+        "have their distractors of them",
+    )
+    eval_queries: Count = Field(2, description="clips of each val and test query photo")
+    eval_supports: Count = Field(2, description="oracle support clips of each support photo")
+    corpus_clips: Count = 2000
+    corpus_unseen: Share = Field(
+        0.5, description="share of these clips that show an unseen class"
+    )
+    videos: VideoSource | None = Field(
+        None, description="real videos: those that show a val or test class are queries as well"
+    )
+    corpus: FilePath | None = Field(
+        None, description="folder of unlabelled clips that join the corpus's own"
+    )
+    corpus_labels: FilePath | None = Field(
+        None, description="CSV with columns clip, rough_label; for diagnosis only"
+    )
+    scene: SceneConfig = SceneConfig()
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> PseudoVideosBenchmark:
+        both = sorted(set(self.val_classes) & set(self.test_classes))
+        if both:
+            raise ValueError(f"val_classes and test_classes share {both}; a class has one split")
+        return self
+
+
 Benchmark = Annotated[
     SpritesBenchmark
     | FolderBenchmark
     | DavisBenchmark
     | SelfVisBenchmark
     | SelfOvisBenchmark
-    | CocoOneShotBenchmark,
+    | CocoOneShotBenchmark
+    | PseudoVideosBenchmark,
     Field(discriminator="kind"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def check_inputs(*experiments: Experiment, data: Any = None) -> None:
         ConfigError: Something is missing or of the wrong kind; all of it in one message.
     """
     found = [
-        Message(name, f"{name}: {problem}", place_of(data, tuple(name.split(".")), exact=True))
+        Message(name, f"{name}: {problem}", place_of(data, _steps(name), exact=True))
         for name, problem in dict.fromkeys(one for each in experiments for one in _problems(each))
         if problem
     ]
@@ -42,10 +43,17 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str | None]]:
     if storage is not None:
         # Whether an address answers is tried when the run begins.
         there = is_address(storage)
-        yield "storage", (
-            scheme_problem(storage) if there else _output_problem(Path(storage), "storage")
+        yield (
+            "storage",
+            (scheme_problem(storage) if there else _output_problem(Path(storage), "storage")),
         )
     yield from _inputs(experiment)
+
+
+def _steps(name: str) -> tuple[str | int, ...]:
+    """`sources[0].images` as the steps to it."""
+    steps = re.findall(r"[^.\[\]]+", name)
+    return tuple(int(step) if step.isdecimal() else step for step in steps)
 
 
 def _inputs(section: Section, within: str = "") -> Iterator[tuple[str, str | None]]:
@@ -54,6 +62,9 @@ def _inputs(section: Section, within: str = "") -> Iterator[tuple[str, str | Non
         name, value = within + field, getattr(section, field)
         if isinstance(value, Section):
             yield from _inputs(value, f"{name}.")
+        elif isinstance(value, tuple) and any(isinstance(one, Section) for one in value):
+            for index, one in enumerate(value):
+                yield from _inputs(one, f"{name}[{index}].")
         elif name == "output" or is_address(str(value)):
             continue  # Behind an address looks the builder, which has to go there anyway.
         elif isinstance(value, Path) or (value and value != "random" and name in _TEXTS):

@@ -255,9 +255,10 @@ class Experiment(Section):
                     f"backbone.classes_per_batch: {self.backbone.classes_per_batch} is more than "
                     f"benchmark.train_classes: {classes}"
                 )
-            if self.encoder.videos_per_batch > self.benchmark.corpus_clips:
-                raise ValueError(
-                    f"encoder.videos_per_batch: {self.encoder.videos_per_batch} is more than "
-                    f"benchmark.corpus_clips: {self.benchmark.corpus_clips}"
-                )
+        clips = getattr(self.benchmark, "corpus_clips", None)
+        if clips is not None and self.encoder.videos_per_batch > clips:
+            raise ValueError(
+                f"encoder.videos_per_batch: {self.encoder.videos_per_batch} is more than "
+                f"benchmark.corpus_clips: {clips}"
+            )
         return self

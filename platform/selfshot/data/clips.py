@@ -34,6 +34,13 @@ class TrackMasks:
     boxes_cxcywh: np.ndarray
 
 
+def sampled_frames(length: int, most: int) -> list[int]:
+    """Which frames of a video of `length` make a clip of at most so many; evenly spaced."""
+    if length <= most:
+        return list(range(length))
+    return ((np.arange(most) + 0.5) * length / most).astype(np.int64).tolist()
+
+
 class ClipReader:
     """Reads clips of `num_frames` frames of one size from annotated videos.
 
@@ -67,9 +74,8 @@ class ClipReader:
     def frame_indices(self, video_id: int) -> np.ndarray:
         """The video's frames that make the clip, (T,) int64; the last one repeats as padding."""
         length = self.annotations.videos[video_id].length
-        if length <= self.num_frames:
-            return np.minimum(np.arange(self.num_frames), length - 1)
-        return ((np.arange(self.num_frames) + 0.5) * length / self.num_frames).astype(np.int64)
+        frames = np.array(sampled_frames(length, self.num_frames))
+        return np.pad(frames, (0, self.num_frames - len(frames)), "edge")
 
     def valid_frames(self, video_id: int) -> np.ndarray:
         """False where a frame of the clip is padding, (T,) bool."""
@@ -128,6 +134,57 @@ class ClipReader:
         """One frame, uint8 (H, W, 3), and all its tracks with T = 1."""
         pixels = self._read(video_id, np.array([index]))[0]
         return pixels, self._tracks_at(video_id, np.array([index]), stride, None)
+
+    def drawn_query(
+        self, video_id: int, category_id: int, stride: int, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, TrackMasks, np.ndarray]:
+        """A training clip with the tracks of one class, mirrored and reversed at random.
+
+        Args:
+            video_id: which video.
+            category_id: of the tracks; other instances are background.
+            stride: as in `tracks`.
+            rng: of the draw; none: the clip as it is.
+
+        Returns:
+            pixels uint8 (T, H, W, 3), the tracks, and which frames are no padding, (T,) bool.
+        """
+        clip = self.frames(video_id)
+        tracks = self.tracks(video_id, stride=stride, category_id=category_id)
+        masks, boxes, present = tracks.masks, tracks.boxes_cxcywh, tracks.present
+        valid = self.valid_frames(video_id)
+        if rng is not None and rng.random() < 0.5:
+            clip, masks, boxes = clip[:, :, ::-1], masks[..., ::-1], boxes.copy()
+            boxes[..., 0] = np.where(present, 1 - boxes[..., 0], 0)
+        if rng is not None and rng.random() < 0.5:
+            # Padding stays at the end, and repeats what is last now.
+            order = np.r_[np.flatnonzero(valid)[::-1], np.zeros((~valid).sum(), int)]
+            clip, masks, boxes = clip[order], masks[:, order], boxes[:, order]
+            present = present[:, order]
+        return clip, TrackMasks(masks, tracks.classes, present, boxes), valid
+
+    def drawn_support(
+        self, video_id: int, category_id: int, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, int]:
+        """Pixels of a training support of a class, mirrored at random; frames that are no padding.
+
+        Args:
+            video_id: which video.
+            category_id: the class that it shows.
+            rng: of the draw; none: the clip as it is.
+        """
+        shot = self.frames(video_id)
+        mirrored = rng is not None and rng.random() < 0.5
+        return shot[:, :, ::-1] if mirrored else shot, int(self.valid_frames(video_id).sum())
+
+    def drawn_frame(
+        self, video_id: int, index: int, stride: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, TrackMasks]:
+        """A frame as `frame` gives it, mirrored at random."""
+        picture, tracks = self.frame(video_id, index, stride)
+        if rng.random() < 0.5:
+            picture, tracks.masks[:] = picture[:, ::-1], tracks.masks[..., ::-1].copy()
+        return picture, tracks
 
     def _read(self, video_id: int, indices: np.ndarray) -> np.ndarray:
         video = self.annotations.videos[video_id]

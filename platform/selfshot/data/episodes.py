@@ -30,8 +30,8 @@ def episode_batch(
         queries: B query video ids.
         supports: for each query its k support video ids; k is the same for all.
         categories: the class that query and supports share; other instances are background.
-        rngs: of each query, mirrors and reverses its clips at random; none: leaves them as they
-            are.
+        rngs: of each query, draw its clips, which are mirrored and reversed at random; none:
+            they are as they are.
         token_stride: pixels to a token.
         mask_stride: pixels to a cell of the targets' masks.
         support_frames: frames of a support, S; none: T, as of the query.
@@ -46,34 +46,24 @@ def episode_batch(
     frames, support_clips, support_lengths, targets, common = [], [], [], [], []
     changes = [None] * len(queries) if rngs is None else rngs
     for query, helpers, category, rng in zip(queries, supports, categories, changes, strict=True):
-        clip = reader.frames(query)
-        tracks = reader.tracks(query, stride=mask_stride, category_id=category)
-        masks, boxes, present = tracks.masks, tracks.boxes_cxcywh, tracks.present
-        valid = reader.valid_frames(query)
-        if rng is not None and rng.random() < 0.5:
-            clip, masks, boxes = clip[:, :, ::-1], masks[..., ::-1], boxes.copy()
-            boxes[..., 0] = np.where(present, 1 - boxes[..., 0], 0)
-        if rng is not None and rng.random() < 0.5:
-            # Padding stays at the end, and repeats what is last now.
-            order = np.r_[np.flatnonzero(valid)[::-1], np.zeros((~valid).sum(), int)]
-            clip, masks, boxes = clip[order], masks[:, order], boxes[:, order]
-            present = present[:, order]
+        clip, tracks, valid = reader.drawn_query(query, category, mask_stride, rng)
         frames.append(clip)
-        shots = []
+        shots, lengths = [], []
         for video in helpers:
-            shot = support_reader.frames(video)
-            shots.append(shot[:, :, ::-1] if rng is not None and rng.random() < 0.5 else shot)
+            shot, length = support_reader.drawn_support(video, category, rng)
+            shots.append(shot)
+            lengths.append(length)
         support_clips.append(np.stack(shots) if shots else np.empty((0, *clip.shape), np.uint8))
-        support_lengths.append([int(support_reader.valid_frames(v).sum()) for v in helpers])
+        support_lengths.append(lengths)
         targets.append(
             {
-                "masks": _tensor(masks),
-                "boxes_cxcywh": _tensor(boxes),
-                "present": _tensor(present),
+                "masks": _tensor(tracks.masks),
+                "boxes_cxcywh": _tensor(tracks.boxes_cxcywh),
+                "present": _tensor(tracks.present),
                 "valid_frames": _tensor(valid),
             }
         )
-        cover = masks.sum(0).clip(max=1)
+        cover = tracks.masks.sum(0).clip(max=1)
         rows, columns = -(-reader.height // token_stride), -(-reader.width // token_stride)
         common.append(average_cells(cover, (rows, columns)))
     return {

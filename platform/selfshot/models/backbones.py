@@ -106,7 +106,8 @@ def open_backbone(section: BackboneConfig) -> tuple[Backbone, WeightsReport | No
 class TimmBackbone(Backbone):
     """A network of timm up to the stage of its tokens, and a 1×1 convolution to d.
 
-    The stages after it are left out: neither trained nor saved. The finer features are those of
+    The stages after it are left out, neither trained nor saved, but for the deepest one where the
+    tokens have its features too. The finer features are those of
     the stage at stride 4. A plain ViT has its tokens alone; transposed convolutions make the finer
     features from them, as in ViTDet. BatchNorms are frozen with their scale and shift, as usual in
     detection.
@@ -165,7 +166,8 @@ def _pyramid(channels: int, stride: int) -> nn.Sequential:
 
 def _stage(network: Any, spec: Mapping[str, Any]) -> nn.Module:
     """The stage that gives the tokens."""
-    stage: nn.Module = network.get_submodule(network.feature_info[spec["indices"][-1]]["module"])
+    index = spec["indices"][min(1, len(spec["indices"]) - 1)]
+    stage: nn.Module = network.get_submodule(network.feature_info[index]["module"])
     return stage
 
 
@@ -188,7 +190,7 @@ def _wide_convolutions(stage: nn.Module) -> list[nn.Conv2d]:
 
 
 def _maps(network: Any, spec: Mapping[str, Any], images: Tensor) -> tuple[Tensor, Tensor]:
-    """The finest and the deepest map, of frames that are padded as the network needs it."""
+    """The finest map and the tokens', of frames that are padded as the network needs it."""
     height, width = images.shape[-2:]
     multiple = spec["multiple"]
     found = network.forward_intermediates(
@@ -198,7 +200,13 @@ def _maps(network: Any, spec: Mapping[str, Any], images: Tensor) -> tuple[Tensor
         output_fmt="NCHW",
         intermediates_only=True,
     )
-    return found[0], found[-1]
+    if len(found) < 3:
+        return found[0], found[-1]
+    # With the context: the deepest stage's map, enlarged to the tokens' grid.
+    context = functional.interpolate(
+        found[2], size=found[1].shape[-2:], mode="bilinear", align_corners=False
+    )
+    return found[0], torch.cat([found[1], context], 1)
 
 
 def _cut(x: Tensor, size: torch.Size | tuple[int, int], stride: int) -> Tensor:
@@ -252,9 +260,18 @@ def _describe(section: BackboneConfig, files: NetworkFiles) -> dict[str, Any]:
             "has no convolution to dilate; leave it out",
             setting="backbone.dilation",
         )
+    if section.context:
+        if plain or strides[-1] <= stride:
+            raise UserError(
+                f"backbone.context: the tokens of {section.kind} are of its deepest stage already; "
+                "leave it out, or lower backbone.output_stride",
+                setting="backbone.context",
+            )
+        spec["indices"] = [*spec["indices"], len(strides) - 1]
     # "Same" padding moves the grid with the size of a frame, if that is no multiple.
     moves = any(isinstance(part, Conv2dSame) for part in shape.modules())
-    for multiple in (stride, 32) if moves else (1, stride, 32):
+    # So do maps that are enlarged to another's grid.
+    for multiple in (32,) if section.context else (stride, 32) if moves else (1, stride, 32):
         spec["multiple"] = multiple
         channels = _channels(shape, spec)
         if channels is not None:

@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfshot.config.benchmarks import SpritesBenchmark
+from selfshot.config.benchmarks import PseudoVideosBenchmark, SpritesBenchmark
+from selfshot.config.fields import Section
 from selfshot.config.schema import Experiment
 from selfshot.studies.progress import Progress
 
@@ -55,6 +56,12 @@ def build_benchmark(
         )
         scratch = made_in.scratch / "units"
         return build_sprites(folder, scratch, units, section, seed=experiment.seed)
+    if isinstance(section, PseudoVideosBenchmark):
+        from selfshot.benchmarks.pseudo_videos import build_pseudo_videos
+
+        return build_pseudo_videos(
+            folder, section, seed=experiment.seed, on_message=progress.note
+        )
     arguments: dict[str, Any] = section.model_dump(exclude={"kind"})
     build = pkgutil.resolve_name(BUILDERS[section.kind])
     made: Benchmark = build(folder, seed=experiment.seed, on_message=progress.note, **arguments)
@@ -99,9 +106,20 @@ def _walked_digest(experiment: Experiment) -> str:
 
     files: dict[str, Path] = {}
     roots: list[Path] = []
-    for name, value in experiment.benchmark:
-        if isinstance(value, Path) and not value.is_dir():
-            files[name] = value
-        elif isinstance(value, Path):
+    for name, value in _paths(experiment.benchmark):
+        if value.is_dir():
             roots.append(value)
+        else:
+            files[name] = value
     return fingerprint(files, roots)
+
+
+def _paths(section: Section, within: str = "") -> Iterator[tuple[str, Path]]:
+    """Each setting of a section that is a path, also those of the sections in it."""
+    for name, value in section:
+        for index, one in enumerate(value) if isinstance(value, tuple) else ((None, value),):
+            place = within + name if index is None else f"{within}{name}[{index}]"
+            if isinstance(one, Path):
+                yield place, one
+            elif isinstance(one, Section):
+                yield from _paths(one, f"{place}.")

@@ -62,7 +62,7 @@ class Stage:
     wanted: Callable[[Experiment], bool] = lambda experiment: True
 
 
-EVALUATION_VERSION = 3
+EVALUATION_VERSION = 4
 
 
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
@@ -292,9 +292,11 @@ def _make_vis(fuser: bool) -> Callable[[Context, StageFolder], Metrics]:
 
 
 def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
+    from selfshot.data.json_entries import write_json
     from selfshot.distributed.capacity import gpu_share
     from selfshot.distributed.session import current_session
     from selfshot.distributed.trials import TrialPlan, run_trials
+    from selfshot.evaluation.details import DETAILS, table_details
     from selfshot.studies.scores import aggregate, figure_name
 
     experiment = context.experiment
@@ -368,6 +370,14 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
     )
     rows = aggregate(trials)
     (folder.path / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    details = table_details(
+        context.folders["benchmark"],
+        folder.path / "predictions",
+        rows,
+        section.folds,
+        section.max_queries_per_fold,
+    )
+    write_json(folder.path / DETAILS, details)
     return {
         "queries": sum(trial["queries"] for trial in trials),
         **{figure_name("AP50", row): row["AP50"]["mean"] for row in rows},

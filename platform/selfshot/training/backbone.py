@@ -104,7 +104,8 @@ class BackboneTask:
         torch.manual_seed(seed)
         self.seed, self.classes_per_batch = seed, section.classes_per_batch
         self.learning_rate = section.optimiser.learning_rate
-        reader = manifest.reader(folder)
+        self.network_learning_rate = section.network_learning_rate or self.learning_rate
+        reader = manifest.training_reader(folder)
         annotations = reader.annotations
         seen = set(manifest.classes["train"])
         self.labels = {
@@ -139,10 +140,24 @@ class BackboneTask:
         return shown or list(range(self.reader.annotations.videos[video].length))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group."""
+        """One group; or two, where the network has a learning rate of its own."""
         self.module.train()
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        return [{"name": "all", "params": trained, "lr": self.learning_rate}]
+        if self.network_learning_rate == self.learning_rate:
+            return [{"name": "all", "params": trained, "lr": self.learning_rate}]
+        network = self.module.backbone.get_submodule("network")
+        inside = set(map(id, network.parameters()))
+        return [
+            {
+                "name": name,
+                "params": [p for p in trained if (id(p) in inside) == own],
+                "lr": rate,
+            }
+            for name, own, rate in (
+                ("network", True, self.network_learning_rate),
+                ("heads", False, self.learning_rate),
+            )
+        ]
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """This rank's share of frames of `classes_per_batch` classes, two videos of each.
@@ -170,9 +185,7 @@ class BackboneTask:
             rng = np.random.default_rng([self.seed, 37, step, mine[i]])
             choices = self.useful_frames(video)
             index = choices[int(rng.integers(len(choices)))]
-            picture, tracks = self.reader.frame(video, index, self.token_stride)
-            if rng.random() < 0.5:
-                picture, tracks.masks[:] = picture[:, ::-1], tracks.masks[..., ::-1].copy()
+            picture, tracks = self.reader.drawn_frame(video, index, self.token_stride, rng)
             frames.append(picture)
             for mask, category in zip(tracks.masks[:, 0], tracks.classes, strict=True):
                 # No object of an unseen class may teach, neither as a class nor as background.

@@ -172,14 +172,18 @@ class VisTask:
             "token_stride": network.backbone.token_stride,
             "mask_stride": network.mask_stride // 2,
         }
-        reader = manifest.reader(folder)
+        reader = manifest.training_reader(folder)
         annotations = reader.annotations
         self.category_ids = {name: i for i, name in annotations.categories.items()}
         self.reader = reader
         self.supports = manifest.supports["train"]
         train_shots = section.train_shots
         shots = train_shots if network.reads_supports else 0
-        self.queries, alone = _with_supports(list(manifest.queries["train"]), self.supports, shots)
+        self.queries = list(manifest.queries["train"])
+        alone: list[str] = []
+        # A photo is a support of itself, in another clip, where its class has no other.
+        if manifest.composed is None:
+            self.queries, alone = _with_supports(self.queries, self.supports, shots)
         if not self.queries:
             raise UserError(
                 f"vis.train_shots: {train_shots} supports are wanted, and no training class has a "
@@ -222,7 +226,7 @@ class VisTask:
         shots = self.section.train_shots if self.reads_supports else 0
         for _ in range(self.section.episodes_per_batch):
             video, name = self.queries[int(draws.integers(len(self.queries)))]
-            pool = [other for other in self.supports[name] if other != video]
+            pool = [other for other in self.supports[name] if other != video] or [video]
             helpers = draws.choice(pool, shots, replace=len(pool) < shots).tolist() if shots else []
             queries.append(video)
             supports.append(helpers)

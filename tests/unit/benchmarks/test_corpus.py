@@ -14,10 +14,10 @@ from selfshot.benchmarks.corpus_build import Cutting, build_manifest
 from selfshot.benchmarks.corpus_items import Item, of_segments, of_videos
 from selfshot.benchmarks.manifest import read_corpus
 from selfshot.benchmarks.self_shot import build_self_vis
-from selfshot.benchmarks.sprites.build import FPS, _encode_h264
+from selfshot.benchmarks.written import FPS, encode_h264
 from selfshot.data.video import duration_s, sample_frames
 
-CLIP = _encode_h264(np.zeros((7 * FPS, 32, 32, 3), np.uint8) + np.uint8(90))
+CLIP = encode_h264(np.zeros((7 * FPS, 32, 32, 3), np.uint8) + np.uint8(90))
 """Seven seconds."""
 
 

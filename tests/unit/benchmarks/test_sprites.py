@@ -24,6 +24,7 @@ from selfshot.benchmarks.manifest import (
 from selfshot.benchmarks.sprites import build as sprites
 from selfshot.benchmarks.sprites import classes as symbols
 from selfshot.benchmarks.sprites import scenes
+from selfshot.benchmarks.written import FPS, encode_h264
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.data.video import probe, sample_frames
 from selfshot.data.ytvis import Annotations, load_annotations, resolve_frame
@@ -325,7 +326,7 @@ class TestCorpus:
         lengths = []
         for path in sorted((folder / "corpus").iterdir()):
             facts = probe(path)
-            assert (facts.height, facts.width, facts.fps) == (32, 40, sprites.FPS)
+            assert (facts.height, facts.width, facts.fps) == (32, 40, FPS)
             lengths.append(facts.num_frames)
             frames = sample_frames(path, num_frames=5, height=24, width=64)
             assert frames.shape == (5, 24, 64, 3) and frames.std() > 5
@@ -337,7 +338,7 @@ class TestCorpus:
         colours = np.array([[230, 40, 40], [40, 230, 40], [40, 40, 230], [220, 200, 30]])
         frames = (ramp * colours[:, None, None]).astype(np.uint8)
         path = tmp_path / "colours.mp4"
-        path.write_bytes(sprites._encode_h264(frames))
+        path.write_bytes(encode_h264(frames))
         back = sample_frames(path, num_frames=4, height=32, width=64)
         assert np.abs(back.astype(int) - frames).mean() < 6
 
@@ -350,7 +351,7 @@ class TestCorpus:
         for k in range(8):
             # What memory held before must not show.
             _ = [rng.integers(0, 255, (50 + k, 64, 64, 3), np.uint8) for _ in range(3)]
-            encoded.add(sprites._encode_h264(frames))
+            encoded.add(encode_h264(frames))
         assert len(encoded) == 1
 
 

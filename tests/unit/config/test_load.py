@@ -380,6 +380,7 @@ class TestBuilders:
         "self_vis": {**PLACES, "annotations": "a.json"},
         "self_ovis": {**PLACES, "annotations": "a.json"},
         "coco_one_shot": {**PLACES, "annotations": "a.json"},
+        "pseudo_videos": {**NAMED, "sources": [{"annotations": "a.json", "images": "i"}]},
     }
 
     def _load(self, folder: Path, kind: str, content: object, *overrides: str) -> Experiment:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models import resnet50
 
 from refusals import refused
@@ -44,6 +45,7 @@ KINDS: list[tuple[dict[str, Any], int]] = [
     ({"kind": "timm/resnet10t", "weights": "random", "dilation": 2}, 16),
     ({"kind": "timm/resnet10t", "weights": "random", "output_stride": 32}, 32),
     ({"kind": "timm/convnext_atto", "weights": "random", "dilation": 3}, 16),
+    ({"kind": "timm/resnet10t", "weights": "random", "context": True}, 16),
     *(({"kind": kind}, 16) for kind in NETWORKS),
 ]
 IDS = ["-".join(map(str, said.values())) for said, _ in KINDS]
@@ -101,6 +103,37 @@ def test_maps_have_the_strides_that_are_told(
     assert again.settings == json.loads(json.dumps(backbone.settings))
     with torch.no_grad():
         assert torch.equal(again(again.normalise(frames))[0], tokens)
+
+
+def test_the_context_is_the_deepest_stage_enlarged() -> None:
+    """At 64 × 96 each of its pixels covers two by two tokens; the tokens' own stage comes first."""
+    said = {"kind": "timm/resnet10t", "weights": "random", "dim": 12}
+    torch.manual_seed(0)
+    with_context, _ = open_backbone(BackboneConfig.model_validate({**said, "context": True}))
+    alone, _ = open_backbone(BackboneConfig.model_validate(said))
+    kept = alone.network.state_dict()
+    whole = with_context.network.state_dict()
+    alone.network.load_state_dict({name: whole[name] for name in kept})
+    assert len(whole) > len(kept), "the stage after the tokens' is kept"
+    frames = frames_of(64, 96)
+    with_context.eval(), alone.eval()
+    with torch.no_grad():
+        deep = with_context.features(with_context.normalise(frames))[2]
+        own = alone.features(alone.normalise(frames))[2]
+        last = with_context.network.forward_intermediates(
+            with_context.normalise(frames), indices=1, intermediates_only=True
+        )[-1]
+    torch.testing.assert_close(deep[:, : own.shape[1]], own)
+    rest = deep[:, own.shape[1] :]
+    assert rest.shape[1] == last.shape[1] and last.shape[-2:] == (2, 3)
+    enlarged = functional.interpolate(last, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(rest, enlarged)
+
+
+def test_a_context_that_is_no_other_stage_is_refused() -> None:
+    said = {"kind": "timm/resnet10t", "weights": "random", "context": True, "output_stride": 32}
+    with refused("backbone.context"):
+        open_backbone(BackboneConfig.model_validate(said))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from PIL import Image
 
 from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.sprites.classes import GLYPHS
 from selfshot.benchmarks.sprites.scenes import Shot, shot
+from selfshot.benchmarks.written import write_clip, write_frames
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.data.ytvis import load_annotations
 from selfshot.errors import UserError
-from selfshot.files import digest_bytes, write_atomically
+from selfshot.files import write_atomically
 from selfshot.ops.masks import encode_rle, rle_area, rle_to_box
 
-FPS = 8
 CLIPS_PER_UNIT = 48
 SHOT_FRAMES = 4
 """Frames of each shot in a corpus clip of several shots."""
@@ -78,13 +74,7 @@ def _objects(
 
 def _write_annotated(folder: Path, clip: dict[str, Any], made: Shot) -> dict[str, Any]:
     """Write the frames and return the video's and its tracks' entries."""
-    frames = folder / "frames" / clip["name"]
-    frames.mkdir(parents=True, exist_ok=True)
-    names = []
-    for index, pixels in enumerate(made.frames):
-        names.append(f"{clip['name']}/{index:05d}.jpg")
-        image = Image.fromarray(pixels)
-        image.save(folder / "frames" / names[-1], quality=95, subsampling=0)
+    names = write_frames(folder, clip["name"], made.frames)
     num_frames, height, width = made.frames.shape[:3]
     tracks = []
     for name, masks in zip(made.classes, made.masks, strict=True):
@@ -108,25 +98,6 @@ def _write_annotated(folder: Path, clip: dict[str, Any], made: Shot) -> dict[str
         "source_id": clip["name"],
     }
     return {"video": video, "tracks": tracks, "split": clip["split"], "role": clip["role"]}
-
-
-def _encode_h264(frames: np.ndarray) -> bytes:
-    """Frames uint8 (T, H, W, 3) as an H.264 MP4."""
-    target = io.BytesIO()
-    with av.open(target, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, FPS)
-        # One thread, so that the bytes are the same on every machine; and no macroblock tree:
-        # with B-frames it reads memory that was never written, and the bytes differ by run.
-        stream.options = {
-            "crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0",
-        }  # fmt: skip
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return target.getvalue()
 
 
 def render_unit(unit: Unit) -> str:
@@ -164,22 +135,8 @@ def render_unit(unit: Unit) -> str:
         shots = int(rng.integers(2, 5)) if rng.random() < unit["multi_shot_share"] else 1
         length = SHOT_FRAMES if shots > 1 else unit["num_frames"]
         pieces = [shot(rng, draw(), num_frames=length, **size).frames for _ in range(shots)]
-        data = _encode_h264(np.concatenate(pieces))
-        (folder / "corpus").mkdir(exist_ok=True)
-        (folder / "corpus" / f"{clip['name']}.mp4").write_bytes(data)
-        entries.append(
-            {
-                "clip_id": clip["name"],
-                "uri": f"{clip['name']}.mp4",
-                "start_s": None,
-                "end_s": None,
-                "source_id": clip["name"],
-                "bytes": len(data),
-                "sha256": digest_bytes(data),
-                "class": clip["class"],
-                "shots": shots,
-            }
-        )
+        row = write_clip(folder, clip["name"], np.concatenate(pieces))
+        entries.append(row | {"class": clip["class"], "shots": shots})
     write_atomically(path, json.dumps(entries))
     return str(path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ import jinja2
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark, read_corpus_labels
 from selfshot.config.load import resolved_yaml
 from selfshot.config.printable import printable
+from selfshot.evaluation.details import DETAILS
+from selfshot.evaluation.episodes import row_name
 from selfshot.models.device import device_for
 from selfshot.retrieval.embeddings import read_embeddings
 from selfshot.studies.environment import label_free, networks_told, run_environment
@@ -77,8 +80,10 @@ def make_page(context: Context, folder: Path) -> None:
             "stage keys": "\n".join(f"{name}: {key}" for name, key in context.keys.items()),
             "settings": resolved_yaml(experiment),
         },
+        details=json.loads((folders["evaluation"] / DETAILS).read_text()),
     )
     write_report(folder, report)
+    shutil.copyfile(folders["evaluation"] / DETAILS, folder / DETAILS)
     write_sheet(folder / "gallery.png", gallery)
     figures.draw_corpus(
         folder / "corpus.png",
@@ -150,6 +155,7 @@ class Report:
         published: the paper's rows `{supports, shots, extra?, AP50}`, shown beside ours.
         mlflow: any of uri, command, experiment, run_id.
         environment: what the run was made with (settings, hashes, seeds, versions).
+        details: of each row by its name, as `evaluation.details.row_details` gives them.
     """
 
     title: str
@@ -163,6 +169,7 @@ class Report:
     published: findings.Rows
     mlflow: Mapping[str, str]
     environment: Mapping[str, str]
+    details: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def write_report(out_dir: Path, report: Report) -> None:
@@ -183,6 +190,7 @@ def write_report(out_dir: Path, report: Report) -> None:
             figures.gauge(findings.gap_share(rows, s, published)) for s in findings.settings(rows)
         ],
         "differences": _differences(rows),
+        "details": _details(rows, report.details),
         "retrieval": _retrieval(report.retrieval, report.benchmark),
         "gallery": items,
         "strip": _strip(items),
@@ -370,6 +378,42 @@ def _differences(rows: findings.Rows) -> list[dict[str, Any]]:
         }
         for d in found
     ]
+
+
+def _details(
+    rows: findings.Rows, details: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Tables of the groups of queries, a row of the results each, and of the classes."""
+    found = [(row, details[row_name(dict(row))]) for row in _sorted(rows) if details]
+    groups = dict.fromkeys(name for _, one in found for name in one["groups"])
+    classes = dict.fromkeys(name for _, one in found for name in one["classes"])
+    said = [
+        {
+            "label": figures.label_of(row),
+            "shots": findings.shots_label(*findings.setting_of(row)),
+            **one,
+        }
+        for row, one in found
+    ]
+    return {
+        "groups": [
+            {
+                "name": name,
+                "queries": max(one["groups"][name]["queries"] for one in said),
+                "rows": [{**one, **one["groups"][name]} for one in said],
+            }
+            for name in groups
+        ],
+        "columns": said,
+        "classes": [
+            {
+                "name": name,
+                "queries": max(one["classes"][name]["queries"] for one in said),
+                "cells": [one["classes"][name]["AP50"] for one in said],
+            }
+            for name in classes
+        ],
+    }
 
 
 def _tiles(rows: findings.Rows, retrieval: Mapping[str, Any]) -> list[dict[str, str]]:

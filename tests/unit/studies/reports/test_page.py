@@ -188,6 +188,41 @@ def test_page_shows_each_row_with_the_papers_figure(tmp_path):
     assert "YouTube-VIS" in html
 
 
+def details() -> dict[str, Any]:
+    """Of each row: a group, two classes; the figures tell the rows apart."""
+    return {
+        name: {
+            "classes": {
+                "kite": {"AP50": 10.0 + i, "queries": 7},
+                "<boat>": {"AP50": 20.0 + i, "queries": 2},
+            },
+            "groups": {
+                "real <videos>": {
+                    "AP50": 30.0 + i, "low": 5.0, "high": None, "queries": 3,
+                    "first_right": 33.3, "any_right": 66.7,
+                }
+            },
+            "queries": [],
+        }
+        for i, name in enumerate(
+            ["none_0+0", "query_itself_1+0", "random_1+0", "self_shot_1+0", "oracle_1+0"]
+        )
+    }  # fmt: skip
+
+
+def test_groups_and_classes_have_tables(tmp_path):
+    html = write(tmp_path, details=details())
+    cells = [[text.strip() for text in line] for line in Page(html).rows]
+    line = next(line for line in cells if line[0] == "Self-shot" and "to" in line[3])
+    assert line[2:] == ["33.0", "5.0 to –", "33.3", "66.7"]
+    line = next(line for line in cells if line[0] == "<boat>")
+    assert line[1:] == ["2", "20.0", "21.0", "22.0", "23.0", "24.0"]
+    text = (tmp_path / "report.md").read_text()
+    assert "| Self-shot | 1 shot | 33.0 | 5.0 to – | 33.3 | 66.7 |" in text
+    assert "| kite | 7 | 10.0 | 11.0 | 12.0 | 13.0 | 14.0 |" in text
+    assert "Each class" not in write(tmp_path / "without")
+
+
 def test_page_is_one_file_and_fetches_nothing(tmp_path):
     shown = Page(full_page(tmp_path))
     addresses = [value for _, name, value in shown.attributes if name in ("src", "href", "srcset")]
