@@ -14,6 +14,7 @@ from PIL import Image
 from selfshot import cli
 from selfshot.benchmarks.manifest import read_corpus
 from selfshot.benchmarks.sprites.build import build_sprites
+from selfshot.benchmarks.written import encode_h264
 from selfshot.config.benchmarks import SpritesBenchmark
 from selfshot.retrieval.index import build_index
 from selfshot.studies import predicting
@@ -195,7 +196,10 @@ def test_folders_of_frames_that_are_refused(
             ["--video", "good.mp4", "--supports", "two.gif"],
             "two.gif: the image cannot be read: it ",
         ),
-        (["--video", "good.mp4", "--supports", "a.mp4", "--shots", "2"], "--shots counts"),
+        (
+            ["--video", "good.mp4", "--supports", "a.mp4", "--shots", "2"],
+            "predict: --shots is for supports",
+        ),
     ],
 )
 def test_mistakes(
@@ -222,3 +226,69 @@ def test_stages_must_be_done(tmp_path: Path, monkeypatch: Any, capsys: Any) -> N
     Path("tiny.yaml").write_text(YAML)
     code, said = _said(capsys, "tiny.yaml", "--video", "x.mp4")
     assert code == 2 and "benchmark, vis, encoder, index are not done in runs" in said
+
+
+def _clips(folder: Path, shades: dict[str, int]) -> Path:
+    """Clips of one grey each."""
+    folder.mkdir(exist_ok=True)
+    for name, shade in shades.items():
+        (folder / f"{name}.mp4").write_bytes(encode_h264(np.full((4, 40, 48, 3), shade, np.uint8)))
+    return folder
+
+
+def _supports_of(said: str) -> list[str]:
+    """Ids of the clips that the line of the supports names."""
+    (line,) = (line for line in said.splitlines() if line.startswith("supports: "))
+    return [part.split()[0] for part in line.removeprefix("supports: ").split(", ")]
+
+
+class TestCorpusOfOnesOwn:
+    """Supports out of a folder of clips, which is embedded once."""
+
+    @pytest.mark.slow
+    def test_embedded_once_and_anew_where_a_file_changed(
+        self, experiment: Path, video: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        clips = _clips(tmp_path / "my clips", {"dark": 40, "grey": 120, "light": 220})
+        words = [
+            experiment, "--video", video, "--corpus", clips, "--out", tmp_path / "out",
+            "--set", "supports.duplicate_cosine=1.0", "--format", "png",
+        ]  # fmt: skip
+        code, said = _said(capsys, *words)
+        assert code == 0, said
+        assert "3 embedded + 0 quarantined = 3 clips" in said
+        first = _supports_of(said)
+        assert len(first) == 2 and json.loads((tmp_path / "out" / "results.json").read_text())
+        code, said = _said(capsys, *words, "--without", first[0])
+        assert code == 0 and " embedded + " not in said, "what is made is reused"
+        assert _supports_of(said)[0] == first[1] and first[0] not in _supports_of(said)
+        _clips(clips, {"white": 250})
+        code, said = _said(capsys, *words, "--shots", 4)
+        assert code == 0 and "4 embedded + 0 quarantined = 4 clips" in said
+        assert len(set(_supports_of(said))) == 4
+
+    def test_mistakes(self, experiment: Path, video: Path, tmp_path: Path, capsys: Any) -> None:
+        words = [experiment, "--video", video, "--out", tmp_path / "out"]
+        code, said = _said(capsys, *words, "--corpus", tmp_path / "none")
+        assert code == 2 and "--corpus: " in said and "is no folder" in said
+        code, said = _said(capsys, *words, "--without", "clip_999999")
+        assert code == 2 and "--without: clip_999999 is no clip of the corpus" in said
+        for option in (["--corpus", tmp_path], ["--without", "clip_000000"]):
+            code, said = _said(capsys, *words, "--supports", video, *option)
+            assert code == 2 and f"predict: {option[0]} is for supports that" in said
+
+    def test_a_clip_that_is_passed_over(
+        self, experiment: Path, video: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        words = [
+            experiment, "--video", video, "--out", tmp_path / "out", "--shots", 3,
+            "--set", "supports.duplicate_cosine=1.0", "--format", "png",
+        ]  # fmt: skip
+        code, said = _said(capsys, *words)
+        assert code == 0
+        found = _supports_of(said)
+        code, said = _said(capsys, *words, "--without", found[1])
+        assert code == 0
+        left = _supports_of(said)
+        assert left[:2] == [found[0], found[2]] and len(left) == 3 and found[1] not in left

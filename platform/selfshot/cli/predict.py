@@ -37,6 +37,20 @@ def predict(
             "retrieved from the experiment's corpus.",
         ),
     ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus",
+            metavar="FOLDER",
+            help="Clips of your own, from which supports are retrieved; embedded once.",
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without", metavar="CLIP", help="A clip that is passed over; repeatable."
+        ),
+    ] = None,
     shots: Annotated[
         int | None,
         typer.Option("--shots", min=1, help="How many are retrieved; else the most of the run."),
@@ -64,11 +78,14 @@ def predict(
     overrides: Overrides = None,
 ) -> None:
     """Segment and track in a video what it has in common with its supports."""
-    if supports and shots is not None:
-        raise UserError(
-            "predict: --shots counts what is retrieved; leave it, or --supports", setting="--shots"
-        )
-    from selfshot.studies.predicting import RESULTS, Wanted
+    retrieved = {"--shots": shots, "--corpus": corpus, "--without": without}
+    for name, value in retrieved.items():
+        if supports and value:
+            raise UserError(
+                f"predict: {name} is for supports that are retrieved; leave it, or --supports",
+                setting=name,
+            )
+    from selfshot.studies.predicting import RESULTS, Supports, Wanted
     from selfshot.studies.predicting import predict as run
 
     with opened(experiment, overrides) as study:
@@ -85,8 +102,7 @@ def predict(
                 formats=[str(one) for one in formats or (Format.MP4, Format.PNG)],
                 attention=attention,
             ),
-            supports=supports or (),
-            shots=shots,
+            supports=Supports(supports or (), corpus, shots, without or ()),
             on_message=lambda text: print(text, file=sys.stderr),
         )
     print(f"{count} tracks: {out / RESULTS} and {out / 'index.html'}")

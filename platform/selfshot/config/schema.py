@@ -198,6 +198,8 @@ class Experiment(Section):
             raise ValueError("name: 'store' is the folder of the stages' results; choose another")
         if self.name == "mlartifacts":
             raise ValueError("name: 'mlartifacts' is a folder of MLflow's; choose another")
+        if self.name == "corpora":
+            raise ValueError("name: 'corpora' is the folder of your own clips; choose another")
         for name, address in (
             ("storage", self.storage),
             ("encoder.weights", self.encoder.weights),

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from selfshot.benchmarks.manifest import Benchmark, load_benchmark
 from selfshot.config.schema import Experiment
+from selfshot.data.corpus_manifest import Manifest, find_clips, open_manifest
 from selfshot.data.frames import FrameReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.images import IMAGE_SUFFIXES, image_names, image_size, is_image, read_image
@@ -24,6 +26,7 @@ from selfshot.models.device import device_for
 from selfshot.models.vis import SelfShotVIS
 from selfshot.models.weights import load_vis
 from selfshot.studies.finished import stage_folders
+from selfshot.studies.own_corpus import own_index, read_found
 from selfshot.studies.retrieving import retrieval_stages, retrieve_clips
 
 RESULTS = "results.json"
@@ -142,38 +145,74 @@ def _middles(num_frames: int, length: int) -> np.ndarray:
     return ((np.arange(num_frames) + 0.5) / num_frames * length).astype(np.int64)
 
 
+@dataclasses.dataclass(frozen=True)
+class Supports:
+    """Where a video's supports come from.
+
+    Attributes:
+        files: files or folders of them; none: they are retrieved.
+        corpus: folder of clips from which they are retrieved; none: the experiment's corpus.
+        shots: how many are retrieved; none: the largest of `supports.shots`.
+        without: ids of clips that are passed over.
+    """
+
+    files: Sequence[Path] = ()
+    corpus: Path | None = None
+    shots: int | None = None
+    without: Sequence[str] = ()
+
+
 def retrieve_supports(
     experiment: Experiment,
     folders: dict[str, Path],
     benchmark: Benchmark,
-    path: Path,
-    video: Video,
-    frames: FrameReader,
-    count: int,
+    clip: UInt8[np.ndarray, "time height width 3"],
+    wanted: Supports,
     device: str,
 ) -> list[NamedClip]:
-    """The video's own supports from the experiment's corpus, as the stage `supports` finds them."""
-    middles = _middles(benchmark.num_frames, video.length)
-    try:
-        clip = frames.read(video, middles, benchmark.height, benchmark.width)
-    except VideoError as error:
-        raise UserError(f"--video: {error}", setting="--video") from None
-    (found,) = retrieve_clips(experiment, folders, clip[None], count, device)
-    if not found.clip_ids:
+    """A clip's own supports from a corpus, as the stage `supports` finds them; see `predict`."""
+    size, folder = (benchmark.height, benchmark.width), folders["benchmark"]
+    if wanted.corpus is None:
+        manifest = open_manifest(str(folder / "corpus.parquet"))
+        place = f"the corpus of {experiment.name}"
+    else:
+        made, manifest = own_index(
+            experiment, wanted.corpus, folders["encoder"] / "export", size
+        )
+        folders, place = {**folders, "index": made}, str(wanted.corpus)
+    _check_without(wanted.without, manifest)
+    count = wanted.shots or max(experiment.supports.shots)
+    (found,) = retrieve_clips(
+        experiment, folders, clip[None], count + len(wanted.without), device
+    )
+    kept = [
+        (clip_id, score)
+        for clip_id, score in zip(found.clip_ids, found.scores, strict=True)
+        if clip_id not in wanted.without
+    ][:count]
+    if not kept:
         raise UserError(
-            f"--video: {path}: the corpus of {experiment.name} holds nothing but near duplicates "
-            "of it; give --supports, or raise supports.duplicate_cosine",
+            f"--video: {place} holds nothing but near duplicates of it, and what --without "
+            "names; give --supports, or raise supports.duplicate_cosine",
             setting="--video",
         )
-    folder = folders["benchmark"]
-    reader = benchmark.support_reader(
-        folder, benchmark.reader(folder), experiment.vis.support_frames
-    )
-    supports = []
-    for clip_id, score in zip(found.clip_ids, found.scores, strict=True):
-        supports.append(NamedClip(f"{clip_id} {score:.2f}", reader.frames(clip_id)))
-    reader.decoder.close()
-    return supports
+    num_frames = experiment.vis.support_frames or benchmark.num_frames
+    frames = read_found(manifest, [clip_id for clip_id, _ in kept], num_frames, size)
+    return [
+        NamedClip(f"{clip_id} {score:.2f}", one)
+        for (clip_id, score), one in zip(kept, frames, strict=True)
+    ]
+
+
+def _check_without(names: Sequence[str], manifest: Manifest) -> None:
+    known = find_clips(manifest, set(names)) if names else {}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--without: {name} is no clip of the corpus; give an id as the line `supports:` "
+                "has it",
+                setting="--without",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +244,7 @@ def predict(
     out: Path,
     wanted: Wanted,
     *,
-    supports: Sequence[Path] = (),
-    shots: int | None = None,
+    supports: Supports = Supports(),
     on_message: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Segment and track in a video what it has in common with its supports, and draw it.
@@ -216,9 +254,7 @@ def predict(
         path: a video file, or a folder of frames.
         out: folder for `results.json`, the video, the contact sheet and the page.
         wanted: how it is looked at and drawn.
-        supports: files or folders of supports; none: they are retrieved from the experiment's
-            corpus.
-        shots: how many are retrieved; none: the largest of `supports.shots`.
+        supports: where its supports come from. A folder of clips is embedded at the first call.
         on_message: receives what is done.
 
     Returns:
@@ -227,20 +263,21 @@ def predict(
     Raises:
         UserError: a stage is not done, or a file cannot be read.
     """
-    stages = ["benchmark", "vis", *([] if supports else retrieval_stages(experiment))]
+    stages = ["benchmark", "vis", *([] if supports.files else retrieval_stages(experiment))]
     folders = stage_folders(experiment, stages)
     benchmark = load_benchmark(folders["benchmark"])
     size = (benchmark.height, benchmark.width)
     device = device_for(experiment.compute.use_gpu, on_message)
     video, frames = open_video(path)
-    if supports:
-        num_frames = experiment.vis.support_frames or benchmark.num_frames
-        chosen = read_clips(supports, num_frames, size, "--supports")
-    else:
-        count = shots or max(experiment.supports.shots)
-        chosen = retrieve_supports(
-            experiment, folders, benchmark, path, video, frames, count, device
-        )
+    try:
+        if supports.files:
+            num_frames = experiment.vis.support_frames or benchmark.num_frames
+            chosen = read_clips(supports.files, num_frames, size, "--supports")
+        else:
+            clip = frames.read(video, _middles(benchmark.num_frames, video.length), *size)
+            chosen = retrieve_supports(experiment, folders, benchmark, clip, supports, device)
+    except VideoError as error:
+        raise UserError(f"--video: {error}", setting="--video") from None
     on_message(f"supports: {', '.join(one.name for one in chosen)}")
     model = load_vis(folders["vis"] / "export").to(device)
     if wanted.attention and not isinstance(model, SelfShotVIS):

@@ -23,11 +23,11 @@ from selfshot.models.device import device_for
 from selfshot.models.encoders import open_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.studies.finished import stage_folders
+from selfshot.studies.own_corpus import MAX_BYTES
 from selfshot.studies.predicting import read_clips
 from selfshot.studies.retrieving import retrieval_stages, retrieve_clips
 
 SETTINGS, RESULTS, SHEET = "settings.json", "results.json", "nearest.png"
-_MAX_BYTES = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _middle_frames(
     root = manifest.root
     rows = find_clips(manifest, {hit.clip_id for one in found for hit in one.hits})
     clips = [
-        stored_clip(root, row, confine=not is_address(root), max_bytes=_MAX_BYTES)
+        stored_clip(root, row, confine=not is_address(root), max_bytes=MAX_BYTES)
         for row in rows.values()
     ]
     with GuardedDecoder(decode=FETCH, num_frames=1, height=height, width=width) as decoder:
