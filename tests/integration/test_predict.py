@@ -263,6 +263,10 @@ class TestCorpusOfOnesOwn:
         code, said = _said(capsys, *words, "--without", first[0])
         assert code == 0 and " embedded + " not in said, "what is made is reused"
         assert _supports_of(said)[0] == first[1] and first[0] not in _supports_of(said)
+        words[4] = clips = clips.rename(tmp_path / "renamed")
+        code, said = _said(capsys, *words)
+        assert code == 0 and " embedded + " not in said, said
+        assert _supports_of(said) == first
         _clips(clips, {"white": 250})
         code, said = _said(capsys, *words, "--shots", 4)
         assert code == 0 and "4 embedded + 0 quarantined = 4 clips" in said

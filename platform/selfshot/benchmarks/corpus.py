@@ -201,6 +201,15 @@ def is_manifest(corpus: Path) -> bool:
     return corpus.is_dir() and next(corpus.glob("*.parquet"), None) is not None
 
 
+def rough_labels(path: Path) -> set[str]:
+    """The rough labels that a CSV of clips has.
+
+    Raises:
+        UserError: as `gather_corpus` does of `corpus_labels`.
+    """
+    return {label for label, _ in _read_labels(path).values() if label}
+
+
 def _read_labels(path: Path) -> dict[str, tuple[str, str]]:
     """Rough label and source by the clip's name.
 

@@ -32,14 +32,17 @@ def check_contents(experiment: Experiment, on_message: OnMessage) -> None:
         UserError: no video, category or annotation can be read, or as `check_corpus`.
     """
     section = experiment.benchmark
-    form = COCO if section.kind in ("coco_one_shot", "pseudo_videos") else YOUTUBE_VIS
-    files = {field: getattr(section, field, None) for field in _ANNOTATIONS}
+    form = COCO if section.kind == "coco_one_shot" else YOUTUBE_VIS
+    files = [(field, getattr(section, field, None), form) for field in _ANNOTATIONS]
     for index, source in enumerate(getattr(section, "sources", ())):
-        files[f"sources[{index}].annotations"] = source.annotations
-    for field, path in files.items():
+        files.append((f"sources[{index}].annotations", source.annotations, COCO))
+    videos = getattr(section, "videos", None)
+    if videos is not None:
+        files.append(("videos.annotations", videos.annotations, YOUTUBE_VIS))
+    for field, path, of_file in files:
         if path is None:
             continue
-        wrong = check_annotations(path, field, form)
+        wrong = check_annotations(path, field, of_file)
         if wrong:
             on_message(
                 f"benchmark.{field}: {path}: {len(wrong)} of its entries would be quarantined: "
@@ -60,7 +63,7 @@ def check_corpus(experiment: Experiment) -> None:
     count = count_clips(Path(corpus), experiment.encoder.videos_per_batch)
     if not count:
         raise no_clip(corpus)
-    check_batch(experiment, count)
+    check_batch(experiment, count + getattr(experiment.benchmark, "corpus_clips", 0))
 
 
 def check_batch(experiment: Experiment, clips: int) -> None:

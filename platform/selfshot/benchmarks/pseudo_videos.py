@@ -29,8 +29,10 @@ from selfshot.benchmarks.annotated import (
 )
 from selfshot.benchmarks.assembly import check_enough, count_splits
 from selfshot.benchmarks.coco import COCO
+from selfshot.benchmarks.corpus import rough_labels
 from selfshot.benchmarks.finish import finish_benchmark
 from selfshot.benchmarks.folder import name_splits
+from selfshot.benchmarks.looks import near_pairs, perceptual_hash
 from selfshot.benchmarks.manifest import Benchmark, write_corpus, write_corpus_labels
 from selfshot.benchmarks.real_queries import RealQueries, take_real_clips, take_real_videos
 from selfshot.benchmarks.split import Splits, label, split_videos
@@ -47,8 +49,6 @@ from selfshot.files import digest_bytes, digest_file
 from selfshot.ops.masks import encode_rle, rle_area, rle_to_box
 
 PHOTOS = "photos"
-SAME_BITS = 3
-"""Photos whose perceptual hashes differ by no more bits, of 64, are one source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def build_pseudo_videos(
             folder, section.corpus, section.corpus_labels, queries=real, on_message=on_message
         )
         corpus += clips.rows
-        labels |= clips.labels
+        labels |= {c: section.aliases.get(name, name) for c, name in clips.labels.items()}
         real.quarantined += clips.quarantined
         real.inputs["corpus"] = clips.digest
         if section.corpus_labels is not None:
@@ -235,6 +235,8 @@ def _check_aliases(section: PseudoVideosBenchmark, given: set[str], names: set[s
         found = read_json(section.videos.annotations)
         entries = found.get("categories") if isinstance(found, dict) else None
         given = given | {str(one.get("name")) for one in entries or () if isinstance(one, dict)}
+    if section.corpus_labels is not None:
+        given = given | rough_labels(section.corpus_labels)
     for name, target in section.aliases.items():
         if name not in given:
             reason = f"{name!r} is no class of the sources"
@@ -298,54 +300,30 @@ def _write_photos(
     return hashes
 
 
-def perceptual_hash(picture: Image.Image) -> int:
-    """64 bits: whether each cell of an 8 × 8 grid is brighter than its right neighbour."""
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def near_pairs(hashes: Mapping[int, int], bits: int = SAME_BITS) -> list[tuple[int, int]]:
-    """Pairs of keys whose 64-bit hashes differ by at most `bits` (3 at most) bits.
-
-    One of four parts of 16 bits is then equal, so only such are compared.
-    """
-    assert bits <= 3
-    found: set[tuple[int, int]] = set()
-    for part in range(4):
-        bucket: dict[int, list[int]] = {}
-        for key, value in hashes.items():
-            bucket.setdefault(value >> (16 * part) & 0xFFFF, []).append(key)
-        for keys in bucket.values():
-            values = np.array([hashes[key] for key in keys], np.uint64)
-            for i, key in enumerate(keys[:-1]):
-                apart = np.bitwise_count(values[i + 1 :] ^ values[i])
-                found |= {(key, keys[i + 1 + j]) for j in np.flatnonzero(apart <= bits)}
-    return sorted(found)
-
-
 def _join_duplicates(found: Found, hashes: Mapping[int, int], on_message: OnMessage) -> None:
-    """Give photos that look the same one source."""
+    """Give photos that look the same one source, with all that is of the source of either."""
     videos = found.annotations.videos
-    pairs = near_pairs(hashes)
-    example = [str(videos[number].source_id) for pair in pairs[:1] for number in pair]
-    first: dict[int, int] = {}
+    pairs = [(str(videos[a].source_id), str(videos[b].source_id)) for a, b in near_pairs(hashes)]
+    first: dict[str, str] = {}
 
-    def root(number: int) -> int:
-        while number in first:
-            number = first[number]
-        return number
+    def root(source: str) -> str:
+        while source in first:
+            source = first[source]
+        return source
 
     for one, other in pairs:
         low, high = sorted((root(one), root(other)))
         if low != high:
             first[high] = low
-    for number in list(first):
-        source = videos[root(number)].source_id
-        videos[number] = dataclasses.replace(videos[number], source_id=source)
+    for number, video in videos.items():
+        source = root(str(video.source_id))
+        if source != video.source_id:
+            videos[number] = dataclasses.replace(video, source_id=source)
     if pairs:
-        names = " and ".join(example)
-        on_message(f"{len(pairs)} pairs of photos look the same, such as {names}: one source each")
+        on_message(
+            f"{len(pairs)} pairs of photos look the same, such as {' and '.join(pairs[0])}: one "
+            "source each"
+        )
     found.annotations = dataclasses.replace(found.annotations, videos=videos)
 
 
@@ -415,8 +393,8 @@ def _query_all(splits: Splits) -> None:
 def _as_given(photos: Annotations, what: str) -> str:
     """A message's photo by the name that it came with, and not by that of its copy."""
     return re.sub(
-        rf"video (\d+) \({PHOTOS}\)",
-        lambda found: f"photo {photos.videos[int(found[1])].source_id}",
+        rf"video (\d+) \({PHOTOS}\)|video (\d+)$",
+        lambda found: f"photo {photos.videos[int(found[1] or found[2])].source_id}",
         what,
     )
 
@@ -429,12 +407,18 @@ def _plan(
     No bystander is in the corpus, or a query would find the ground of its own clip there.
     """
     wanted: list[tuple[str, str, int, str]] = []
+    rng = np.random.default_rng([seed, 67])
     for split in ("val", "test"):
+        queries: dict[str, list[int]] = {}
         for video, name in splits.queries[split]:
-            wanted += [(split, "query", video, name)] * section.eval_queries
-        for name, videos in splits.supports[split].items():
-            for video in videos:
-                wanted += [(split, "support", video, name)] * section.eval_supports
+            queries.setdefault(name, []).append(video)
+        for role, by_class, clips in (
+            ("query", queries, section.eval_queries),
+            ("support", splits.supports[split], section.eval_supports),
+        ):
+            for name, videos in by_class.items():
+                for video in _some(rng, videos, section.eval_photos):
+                    wanted += [(split, role, video, name)] * clips
     asked = {
         photos.sources[video] for split in ("val", "test") for video, _ in splits.queries[split]
     }
@@ -445,7 +429,6 @@ def _plan(
             if left := [video for video in videos if photos.sources[video] not in asked]:
                 unseen[name] = left
     seen = splits.supports["train"]
-    rng = np.random.default_rng([seed, 67])
     of_unseen = round(section.corpus_clips * section.corpus_unseen)
     for pools, count in ((unseen, of_unseen), (seen, section.corpus_clips - of_unseen)):
         names = sorted(pools)
@@ -462,6 +445,13 @@ def _plan(
         what = f"clip_{next(order):06d}" if role == "corpus" else f"{split}_{number:07d}"
         plans.append(_Plan(number, what, split, role, video, name))
     return plans
+
+
+def _some(rng: np.random.Generator, videos: Sequence[int], most: int) -> list[int]:
+    """All of a class's photos, or so many of them, in their order."""
+    if len(videos) <= most:
+        return list(videos)
+    return [videos[i] for i in sorted(rng.choice(len(videos), most, replace=False).tolist())]
 
 
 def _write_clips(

@@ -6,10 +6,14 @@ Both are copied: frames no larger than the model has a use for, clips as they ar
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from selfshot.benchmarks.annotated import (
     Found,
@@ -21,16 +25,25 @@ from selfshot.benchmarks.annotated import (
     shrunk,
 )
 from selfshot.benchmarks.corpus import gather_corpus
+from selfshot.benchmarks.looks import SAME_BITS, perceptual_hash
 from selfshot.benchmarks.manifest import iterate_corpus, read_corpus_labels
 from selfshot.benchmarks.split import SPLITS, label
 from selfshot.benchmarks.written import write_frames
 from selfshot.config.benchmarks import PseudoVideosBenchmark
 from selfshot.data.clips import sampled_frames
 from selfshot.data.frames import FrameReader
+from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.ytvis import Annotations, Track, Video
+from selfshot.files import atomic_file
 
 VIDEOS = "videos"
 REAL = "real"
+
+HASHED_FRAMES = 8
+"""Of a clip, evenly spaced, which are compared with all frames of the queries."""
+
+HASHED_SIZE = (64, 96)
+"""Height and width at which frames are hashed."""
 
 
 @dataclasses.dataclass
@@ -42,6 +55,7 @@ class RealQueries:
         tracks: of them, those of the benchmark's classes.
         queries: `(video, class)` pairs of val and test.
         files: SHA-256 of each file of a video's frames.
+        hashes: perceptual hashes of all its frames.
         quarantined: `(what, reason)` of the others.
         inputs: SHA-256 of what was read, by its setting.
     """
@@ -52,6 +66,7 @@ class RealQueries:
         default_factory=lambda: {"val": [], "test": []}
     )
     files: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    hashes: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     quarantined: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -90,12 +105,12 @@ def take_real_videos(
         "videos.annotations": found.inputs["videos.annotations"],
         "videos.frames": found.inputs["frames"],
     }
-    wanted = _queries_of(found, split_of, supported, made)
+    wanted = _queries_of(found, split_of, supported, section.num_frames, made)
     ids = {number: new for new, number in enumerate(wanted, start=max(into.videos) + 1)}
     numbers = {name: number for number, name in into.categories.items()}
     reader = FrameReader(source.frames)
 
-    def copy(number: int) -> tuple[Video, list[Track]]:
+    def copy(number: int) -> tuple[Video, list[Track], tuple[int, ...]]:
         video = found.annotations.videos[number]
         shrink = min(1.0, longest / max(video.height, video.width))
         height, width = (max(1, round(side * shrink)) for side in (video.height, video.width))
@@ -115,13 +130,15 @@ def take_real_videos(
             for track in found.annotations.tracks_of(number)
             if found.annotations.categories[track.category_id] in numbers
         ]
-        return copied, tracks
+        small = reader.read(video, range(video.length), *HASHED_SIZE)
+        return copied, tracks, tuple(perceptual_hash(Image.fromarray(one)) for one in small)
 
     try:
         copies = list(in_threads(copy, list(wanted), "real videos read", on_message))
     finally:
         reader.close()
-    for number, (video, tracks) in zip(wanted, copies, strict=True):
+    for number, (video, tracks, hashes) in zip(wanted, copies, strict=True):
+        made.hashes[video.id] = hashes
         split, classes = wanted[number]
         made.videos[video.id] = video
         made.files[video.id] = found.files[number]
@@ -149,6 +166,7 @@ def _queries_of(
     found: Found,
     split_of: Mapping[str, str],
     supported: Mapping[str, Collection[str]],
+    num_frames: int,
     made: RealQueries,
 ) -> dict[int, tuple[str, list[str]]]:
     """The split and the classes of each video that is a query; `made` receives the others."""
@@ -166,17 +184,28 @@ def _queries_of(
                 if track.has_pixels and not track.iscrowd
             }
         )
+        frames = sampled_frames(annotations.videos[number].length, num_frames)
+        kept = {
+            annotations.categories[track.category_id]
+            for track in annotations.tracks_of(number)
+            if not track.iscrowd and _at(track, frames).has_pixels
+        }
         splits = [split_of[name] for name in shown if split_of.get(name, "train") != "train"]
         if not splits:
             made.quarantined.append((what, f"it shows no unseen class ({', '.join(shown)})"))
             continue
         split = max(splits, key=SPLITS.index)
         classes = [name for name in shown if split_of.get(name) == split]
-        able = [name for name in classes if name in supported[split]]
+        able = [name for name in classes if name in supported[split] and name in kept]
         if able:
             wanted[number] = (split, able)
         else:
-            made.quarantined.append((what, f"no photo supports {', '.join(classes)}"))
+            made.quarantined.append(
+                (
+                    what,
+                    f"no photo supports {', '.join(classes)}, or the clip's frames show none of it",
+                )
+            )
     return wanted
 
 
@@ -198,7 +227,10 @@ def take_real_clips(
     queries: RealQueries,
     on_message: OnMessage,
 ) -> RealClips:
-    """Copy unlabelled clips into `folder/corpus/real`, but for those of a query's own source.
+    """Copy unlabelled clips into `folder/corpus/real`, but for those of a query's own recording.
+
+    That is a clip of its source, one of its files, or one of which a frame looks like one of the
+    query's: a recording is known by other names elsewhere.
 
     Args:
         folder: of the benchmark.
@@ -221,11 +253,17 @@ def take_real_clips(
         on_message=on_message,
     )
     rows = []
-    for row in iterate_corpus(listed):
+    copied: set[str] = set()
+    for row, looks_like in _compared(iterate_corpus(listed), Path(gathered.root), queries):
+        if looks_like is not None:
+            quarantined.append((f"corpus: {row['uri']}", looks_like))
+            continue
         target = folder / "corpus" / REAL / row["uri"]
-        if not target.exists():
+        if row["uri"] not in copied:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(gathered.root) / row["uri"], target)
+            with atomic_file(target) as partial:
+                shutil.copyfile(Path(gathered.root) / row["uri"], partial)
+            copied.add(row["uri"])
         rows.append(
             {
                 **row,
@@ -237,3 +275,31 @@ def take_real_clips(
     labels = {f"{REAL}/{clip}": name for clip, name in read_corpus_labels(listed).items()}
     shutil.rmtree(listed)
     return RealClips(rows, labels, gathered.digest, quarantined)
+
+
+def _compared(
+    rows: Iterable[dict[str, Any]], root: Path, queries: RealQueries
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Each clip, and why it is of a query's recording; None: no frame of it looks like one.
+
+    A clip that cannot be decoded is left to the embedding, which quarantines it.
+    """
+    known = np.array([one for some in queries.hashes.values() for one in some], np.uint64)
+    names = [
+        str(queries.videos[video].source_id).partition("/")[2]
+        for video, some in queries.hashes.items()
+        for _ in some
+    ]
+    height, width = HASHED_SIZE
+    with GuardedDecoder(num_frames=HASHED_FRAMES, height=height, width=width) as decoder:
+        listed, again = itertools.tee(rows)
+        clips = (Clip(str(root / r["uri"]), r["start_s"], r["end_s"]) for r in again)
+        for row, answer in zip(listed, decoder.decode_many(clips), strict=True):
+            if isinstance(answer, Exception) or not len(known):
+                yield row, None
+                continue
+            hashes = [perceptual_hash(Image.fromarray(one)) for one in answer.frames]
+            apart = np.bitwise_count(np.array(hashes, np.uint64)[:, None] ^ known)
+            near = np.argwhere(apart <= SAME_BITS)
+            reason = "a frame of it looks like one of the query video "
+            yield row, reason + names[near[0, 1]] if len(near) else None

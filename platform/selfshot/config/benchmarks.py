@@ -238,6 +238,9 @@ class PseudoVideosBenchmark(Section):
         description="share of the seen classes' photos that never train: val and test clips "
         "have their distractors of them",
     )
+    eval_photos: Count = Field(
+        100, description="query photos of each val and test class at most; support photos likewise"
+    )
     eval_queries: Count = Field(2, description="clips of each val and test query photo")
     eval_supports: Count = Field(2, description="oracle support clips of each support photo")
     corpus_clips: Count = 2000
@@ -254,6 +257,14 @@ class PseudoVideosBenchmark(Section):
         None, description="CSV with columns clip, rough_label; for diagnosis only"
     )
     scene: SceneConfig = SceneConfig()
+
+    @model_validator(mode="after")
+    def _labels_of_something(self) -> PseudoVideosBenchmark:
+        if self.corpus_labels is not None and self.corpus is None:
+            raise ValueError(
+                "corpus_labels: belongs to corpus, which is missing; give both, or neither"
+            )
+        return self
 
     @model_validator(mode="after")
     def _disjoint(self) -> PseudoVideosBenchmark:

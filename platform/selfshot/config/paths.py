@@ -43,10 +43,8 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str | None]]:
     if storage is not None:
         # Whether an address answers is tried when the run begins.
         there = is_address(storage)
-        yield (
-            "storage",
-            (scheme_problem(storage) if there else _output_problem(Path(storage), "storage")),
-        )
+        problem = scheme_problem(storage) if there else _output_problem(Path(storage), "storage")
+        yield "storage", problem
     yield from _inputs(experiment)
 
 

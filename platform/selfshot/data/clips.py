@@ -98,10 +98,7 @@ class ClipReader:
         length = self.annotations.videos[video_id].length
         first = min(int(start * length), length - 1)
         frames = max(min(round(end * length), length) - first, 1)
-        offsets = np.arange(frames)
-        if frames > self.num_frames:
-            offsets = ((np.arange(self.num_frames) + 0.5) * frames / self.num_frames).astype(int)
-        return self._read(video_id, first + offsets)
+        return self._read(video_id, first + np.array(sampled_frames(frames, self.num_frames)))
 
     def cut_out(self, video_id: int, box: Sequence[float]) -> np.ndarray:
         """Pixels of a part of each frame, uint8 (T, H, W, 3), enlarged to the clip's size.

@@ -49,6 +49,9 @@ _HASHES_AT_ONCE = 1 << 24
 _OUTSIDE = r"(^|/)\.\.(/|$)|^/|^\s*$|::"
 _LOCAL_SCHEME = r"^(?i:file|local|dir|zip|tar|simplecache|filecache|blockcache|reference):"
 
+MAX_BYTES = 2**32
+"""Of one clip's file that a person asks for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ManifestFile:

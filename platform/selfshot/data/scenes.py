@@ -149,15 +149,15 @@ class SceneComposer:
             base = self._photo(video)
             target = places[int(rng.integers(len(places)))]
             focus, pasted = base.box(target), self._distractors(rng, category_id)
-            strangers = [v for v in self.others if category_id not in self.categories_of[v]]
             is_pasted = rng.random() < self.scene.pasted_target
-            if is_pasted and strangers and self._is_whole(video, base.tracks[target]):
-                pasted.append((base, target))
-                base = self._photo(strangers[int(rng.integers(len(strangers)))])
-                focus = NOTHING
+            if is_pasted and not last and self._is_whole(video, base.tracks[target]):
+                strangers = [v for v in self.others if category_id not in self.categories_of[v]]
+                if strangers:
+                    pasted.append((base, target))
+                    base = self._photo(strangers[int(rng.integers(len(strangers)))])
+                    focus = NOTHING
             if last:
-                base, pasted = self._photo(video), []
-                focus = base.box(target)
+                pasted = []
             views = self._views(rng, base, focus, num_frames, zoom=self.scene.zoom)
             made = self._compose(rng, base, views, pasted, num_frames)
             masks, _ = made.masks_of(category_id)
@@ -203,7 +203,9 @@ class SceneComposer:
             if not track.iscrowd and track.has_pixels
         ]
         # As many as labels have numbers for.
-        return sorted(tracks, key=lambda t: -(t.areas[0] or 0))[:MOST_OBJECTS]
+        if len(tracks) <= MOST_OBJECTS:
+            return tracks
+        return sorted(tracks, key=lambda t: -rle_area(t.segmentations[0] or {}))[:MOST_OBJECTS]
 
     def _targets(self, video: int, category_id: int) -> list[int]:
         """Places of a class's large objects in a photo; of all of that class where none is."""

@@ -6,6 +6,7 @@ low, the mask was found and not chosen.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,22 @@ def row_details(
 
     Returns:
         `classes`: by its name, `AP50` in percent and `queries`; `groups`: likewise, as a mean over
-        classes, with `low` and `high` of its 95% interval over videos, and the shares in percent of
+        classes, with `low` and `high` of its 95% interval over clips, and the shares in percent of
         the queries whose first (`first_right`) and any (`any_right`) track reaches IoU 0.5 with an
         instance; `queries`: for each `video`, `class`, `group`, and the IoU of its `first` and its
         `best` track.
     """
     numbers = {name: number for number, name in annotations.categories.items()}
-    asked = {(video, numbers[name]) for video, name in queries}
-    predictions = [one for one in predictions if (one.video_id, one.category_id) in asked]
+    by_query: dict[tuple[int, int], list[Prediction]] = {
+        (video, numbers[name]): [] for video, name in queries
+    }
+    for one in predictions:
+        if (one.video_id, one.category_id) in by_query:
+            by_query[one.video_id, one.category_id].append(one)
+    predictions = [one for some in by_query.values() for one in some]
     figures = evaluate_tracks(episode_truth(annotations, list(queries)), predictions)
     of_class = figures["AP50_per_category"]
-    counts = {name: sum(other == name for _, other in queries) for _, name in queries}
+    counts = Counter(name for _, name in queries)
     classes = {
         name: {"AP50": 100 * of_class[numbers[name]], "queries": counts[name]}
         for name in sorted(counts)
@@ -89,12 +95,14 @@ def row_details(
     group_of = {video: name for name, videos in groups.items() for video in videos}
     found = [
         {"video": video, "class": name, "group": group_of.get(video, "")}
-        | _ious(annotations, video, numbers[name], predictions)
+        | _ious(annotations, video, numbers[name], by_query[video, numbers[name]])
         for video, name in queries
     ]
     scored = {
-        name: _group(annotations, [q for q in queries if q[0] in set(videos)], predictions, found)
-        for name, videos in groups.items()
+        name: _group(
+            annotations, [q for q in queries if group_of.get(q[0]) == name], predictions, found
+        )
+        for name in groups
     }
     return {
         "classes": classes,
@@ -139,8 +147,7 @@ def _ious(
     annotations: Annotations, video: int, category: int, predictions: Sequence[Prediction]
 ) -> dict[str, float]:
     """IoU with the nearest instance: of the track with the highest score, and of the best one."""
-    mine = [p for p in predictions if p.video_id == video and p.category_id == category]
-    mine.sort(key=lambda one: -one.score)
+    mine = sorted(predictions, key=lambda one: -one.score)
     truth = [
         track.segmentations
         for track in annotations.tracks_of(video)

@@ -263,8 +263,8 @@ def _describe(section: BackboneConfig, files: NetworkFiles) -> dict[str, Any]:
     if section.context:
         if plain or strides[-1] <= stride:
             raise UserError(
-                f"backbone.context: the tokens of {section.kind} are of its deepest stage already; "
-                "leave it out, or lower backbone.output_stride",
+                f"backbone.context: the tokens of {section.kind} at backbone.output_stride: "
+                f"{stride} are of its deepest stage already; leave it out, or set the stride to 16",
                 setting="backbone.context",
             )
         spec["indices"] = [*spec["indices"], len(strides) - 1]

@@ -169,6 +169,7 @@ def retrieve_supports(
     clip: UInt8[np.ndarray, "time height width 3"],
     wanted: Supports,
     device: str,
+    on_message: Callable[[str], None],
 ) -> list[NamedClip]:
     """A clip's own supports from a corpus, as the stage `supports` finds them; see `predict`."""
     size, folder = (benchmark.height, benchmark.width), folders["benchmark"]
@@ -176,9 +177,8 @@ def retrieve_supports(
         manifest = open_manifest(str(folder / "corpus.parquet"))
         place = f"the corpus of {experiment.name}"
     else:
-        made, manifest = own_index(
-            experiment, wanted.corpus, folders["encoder"] / "export", size
-        )
+        encoder = folders["encoder"] / "export"
+        made, manifest = own_index(experiment, wanted.corpus, encoder, size, on_message)
         folders, place = {**folders, "index": made}, str(wanted.corpus)
     _check_without(wanted.without, manifest)
     count = wanted.shots or max(experiment.supports.shots)
@@ -197,7 +197,8 @@ def retrieve_supports(
             setting="--video",
         )
     num_frames = experiment.vis.support_frames or benchmark.num_frames
-    frames = read_found(manifest, [clip_id for clip_id, _ in kept], num_frames, size)
+    limit_s = experiment.embedding.decode_timeout_s
+    frames = read_found(manifest, [clip_id for clip_id, _ in kept], num_frames, size, limit_s)
     return [
         NamedClip(f"{clip_id} {score:.2f}", one)
         for (clip_id, score), one in zip(kept, frames, strict=True)
@@ -269,15 +270,17 @@ def predict(
     size = (benchmark.height, benchmark.width)
     device = device_for(experiment.compute.use_gpu, on_message)
     video, frames = open_video(path)
-    try:
-        if supports.files:
-            num_frames = experiment.vis.support_frames or benchmark.num_frames
-            chosen = read_clips(supports.files, num_frames, size, "--supports")
-        else:
+    if supports.files:
+        num_frames = experiment.vis.support_frames or benchmark.num_frames
+        chosen = read_clips(supports.files, num_frames, size, "--supports")
+    else:
+        try:
             clip = frames.read(video, _middles(benchmark.num_frames, video.length), *size)
-            chosen = retrieve_supports(experiment, folders, benchmark, clip, supports, device)
-    except VideoError as error:
-        raise UserError(f"--video: {error}", setting="--video") from None
+        except VideoError as error:
+            raise UserError(f"--video: {error}", setting="--video") from None
+        chosen = retrieve_supports(
+            experiment, folders, benchmark, clip, supports, device, on_message
+        )
     on_message(f"supports: {', '.join(one.name for one in chosen)}")
     model = load_vis(folders["vis"] / "export").to(device)
     if wanted.attention and not isinstance(model, SelfShotVIS):

@@ -14,7 +14,13 @@ from jaxtyping import UInt8
 from selfshot.benchmarks.manifest import load_benchmark
 from selfshot.config.addresses import is_address
 from selfshot.config.schema import Experiment
-from selfshot.data.corpus_manifest import Manifest, find_clips, open_manifest, stored_clip
+from selfshot.data.corpus_manifest import (
+    MAX_BYTES,
+    Manifest,
+    find_clips,
+    open_manifest,
+    stored_clip,
+)
 from selfshot.data.fetch import FETCH
 from selfshot.data.guard import GuardedDecoder
 from selfshot.errors import UserError
@@ -23,7 +29,6 @@ from selfshot.models.device import device_for
 from selfshot.models.encoders import open_encoder
 from selfshot.retrieval.building import load_index
 from selfshot.studies.finished import stage_folders
-from selfshot.studies.own_corpus import MAX_BYTES
 from selfshot.studies.predicting import read_clips
 from selfshot.studies.retrieving import retrieval_stages, retrieve_clips
 

@@ -31,6 +31,10 @@ def training_settings(name: str) -> Callable[[Experiment], dict[str, Any]]:
         if name == "backbone":
             section |= backbone_weights(experiment.backbone)
             del section["revision"], section["allow_download"]
+            # Without them the network is what it was before they could be said.
+            for field, default in (("context", False), ("network_learning_rate", None)):
+                if section[field] == default:
+                    del section[field]
         if name == "vis" and experiment.vis.initial is not None:
             section["initial"] = digest_file(experiment.vis.initial)
         if name == "encoder":

@@ -63,6 +63,8 @@ class Stage:
 
 
 EVALUATION_VERSION = 4
+ROWS_VERSION = 3
+"""Of the rows that the store keeps: what is predicted, and not what is told of it."""
 
 
 def _make_benchmark(context: Context, folder: StageFolder) -> Metrics:
@@ -312,7 +314,7 @@ def _make_evaluation(context: Context, folder: StageFolder) -> Metrics:
         models["no_fuser"] = str(context.folders["vis_no_fuser"] / "export")
     # Trials of a study need the same labelled supports. With storage, nodes have only their own.
     names = ("benchmark", *(name for name in ("vis", "vis_no_fuser") if name in context.folders))
-    keys = {"version": EVALUATION_VERSION, **{n: context.keys[n] for n in names}}
+    keys = {"version": ROWS_VERSION, **{n: context.keys[n] for n in names}}
     store = str(folder.path.resolve().parents[1])
     kept = None if context.sharing else {"store": store, "keys": keys}
     digests = baseline_digests(experiment)

@@ -122,9 +122,11 @@ class BackboneTask:
         self.videos: dict[str, list[int]] = {
             name: list(videos) for name, videos in manifest.supports["train"].items()
         }
+        there = {name: set(videos) for name, videos in self.videos.items()}
         for video, name in manifest.queries["train"]:
-            if video not in self.videos.setdefault(name, []):
-                self.videos[name].append(video)
+            if video not in there.setdefault(name, set()):
+                there[name].add(video)
+                self.videos.setdefault(name, []).append(video)
 
     def useful_frames(self, video: int) -> list[int]:
         """Frames in which an object of a seen class can be seen, or all where there is none."""

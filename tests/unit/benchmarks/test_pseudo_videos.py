@@ -811,10 +811,19 @@ def check_pure_batches() -> Callable[..., None]:
     return check
 
 
+def picture(number: int) -> np.ndarray:
+    """A ground of smooth noise that is another for each number, 60 × 140 pixels."""
+    noise = np.random.default_rng(number).normal(size=(60, 140, 1))
+    smooth = ndimage.gaussian_filter(noise, (6, 6, 0))
+    grey = 70 + 25 * smooth / smooth.std()
+    return np.repeat(grey.clip(20, 120), 3, 2).astype(np.uint8)
+
+
 def write_videos(root: Path, videos: Sequence[tuple[str, str]], length: int = 7) -> dict[str, Any]:
     """Videos of classes, each the names that it shows and its source; a box goes to the right.
 
-    Beside them three clips of a corpus, the second of the source `pond`.
+    Beside them four clips of a corpus: the second is of the source `pond`, and the last is the
+    first video, made larger and encoded again, under another name.
     """
     names = ("dog", "cat", "ant", "kite")
     tracks: list[dict[str, Any]] = []
@@ -828,7 +837,7 @@ def write_videos(root: Path, videos: Sequence[tuple[str, str]], length: int = 7)
         masks = np.zeros((length, 60, 140), bool)
         for i, file in enumerate(files):
             masks[i, 20:40, 10 + 10 * i : 40 + 10 * i] = True
-            pixels = np.full((60, 140, 3), 20 + number, np.uint8)
+            pixels = picture(number)
             pixels[masks[i]] = COLOURS[number]
             Image.fromarray(pixels).save(root / "frames" / file, quality=95, subsampling=0)
         for name in shown.split():
@@ -849,9 +858,12 @@ def write_videos(root: Path, videos: Sequence[tuple[str, str]], length: int = 7)
     clips = root / "clips"
     clips.mkdir()
     for place, name in enumerate(("lake", "pond", "sea")):
-        (clips / f"{name}.mp4").write_bytes(
-            encode_h264(np.full((4, 32, 48, 3), 60 * place, np.uint8))
-        )
+        (clips / f"{name}.mp4").write_bytes(encode_h264(np.stack([picture(90 + place)] * 4)))
+    again = [
+        np.asarray(Image.open(root / "frames" / f"v1/{i}.jpg").resize((180, 90)))
+        for i in range(length)
+    ]
+    (clips / "again.mp4").write_bytes(encode_h264(np.stack(again)))
     (root / "labels.csv").write_text("clip,rough_label,source\nlake,duck,lake\npond,dog,pond\n")
     return {
         "videos": {"annotations": root / "videos.json", "frames": root / "frames"},
@@ -931,7 +943,35 @@ class TestRealVideos:
             ).shape == (2, 32, 48, 3)
         labels = read_corpus_labels(folder)
         assert [labels.get(clip, "") for clip in sorted(rows)] == ["duck", ""]
-        assert any("pond" in what for what, _ in made.quarantined)
+        reasons = {what: why for what, why in made.quarantined if what.startswith("corpus:")}
+        assert set(reasons) == {"corpus: pond.mp4", "corpus: again.mp4"}
+        assert "source of a val or test query" in reasons["corpus: pond.mp4"]
+        assert reasons["corpus: again.mp4"].endswith("looks like one of the query video pond")
+
+    def test_an_object_between_the_frames_is_no_query(self, tmp_path: Path) -> None:
+        settings = draw(tmp_path) | write_videos(tmp_path, [("dog", "pond"), ("dog", "yard")])
+        document = json.loads((tmp_path / "videos.json").read_text())
+        # Frames 1, 3 and 5 of 7 are taken.
+        for index in (1, 3, 5):
+            document["annotations"][0]["segmentations"][index] = None
+        (tmp_path / "videos.json").write_text(json.dumps(document))
+        made = build(tmp_path / "out", settings)
+        assert len(made.groups["real videos"]) == 1
+        (reason,) = (why for what, why in made.quarantined if what == "videos: video 1 (v1)")
+        assert "frames show none" in reason
+
+    def test_rough_labels_go_by_the_aliases(self, tmp_path: Path) -> None:
+        settings = draw(tmp_path) | write_videos(tmp_path, [("dog", "pond")])
+        settings["aliases"] = {"hound": "dog", "duck": "dog"}
+        build(tmp_path / "out", settings)
+        labels = read_corpus_labels(tmp_path / "out")
+        assert labels[next(clip for clip in labels if clip.startswith("real/lake"))] == "dog"
+
+    def test_labels_want_a_corpus(self, tmp_path: Path) -> None:
+        settings = draw(tmp_path) | write_videos(tmp_path, [("dog", "pond")])
+        del settings["corpus"]
+        with pytest.raises(ValueError, match="corpus_labels: belongs to corpus"):
+            PseudoVideosBenchmark.model_validate(settings)
 
     def test_their_bytes_are_pinned(self, real: tuple[Benchmark, Path]) -> None:
         made, _ = real
@@ -952,7 +992,23 @@ class TestRealVideos:
         (tmp_path / "videos.json").write_text(json.dumps(document))
         made = build(tmp_path / "other", settings)
         assert not made.groups["real videos"]
-        assert ("videos: video 1 (v1)", "no photo supports gnu") in made.quarantined
+        (reason,) = (why for what, why in made.quarantined if what == "videos: video 1 (v1)")
+        assert reason.startswith("no photo supports gnu")
+
+
+def test_no_more_photos_of_a_class_than_wanted_are_scored(
+    drawn: dict[str, Any], tmp_path: Path
+) -> None:
+    """Dogs, hounds among them, have more photos than two; cats have two for either role."""
+    whole = build(tmp_path / "whole", drawn)
+    few = build(tmp_path / "few", drawn | {"eval_photos": 2, "eval_queries": 3})
+    annotations = load_annotations(tmp_path / "few" / "annotations.json")
+    asked = Counter(annotations.videos[video].source_id for video, _ in few.queries["test"])
+    assert len(asked) == 2 and set(asked.values()) == {3}
+    helping = {annotations.videos[v].source_id for v in few.supports["test"]["dog"]}
+    assert len(helping) == 2
+    all_of_it = load_annotations(tmp_path / "whole" / "annotations.json")
+    assert len({all_of_it.videos[video].source_id for video, _ in whole.queries["test"]}) > 2
 
 
 def test_the_network_has_a_learning_rate_of_its_own(world: World) -> None:

@@ -403,7 +403,7 @@ class TestPool:
         # The large one is looked at, in every clip.
         for seed in range(8):
             scene = draw(strict, "support", "a.jpg", "ant", seed, 2)
-            assert (scene.labels == 1).mean() > 0.05
+            assert (scene.labels == 2).mean() > 0.05
 
 
 class TestOddPhotos:
