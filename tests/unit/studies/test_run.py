@@ -259,7 +259,9 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("name", ["store", "mlartifacts", "corpora", "../elsewhere", "a/b", ".hidden", ""])
+@pytest.mark.parametrize(
+    "name", ["store", "mlartifacts", "corpora", "../elsewhere", "a/b", ".hidden", ""]
+)
 def test_names_that_would_lie_elsewhere(tmp_path: Path, name: str) -> None:
     with refused("name"):
         load_experiment(TOY, [f"output={tmp_path}", f"name={name}"])
