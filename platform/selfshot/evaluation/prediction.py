@@ -11,14 +11,18 @@ import numpy as np
 import torch
 
 from selfshot.data.frames import FrameReader
-from selfshot.data.ytvis import Video
+from selfshot.data.ytvis import Prediction, Video
 from selfshot.evaluation.episodes import track_scores
 from selfshot.evaluation.linking import TrackLinker, windows_of
+from selfshot.evaluation.track_iou import track_iou
 from selfshot.files import atomic_file
 from selfshot.models.features import ClipFeatures, SupportFeatures, stack_supports
 from selfshot.models.vis import masks_at
 from selfshot.models.vis_model import VisModel
 from selfshot.ops.masks import encode_rle
+
+SAME_IOU = 0.5
+"""Video IoU from which on two tracks of a video are taken for one."""
 
 CATEGORY = 1
 """Of every prediction: what the video and its supports have in common has no other name."""
@@ -69,6 +73,25 @@ class Windows:
     every: int = 1
     min_iou: float = 0.3
     min_score: float = 0.1
+
+
+def distinct(predictions: Sequence[Prediction], most: float = SAME_IOU) -> list[Prediction]:
+    """The tracks of a video, surest first, without those that cover what a surer one covers.
+
+    Training has one right track for each object, and an untrained query often draws it again.
+
+    Args:
+        predictions: of one video.
+        most: video IoU from which on two tracks are the same.
+    """
+    ordered = sorted(predictions, key=lambda one: -one.score)
+    tracks = [one.segmentations for one in ordered]
+    iou = track_iou(tracks, tracks)
+    kept: list[int] = []
+    for place in range(len(ordered)):
+        if not (iou[place, kept] >= most).any():
+            kept.append(place)
+    return [ordered[place] for place in kept]
 
 
 @torch.inference_mode()

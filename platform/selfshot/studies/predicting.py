@@ -16,9 +16,15 @@ from selfshot.data.frames import FrameReader
 from selfshot.data.guard import Clip, GuardedDecoder
 from selfshot.data.images import IMAGE_SUFFIXES, image_names, image_size, is_image, read_image
 from selfshot.data.video import VIDEO_SUFFIXES, VideoError, probe
-from selfshot.data.ytvis import Annotations, Video, load_results
+from selfshot.data.ytvis import Annotations, Video, load_results, save_results
 from selfshot.errors import UserError
-from selfshot.evaluation.prediction import CATEGORY, SupportCache, Windows, predict_video
+from selfshot.evaluation.prediction import (
+    CATEGORY,
+    SupportCache,
+    Windows,
+    distinct,
+    predict_video,
+)
 from selfshot.evaluation.rendering.heatmaps import draw_attention
 from selfshot.evaluation.rendering.sheets import SupportClip, SupportRow
 from selfshot.evaluation.rendering.videos import Pictures, Selection, show_videos
@@ -294,7 +300,7 @@ def predict(
     features = SupportCache(model).features(list(by_name), by_name.__getitem__)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        count = predict_video(
+        predict_video(
             model,
             video,
             frames,
@@ -315,18 +321,23 @@ def predict(
         raise UserError(
             f"--out: {out} cannot be written: {error.strerror}", setting="--out"
         ) from None
+    annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
+    found = load_results(out / RESULTS, annotations)
+    kept = distinct(found)
+    if len(kept) < len(found):
+        on_message(f"{len(found) - len(kept)} tracks cover what a surer one covers: left out")
+        save_results(out / RESULTS, kept)
     if wanted.attention and isinstance(model, SelfShotVIS):
         first = np.arange(0, video.length, wanted.every)[: benchmark.num_frames]
         draw_attention(model, frames.read(video, first, *size), features, out / "attention")
-    annotations = Annotations({video.id: video}, {CATEGORY: "common"}, ())
     row = SupportRow("supports", tuple(SupportClip(one.name, one.frames) for one in chosen))
     show_videos(
         annotations,
         frames,
         Pictures(out, wanted.formats, wanted.fps, title=f"{path.name}, by {experiment.name}"),
         [video.id],
-        results=Selection(load_results(out / RESULTS, annotations), wanted.min_score, wanted.top),
+        results=Selection(kept, wanted.min_score, wanted.top),
         supports=lambda _: [row],
     )
     frames.close()
-    return count
+    return len(kept)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from selfshot.config.vis import VisConfig
 from selfshot.data.frames import FrameReader
-from selfshot.data.ytvis import Annotations, Video, load_results
+from selfshot.data.ytvis import Annotations, Prediction, Video, load_results
 from selfshot.evaluation.linking import TrackLinker, windows_of
-from selfshot.evaluation.prediction import SupportCache, Windows, predict_video
+from selfshot.evaluation.prediction import SupportCache, Windows, distinct, predict_video
 from selfshot.models.backbone import SmallBackbone
 from selfshot.models.features import ClipFeatures
 from selfshot.models.vis import SelfShotVIS
@@ -169,3 +169,27 @@ def test_a_support_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(kept["mask_logits"], fresh["mask_logits"])
     assert asked == ["a", "b", "c"]
     assert cache.features([], read) is None
+
+
+def _bar(left: int, width: int, frames: int = 3) -> tuple[Any, ...]:
+    mask = np.zeros((11, 23), bool)
+    mask[2:7, left : left + width] = True
+    return (encode_rle(mask),) * frames
+
+
+def test_a_track_that_covers_what_a_surer_one_covers_is_left_out() -> None:
+    """Widths 10 and 7 share 7 of 10 columns (0.7), 10 and 4 share 4 of 10 (0.4)."""
+    tracks = [
+        Prediction(1, 1, 0.3, _bar(0, 7)),
+        Prediction(1, 1, 0.9, _bar(0, 10)),
+        Prediction(1, 1, 0.2, _bar(0, 4)),
+        Prediction(1, 1, 0.8, _bar(12, 6)),
+        Prediction(1, 1, 0.1, (None,) * 3),
+        Prediction(1, 1, 0.05, (None,) * 3),
+    ]
+    kept = distinct(tracks)
+    # What has no pixel covers nothing, so it is like nothing.
+    assert [one.score for one in kept] == [0.9, 0.8, 0.2, 0.1, 0.05]
+    assert distinct(tracks[::-1]) == kept
+    assert [one.score for one in distinct(tracks, 0.75)] == [0.9, 0.8, 0.3, 0.2, 0.1, 0.05]
+    assert distinct([]) == []
