@@ -163,6 +163,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(first: Run) -> None:
         "report.md",
         "report.html",
         "corpus.png",
+        "details.json",
         "gallery.png",
     }
     page = (first.report / "report.html").read_text()
@@ -194,7 +195,8 @@ def test_mlflow_knows_the_run_its_stages_and_trials(first: Run) -> None:
     for row in results_of(first):
         assert parent.data.metrics[figure_name("AP50", row)] == pytest.approx(row["AP50"]["mean"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
-    names = ("results.json", "report.md", "report.html", "gallery.png", "corpus.png")
+    files = ("results.json", "details.json", "report.md", "report.html")
+    names = (*files, "gallery.png", "corpus.png")
     assert artifacts == {f"report/{name}" for name in names}
     assert "results.json" in {item.path for item in client.list_artifacts(parent.info.run_id)}
 
