@@ -350,7 +350,7 @@ def _split(
         dataclasses.replace(photos, tracks=tracks), folder / "frames", num_frames=1, **size
     )
     splits = split_videos(reader, split_of, found.faults, seed)
-    # Of a seen class even one photo is enough: see `_keep_bystanders`.
+    # Of a seen class even one photo is enough: see `_query_all`.
     lost = [(what, why) for what, why in splits.quarantined if " as a train query of " not in what]
     return splits, lost
 

@@ -284,6 +284,9 @@ def _compared(
 
     A clip that cannot be decoded is left to the embedding, which quarantines it.
     """
+    if not queries.hashes:
+        yield from ((row, None) for row in rows)
+        return
     known = np.array([one for some in queries.hashes.values() for one in some], np.uint64)
     names = [
         str(queries.videos[video].source_id).partition("/")[2]
@@ -295,7 +298,7 @@ def _compared(
         listed, again = itertools.tee(rows)
         clips = (Clip(str(root / r["uri"]), r["start_s"], r["end_s"]) for r in again)
         for row, answer in zip(listed, decoder.decode_many(clips), strict=True):
-            if isinstance(answer, Exception) or not len(known):
+            if isinstance(answer, Exception):
                 yield row, None
                 continue
             hashes = [perceptual_hash(Image.fromarray(one)) for one in answer.frames]

@@ -84,14 +84,25 @@ def distinct(predictions: Sequence[Prediction], most: float = SAME_IOU) -> list[
         predictions: of one video.
         most: video IoU from which on two tracks are the same.
     """
-    ordered = sorted(predictions, key=lambda one: -one.score)
-    tracks = [one.segmentations for one in ordered]
-    iou = track_iou(tracks, tracks)
-    kept: list[int] = []
-    for place in range(len(ordered)):
-        if not (iou[place, kept] >= most).any():
-            kept.append(place)
-    return [ordered[place] for place in kept]
+    kept: list[tuple[Prediction, int, int]] = []
+    for one in sorted(predictions, key=lambda one: -one.score):
+        shown = [frame for frame, rle in enumerate(one.segmentations) if rle]
+        first, last = (shown[0], shown[-1]) if shown else (0, -1)
+        # A long video has thousands of tracks, few of them at a time: each meets only those, in
+        # the frames that either of the two has.
+        if not any(
+            start <= last and first <= end
+            and _iou(one, other, min(start, first), max(end, last)) >= most
+            for other, start, end in kept
+        ):  # fmt: skip
+            kept.append((one, first, last))
+    return [one for one, _, _ in kept]
+
+
+def _iou(one: Prediction, other: Prediction, first: int, last: int) -> float:
+    """Video IoU of two tracks that have no mask outside of some frames."""
+    parts = ([track.segmentations[first : last + 1]] for track in (one, other))
+    return float(track_iou(*parts)[0, 0])
 
 
 @torch.inference_mode()

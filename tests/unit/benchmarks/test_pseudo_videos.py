@@ -38,8 +38,9 @@ from selfshot.data.video import sample_frames
 from selfshot.data.ytvis import Annotations, load_annotations
 from selfshot.errors import UserError
 from selfshot.ops.masks import decode_rle, encode_rle
-from selfshot.training.backbone import BackboneTask
-from selfshot.training.loop import Schedule, run_plain
+from selfshot.training.backbone import BackboneTask, export_untrained
+from selfshot.training.batches import load_batches
+from selfshot.training.loop import Schedule, batch_maker, run_plain
 from selfshot.training.vis import VisTask
 
 HEIGHT, WIDTH, FRAMES = 40, 56, 3
@@ -1027,3 +1028,30 @@ def test_the_network_has_a_learning_rate_of_its_own(world: World) -> None:
     assert parts[0] | parts[1] == trained and not parts[0] & parts[1]
     network = {id(p) for p in task.module.backbone.network.parameters()}
     assert parts[0] <= network and not parts[1] & network
+
+
+def test_a_process_composes_the_same_batches(world: World) -> None:
+    """The task is pickled to a loader's process, with the reader that composes its clips."""
+    vis = {"heads": 2, "decoder_layers": 1, "ffn_dim": 8, "num_instances": 2}
+    backbone = world.folder.parent / "backbone"
+    if not backbone.exists():
+        export_untrained(
+            backbone,
+            {
+                "benchmark": str(world.folder),
+                "seed": 0,
+                "backbone": {"width": 8, "dim": 12, "classes_per_batch": 2},
+            },
+        )
+    task = VisTask(benchmark=str(world.folder), backbone=str(backbone), seed=3, vis=vis)
+    make = batch_maker(task, 0, 1)
+    here = [make(step) for step in range(2)]
+    with load_batches(make, range(2), workers=1) as batches:
+        there = list(batches)
+    assert [step for step, _ in there] == [0, 1]
+    for ours, (_, theirs) in zip(here, there, strict=True):
+        assert torch.equal(ours["query"], theirs["query"])
+        assert torch.equal(ours["supports"], theirs["supports"])
+        for one, other in zip(ours["targets"], theirs["targets"], strict=True):
+            assert torch.equal(one["masks"], other["masks"])
+    assert not torch.equal(here[0]["query"], here[1]["query"])

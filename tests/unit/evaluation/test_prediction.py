@@ -193,3 +193,13 @@ def test_a_track_that_covers_what_a_surer_one_covers_is_left_out() -> None:
     assert distinct(tracks[::-1]) == kept
     assert [one.score for one in distinct(tracks, 0.75)] == [0.9, 0.8, 0.3, 0.2, 0.1, 0.05]
     assert distinct([]) == []
+
+
+def test_tracks_at_other_times_are_not_the_same() -> None:
+    """The same place in 3 of 5 and in the other 2 frames; and in 3 and in all 5: IoU is 3 / 5."""
+    bar, none = _bar(3, 9, 1), (None,)
+    early, late, whole = bar * 3 + none * 2, none * 3 + bar * 2, bar * 5
+    tracks = [Prediction(1, 1, score, some) for score, some in ((0.9, early), (0.8, late))]
+    assert distinct(tracks) == tracks
+    both = [Prediction(1, 1, 0.9, early), Prediction(1, 1, 0.5, whole)]
+    assert distinct(both, 0.6) == both[:1] and distinct(both, 0.61) == both
